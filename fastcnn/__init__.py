@@ -1,0 +1,22 @@
+"""Fused CNN kernels for PyTorch: convolution, bias, ReLU, local response normalisation and max pooling."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from . import functional, nn
+from .backends import available_backends, set_backend, use_backend
+from .stages import LRN, MaxPool
+
+try:
+    __version__ = version("fastcnn")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0.0.0"
+
+__all__ = [
+    "LRN",
+    "MaxPool",
+    "available_backends",
+    "functional",
+    "nn",
+    "set_backend",
+    "use_backend",
+]

@@ -1,0 +1,299 @@
+"""The ops ``fastcnn::epilogue`` and ``fastcnn::conv2d_block``: schema, fake, autograd, autocast and vmap, once.
+
+The public ops are composite: they decide whether backward will need anything, and call an inner
+``_forward`` op that returns (y, r, offsets), with empty tensors for what is not kept. An exported or
+compiled graph so holds one node per block, and inference never saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends
+from .backends import reference
+from .backends.reference import convolve
+from .stages import Stages, check, memory_format
+
+_STAGES = "bool relu, float[] lrn, int[] pool, str order"
+_CONV = "int[] stride, int[] padding, int[] dilation, int groups"
+_BLOCK = f"Tensor input, Tensor weight, Tensor? bias, {_CONV}, {_STAGES}"
+
+_library = torch.library.Library("fastcnn", "DEF")
+_library.define(f"epilogue(Tensor input, Tensor? bias, {_STAGES}) -> Tensor")
+_library.define(
+    f"epilogue_forward(Tensor input, Tensor? bias, {_STAGES}, bool save) -> (Tensor, Tensor, Tensor)"
+)
+_library.define(
+    f"epilogue_backward(Tensor grad, Tensor? r, Tensor? offsets, {_STAGES}, SymInt[] size, "
+    "bool channels_last, bool need_bias) -> (Tensor, Tensor)"
+)
+_library.define(f"conv2d_block({_BLOCK}) -> Tensor")
+_library.define(f"conv2d_block_forward({_BLOCK}, bool save) -> (Tensor, Tensor, Tensor)")
+
+_ops = torch.ops.fastcnn
+
+
+def _empty_for_none(like: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """An op can't return None: an empty tensor stands for it."""
+    return tuple(like.new_empty(0) if t is None else t for t in tensors)
+
+
+def _fake(x: Tensor, stages: Stages, save: bool, keep: bool) -> tuple[Tensor, ...]:
+    """Outputs of the stages on x, without values; keep: whether r is among them."""
+    shape, format = stages.output_shape(x.shape), memory_format(x)
+    y = x.new_empty(shape).contiguous(memory_format=format)
+    r = offsets = None
+    if save and keep:
+        r = x.new_empty(shape if stages.pool_first else x.shape).contiguous(memory_format=format)
+    if save and stages.pool:
+        offsets = torch.empty_like(y, dtype=stages.pool.offset_dtype)
+    return _empty_for_none(x, y, r, offsets)
+
+
+@torch.library.impl("fastcnn::epilogue_forward", "CompositeExplicitAutograd")
+def _epilogue_forward(x: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+    *flat, save = args
+    stages = Stages.unflat(*flat)
+    check(x, bias, stages)
+    return _empty_for_none(x, *backends.choose(x, stages).epilogue_forward(x, bias, stages, save))
+
+
+@torch.library.register_fake("fastcnn::epilogue_forward")
+def _(x: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+    *flat, save = args
+    stages = Stages.unflat(*flat)
+    check(x, bias, stages)
+    return _fake(x, stages, save, stages.residual(bias is not None) == "r")
+
+
+@torch.library.impl("fastcnn::epilogue_backward", "CompositeExplicitAutograd")
+def _epilogue_backward(
+    grad: Tensor,
+    r: Tensor | None,
+    offsets: Tensor | None,
+    relu: bool,
+    lrn: list[float],
+    pool: list[int],
+    order: str,
+    size: list[int],
+    channels_last: bool,
+    need_bias: bool,
+) -> tuple[Tensor, ...]:
+    stages = Stages.unflat(relu, lrn, pool, order)
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    backend = backends.choose(grad, stages)
+    return _empty_for_none(
+        grad, *backend.epilogue_backward(grad, r, offsets, stages, size, format, need_bias)
+    )
+
+
+@torch.library.register_fake("fastcnn::epilogue_backward")
+def _(grad: Tensor, r: Tensor | None, offsets: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+    *_, size, channels_last, need_bias = args
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    grad_x = grad.new_empty(size).contiguous(memory_format=format)
+    return grad_x, grad.new_empty(size[1] if need_bias else 0)
+
+
+def _keep(ctx: Any, stages: Stages, keeps: str | None, *tensors: Tensor | None) -> None:
+    ctx.save_for_backward(*(None if t is None or t.numel() == 0 else t for t in tensors))
+    ctx.set_materialize_grads(False)
+    ctx.stages, ctx.keeps, ctx.backend = stages, keeps, backends.current_backend()
+
+
+def _stages_backward(
+    ctx: Any,
+    grad_y: Tensor | None,
+    grad_r: Tensor | None,
+    r: Tensor | None,
+    offsets: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the stages' input and bias.
+
+    With create_graph the reference takes over, since torch can differentiate it again. Only then
+    is there a grad_r: r is an output of the op as well, so a second derivative comes back through it.
+    """
+    stages: Stages = ctx.stages
+    need_bias = ctx.has_bias and ctx.needs_input_grad[ctx.bias_index]
+    grads: list[tuple[Tensor, Tensor | None]] = []
+    if grad_y is not None and torch.is_grad_enabled():
+        grads.append(
+            reference.epilogue_backward(grad_y, r, offsets, stages, ctx.size, ctx.format, need_bias)
+        )
+    elif grad_y is not None:
+        last = ctx.format == torch.channels_last
+        with backends.use_backend(ctx.backend):
+            grads.append(
+                _ops.epilogue_backward(grad_y, r, offsets, *stages.flat(), ctx.size, last, need_bias)
+            )
+    if grad_r is not None and ctx.keeps == "r":
+        before = Stages(stages.relu, None, stages.pool if stages.pool_first else None)
+        grads.append(
+            reference.epilogue_backward(grad_r, r, offsets, before, ctx.size, ctx.format, need_bias)
+        )
+    if not grads:
+        return None, None
+    grad_x, *more_x = (g[0] for g in grads)
+    grad_bias, *more_bias = (g[1] for g in grads)
+    return sum(more_x, grad_x), sum(more_bias, grad_bias) if need_bias else None
+
+
+def _setup_epilogue(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, bias, *flat, _ = inputs
+    y, r, offsets = output
+    stages = Stages.unflat(*flat)
+    keeps = stages.residual(bias is not None)
+    _keep(ctx, stages, keeps, {"input": x, "output": y, "r": r}.get(keeps or ""), offsets)
+    ctx.size, ctx.format, ctx.bias_index = x.shape, memory_format(x), 1
+    ctx.has_bias = bias is not None
+
+
+def _backward_epilogue(
+    ctx: Any, grad_y: Tensor | None, grad_r: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    grads = _stages_backward(ctx, grad_y, grad_r, *ctx.saved_tensors)
+    return (*grads, *[None] * 5)
+
+
+torch.library.register_autograd(
+    "fastcnn::epilogue_forward", _backward_epilogue, setup_context=_setup_epilogue
+)
+
+
+@torch.library.impl("fastcnn::conv2d_block_forward", "CompositeExplicitAutograd")
+def _conv2d_block_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any
+) -> tuple[Tensor, ...]:
+    *conv, relu, lrn, pool, order, save = args
+    stages = Stages.unflat(relu, lrn, pool, order)
+    backend = backends.choose(x, stages)
+    return _empty_for_none(x, *backend.conv_block_forward(x, weight, bias, conv, stages, save))
+
+
+@torch.library.register_fake("fastcnn::conv2d_block_forward")
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
+    *conv, relu, lrn, pool, order, save = args
+    stages = Stages.unflat(relu, lrn, pool, order)
+    a = convolve(x, weight, conv)
+    check(a, bias, stages)
+    return _fake(a, stages, save, stages.lrn is not None)
+
+
+def _setup_block(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, *conv, relu, lrn, pool, order, _ = inputs
+    stages = Stages.unflat(relu, lrn, pool, order)
+    # The convolution's output lives inside the op alone, so what an LRN needs is always r.
+    keeps = stages.residual(has_bias=True)
+    y = output[0]
+    size = (x.shape[0], weight.shape[0], *_conv_output_size(x, weight, conv))
+    _keep(ctx, stages, keeps, {"output": y, "r": output[1]}.get(keeps or ""), output[2], x, weight)
+    ctx.size, ctx.format, ctx.bias_index, ctx.conv = size, memory_format(y), 2, conv
+    ctx.has_bias = bias is not None
+
+
+def _conv_output_size(x: Tensor, weight: Tensor, conv: Sequence[Any]) -> list[int]:
+    stride, padding, dilation, _ = conv
+    return [
+        (x.shape[i + 2] + 2 * padding[i] - dilation[i] * (weight.shape[i + 2] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    ]
+
+
+def _backward_block(
+    ctx: Any, grad_y: Tensor | None, grad_r: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    r, offsets, x, weight = ctx.saved_tensors
+    grad_a, grad_bias = _stages_backward(ctx, grad_y, grad_r, r, offsets)
+    grad_x = grad_weight = None
+    if grad_a is not None and any(ctx.needs_input_grad[:2]):
+        stride, padding, dilation, groups = ctx.conv
+        mask = [*ctx.needs_input_grad[:2], False]
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad_a, x, weight, None, stride, padding, dilation, False, [0, 0], groups, mask
+        )
+    return (grad_x, grad_weight, grad_bias, *[None] * 9)
+
+
+torch.library.register_autograd(
+    "fastcnn::conv2d_block_forward", _backward_block, setup_context=_setup_block
+)
+
+
+# The composite ops, and how they behave under autocast, vmap and the other function transforms.
+
+
+def _saves(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _under_transforms() -> bool:
+    """Whether torch.func transforms are active: an op with a Python autograd formula is refused there,
+    so the reference composition, which they see through, stands in."""
+    return torch._C._are_functorch_transforms_active()
+
+
+@torch.library.impl("fastcnn::epilogue", "CompositeImplicitAutograd")
+def _epilogue(x: Tensor, bias: Tensor | None, *flat: Any) -> Tensor:
+    if _under_transforms():
+        stages = Stages.unflat(*flat)
+        check(x, bias, stages)
+        return reference.epilogue(x, bias, stages)
+    return _ops.epilogue_forward(x, bias, *flat, _saves(x, bias))[0]
+
+
+@torch.library.impl("fastcnn::conv2d_block", "CompositeImplicitAutograd")
+def _conv2d_block(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
+    if _under_transforms():
+        *conv, relu, lrn, pool, order = args
+        return _ops.epilogue(convolve(x, weight, conv), bias, relu, lrn, pool, order)
+    return _ops.conv2d_block_forward(x, weight, bias, *args, _saves(x, weight, bias))[0]
+
+
+def _vmap(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
+    """Fold a mapped input into the batch; with mapped weights or bias, one call for each."""
+
+    def rule(info: Any, dims: tuple[Any, ...], x: Tensor, *args: Any) -> tuple[Tensor, int]:
+        if all(d is None for d in dims[1:]):
+            x = x.movedim(dims[0], 0)
+            return op(x.flatten(0, 1), *args).unflatten(0, x.shape[:2]), 0
+
+        def sample(i: int) -> list[Any]:
+            pairs = zip((x, *args), dims, strict=True)
+            return [t if d is None else t.select(d, i) for t, d in pairs]
+
+        return torch.stack([op(*sample(i)) for i in range(info.batch_size)]), 0
+
+    return rule
+
+
+torch.library.register_vmap("fastcnn::epilogue", _vmap(_ops.epilogue))
+torch.library.register_vmap("fastcnn::conv2d_block", _vmap(_ops.conv2d_block))
+
+
+def _register_autocast(device: str, key: str) -> None:
+    """The block runs in autocast's dtype, as a convolution does; the epilogue keeps its input's."""
+
+    def lower(t: Tensor | None) -> Tensor | None:
+        eligible = t is not None and t.is_floating_point() and t.dtype != torch.float64
+        return t.to(torch.get_autocast_dtype(device)) if eligible else t  # type: ignore[union-attr]
+
+    def epilogue(x: Tensor, bias: Tensor | None, *flat: Any) -> Tensor:
+        bias = bias if bias is None else bias.to(x.dtype)
+        with torch.autocast(device, enabled=False):
+            return _ops.epilogue(x, bias, *flat)
+
+    def conv2d_block(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
+        tensors = [lower(t) for t in (x, weight, bias)]
+        with torch.autocast(device, enabled=False):
+            return _ops.conv2d_block(*tensors, *args)
+
+    _library.impl("epilogue", epilogue, key)
+    _library.impl("conv2d_block", conv2d_block, key)
+
+
+_register_autocast("cpu", "AutocastCPU")
+_register_autocast("cuda", "AutocastCUDA")

@@ -1,0 +1,77 @@
+"""The registry of backends and the choice among them.
+
+A backend is a module with ``missing_reason()``, ``unsupported_reason(x, stages)``,
+``epilogue_forward`` and ``epilogue_backward``: allocation and launching only, no autograd.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import importlib
+from collections.abc import Iterator
+from types import ModuleType
+
+from torch import Tensor
+
+from ..stages import Stages
+
+# "auto" takes the first that can: cpu over reference by 10 to 40 times (bench/results).
+BACKENDS = ("reference", "cpu", "cuda", "triton")
+PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+_current: contextvars.ContextVar[str] = contextvars.ContextVar("fastcnn_backend", default="auto")
+
+
+def module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def available_backends() -> dict[str, str | None]:
+    """Each backend's name with None where it can be used here, else the reason why it can't."""
+    return {name: module(name).missing_reason() for name in BACKENDS}
+
+
+def _check_name(name: str) -> str:
+    if name not in ("auto", *BACKENDS):
+        raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, but got {name!r}")
+    return name
+
+
+def current_backend() -> str:
+    """The name set in this context; "auto" unless told."""
+    return _current.get()
+
+
+def set_backend(name: str) -> None:
+    """Choose the backend of this context (thread or task): a name, or "auto" for the fastest that can.
+
+    A backend asked for by name raises RuntimeError, with the reason, for what it can't do.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+    _current.set(_check_name(name))
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """:func:`set_backend` for the length of a with block."""
+    token = _current.set(_check_name(name))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def choose(x: Tensor, stages: Stages) -> ModuleType:
+    """The backend that will run these stages on x: (N, C, H, W)."""
+    asked = current_backend()
+    if asked == "auto":
+        names = PREFERENCE.get(x.device.type, ("reference",))
+        return next(m for m in map(module, names) if m.unsupported_reason(x, stages) is None)
+    backend = module(asked)
+    reason = backend.unsupported_reason(x, stages)
+    if reason is not None:
+        raise RuntimeError(f"backend {asked!r} can't run this: {reason}")
+    return backend

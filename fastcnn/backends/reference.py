@@ -1,0 +1,157 @@
+"""The specification: every stage in plain torch, on any device, differentiable any number of times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..stages import LRN, MaxPool, Stages, check, memory_format
+
+
+def unsupported_reason(x: Tensor, stages: Stages) -> str | None:
+    return None
+
+
+def missing_reason() -> str | None:
+    return None
+
+
+def _acc(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _window_sum(x: Tensor, before: int, after: int, groups: int) -> Tensor:
+    """x: (N, C, H, W); sums over channels c-before..c+after of c's group."""
+    grouped = x.unflatten(1, (groups, -1))
+    padded = F.pad(grouped, (0, 0, 0, 0, before, after))
+    return padded.unfold(2, before + after + 1, 1).sum(-1).flatten(1, 2)
+
+
+def _denominator(r: Tensor, lrn: LRN) -> Tensor:
+    """d = k + alpha/size * sum of r**2 over the window."""
+    return lrn.k + lrn.alpha / lrn.size * _window_sum(r * r, lrn.before, lrn.after, lrn.groups)
+
+
+def _normalise(r: Tensor, lrn: LRN) -> Tensor:
+    """o = r / d**beta"""
+    return r / _denominator(r, lrn).pow(lrn.beta)
+
+
+def _normalise_backward(g: Tensor, r: Tensor, lrn: LRN) -> Tensor:
+    """dr[i] = g[i] d[i]^-b - (2 a b/n) r[i] sum(g[j] r[j] d[j]^(-b-1)), over the j whose window holds i."""
+    d = _denominator(r, lrn)
+    seen = _window_sum(g * r * d.pow(-lrn.beta - 1), lrn.after, lrn.before, lrn.groups)
+    return g / d.pow(lrn.beta) - (2 * lrn.alpha * lrn.beta / lrn.size) * r * seen
+
+
+def _pool(x: Tensor, pool: MaxPool) -> tuple[Tensor, Tensor]:
+    """Pooled values, and each one's place in its window (row-major), from torch's flat indices."""
+    args = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
+    y, index = F.max_pool2d(x, *args, return_indices=True)  # type: ignore[arg-type]
+    (_, kw), (sh, sw), (ph, pw), (dh, dw) = args[:4]  # type: ignore[misc]
+    rows = torch.arange(y.shape[2], device=x.device).view(-1, 1) * sh - ph
+    columns = torch.arange(y.shape[3], device=x.device) * sw - pw
+    row, column = index // x.shape[3], index % x.shape[3]
+    offsets = (row - rows) // dh * kw + (column - columns) // dw
+    return y, offsets.to(pool.offset_dtype)
+
+
+def _pool_backward(g: Tensor, offsets: Tensor, size: list[int], pool: MaxPool) -> Tensor:
+    """Each place of the window in turn gives its pooled gradients to the inputs it stands on."""
+    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = pool.kernel_size, pool.stride, pool.padding, pool.dilation  # type: ignore[misc]
+    height = max(size[2] + 2 * ph, (g.shape[2] - 1) * sh + (kh - 1) * dh + 1)
+    width = max(size[3] + 2 * pw, (g.shape[3] - 1) * sw + (kw - 1) * dw + 1)
+    padded = g.new_zeros(size[0], size[1], height, width)
+    for place in range(kh * kw):
+        top, left = place // kw * dh, place % kw * dw
+        rows = slice(top, top + (g.shape[2] - 1) * sh + 1, sh)
+        columns = slice(left, left + (g.shape[3] - 1) * sw + 1, sw)
+        padded[:, :, rows, columns] += torch.where(offsets == place, g, 0)
+    return padded[:, :, ph : ph + size[2], pw : pw + size[3]]
+
+
+def epilogue_forward(
+    x: Tensor, bias: Tensor | None, stages: Stages, save: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    format = memory_format(x)
+    acc = _acc(x.dtype)
+    v = x.to(acc)
+    if bias is not None:
+        v = v + bias.to(acc).view(1, -1, 1, 1)
+    if stages.relu:
+        v = v.relu()
+    offsets = None
+    if stages.pool and stages.pool_first:
+        v, offsets = _pool(v, stages.pool)
+    r = v
+    if stages.lrn:
+        v = _normalise(v, stages.lrn)
+    if stages.pool and not stages.pool_first:
+        v, offsets = _pool(v, stages.pool)
+
+    def stored(t: Tensor) -> Tensor:
+        return t.to(x.dtype).contiguous(memory_format=format)
+
+    y = stored(v)
+    if not save:
+        return y, None, None
+    keep = stages.residual(bias is not None) == "r"
+    if offsets is not None:
+        offsets = offsets.contiguous(memory_format=format)
+    return y, stored(r) if keep else None, offsets
+
+
+def epilogue_backward(
+    grad_y: Tensor,
+    r: Tensor | None,
+    offsets: Tensor | None,
+    stages: Stages,
+    size: list[int],
+    format: torch.memory_format,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """r: what :meth:`Stages.residual` names; size: the input's (N, C, H, W); format: its memory format."""
+    acc = _acc(grad_y.dtype)
+    g = grad_y.to(acc)
+    residual = None if r is None else r.to(acc)
+    if stages.pool and not stages.pool_first:
+        assert offsets is not None
+        g = _pool_backward(g, offsets, size, stages.pool)
+    if stages.lrn:
+        assert residual is not None
+        g = _normalise_backward(g, residual, stages.lrn)
+    if stages.relu:
+        assert residual is not None
+        g = torch.where(residual <= 0, 0, g)
+    if stages.pool and stages.pool_first:
+        assert offsets is not None
+        g = _pool_backward(g, offsets, size, stages.pool)
+    grad_bias = g.sum((0, 2, 3)).to(grad_y.dtype) if need_bias else None
+    return g.to(grad_y.dtype).contiguous(memory_format=format), grad_bias
+
+
+def convolve(x: Tensor, weight: Tensor, conv: Sequence[Any]) -> Tensor:
+    """The convolution without its bias; conv: stride, padding, dilation, groups."""
+    stride, padding, dilation, groups = conv
+    return torch.ops.aten.convolution(
+        x, weight, None, stride, padding, dilation, False, [0, 0], groups
+    )
+
+
+def conv_block_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """As epilogue_forward on the convolution of x, which is r itself where nothing comes before the LRN."""
+    a = convolve(x, weight, conv)
+    check(a, bias, stages)
+    y, r, offsets = epilogue_forward(a, bias, stages, save)
+    return y, a if save and stages.lrn and r is None else r, offsets
+
+
+def epilogue(x: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
+    """The forward alone, as one differentiable composition of torch's own functions."""
+    return epilogue_forward(x, bias, stages, save=False)[0]

@@ -1,0 +1,206 @@
+"""The ops as functions, with torch's signatures where torch has them.
+
+Shapes: N images, C channels, H rows, W columns. Every function takes float32, float64, float16 and
+bfloat16, in any strides; arithmetic is float32 (float64 for float64) and results have the input's
+dtype and memory format. Other dtypes, where torch takes them, run torch's own functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import _ops as _ops  # registers torch.ops.fastcnn
+from .backends import reference
+from .stages import DTYPES, LRN, MaxPool, Pair, Stages
+
+__all__ = ["conv2d_block", "epilogue", "local_response_norm", "max_pool2d"]
+
+
+def _run(input: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
+    """The epilogue of (N, C, H, W), or of (C, H, W) as one image."""
+    if stages.empty and bias is None:
+        return input
+    if input.dim() == 3:
+        return _run(input.unsqueeze(0), bias, stages).squeeze(0)
+    if input.dtype not in DTYPES:
+        return reference.epilogue(input, bias, stages)
+    return torch.ops.fastcnn.epilogue(input, bias, *stages.flat())
+
+
+def epilogue(
+    input: Tensor,
+    bias: Tensor | None = None,
+    *,
+    relu: bool = True,
+    lrn: LRN | None = None,
+    pool: MaxPool | None = None,
+    order: str = "lrn_pool",
+) -> Tensor:
+    """What follows a convolution, in one pass: bias, ReLU, local response normalisation, max pooling.
+
+    Krizhevsky, Sutskever & Hinton 2012, §3.1, 3.3, 3.4. Every stage is optional.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W); a convolution's output without its bias.
+        bias: (C,), added to each channel; of input's dtype.
+        relu: whether negative values become 0.
+        lrn: the normalisation's parameters, or None to leave it out.
+        pool: the pooling's parameters, or None to leave it out.
+        order: "lrn_pool" (AlexNet), or "pool_lrn" (CaffeNet, GoogLeNet).
+
+    Returns:
+        (N, C, H', W'), or (C, H', W'): the pooled size, or the input's.
+
+    Raises:
+        RuntimeError: a shape, dtype or device that does not fit; the message names it.
+        ValueError: an unknown order.
+        TypeError: lrn or pool is not a spec.
+    """
+    return _run(input, bias, Stages(relu, lrn, pool, order))
+
+
+def local_response_norm(
+    input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Tensor:
+    """:func:`torch.nn.functional.local_response_norm`, in one pass and in float32 inside.
+
+    float16 and bfloat16 don't overflow at abs(x) >= 256, and backward is deterministic.
+
+    Args:
+        input: (N, C, *), at least 3 dimensions.
+        size: channels in a window, at least 1.
+        alpha, beta, k: ``y = x / (k + alpha/size * sum(x**2))**beta``.
+
+    Returns:
+        The input's shape.
+
+    Raises:
+        ValueError: input has fewer than 3 dimensions.
+        RuntimeError: size is below 1.
+    """
+    if input.dim() < 3:
+        raise ValueError(f"Expected 3D or higher dimensionality input (got {input.dim()} dimensions)")
+    if input.dtype not in DTYPES:
+        return F.local_response_norm(input, size, alpha, beta, k)
+    stages = Stages(relu=False, lrn=LRN(size, alpha, beta, k))
+    if input.dim() == 4:
+        return _run(input, None, stages)
+    # (N, C, *) as (N, C, ., 1): a view, unless the dimensions past C are strided apart.
+    return _run(input.flatten(2).unsqueeze(-1), None, stages).view(input.shape)
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """:func:`torch.nn.functional.max_pool2d`, keeping one byte per output for backward, not eight.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        kernel_size, stride, padding, dilation: an int or a pair; stride defaults to kernel_size.
+        ceil_mode: count a last window that reaches past the edge.
+        return_indices: also give each maximum's flat int64 index; torch's own function does this.
+
+    Returns:
+        (N, C, H', W') or (C, H', W'), and the indices if asked for.
+
+    Raises:
+        RuntimeError, TypeError: as torch, naming the argument and its value.
+    """
+    pool = MaxPool(kernel_size, stride, padding, dilation, ceil_mode)
+    if input.dim() not in (3, 4):
+        raise RuntimeError(
+            f"max_pool2d: expected a 3D or 4D input, but got shape {tuple(input.shape)}"
+        )
+    if return_indices or input.dtype not in DTYPES:
+        args = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, ceil_mode)
+        return F.max_pool2d(input, *args, return_indices=return_indices)  # type: ignore[arg-type]
+    return _run(input, None, Stages(relu=False, pool=pool))
+
+
+def conv2d_block(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    relu: bool = True,
+    lrn: LRN | None = None,
+    pool: MaxPool | None = None,
+    order: str = "lrn_pool",
+) -> Tensor:
+    """A convolution and its epilogue: :func:`torch.nn.functional.conv2d`, then :func:`epilogue`.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        weight: (O, C // groups, kernel rows, kernel columns).
+        bias: (O,).
+        stride, padding, dilation, groups: torch's; padding may be "same" or "valid".
+        relu, lrn, pool, order: the epilogue's.
+
+    Returns:
+        (N, O, H', W') or (O, H', W').
+
+    Raises:
+        RuntimeError, ValueError, TypeError: torch's for the convolution, epilogue's for the rest.
+    """
+    stages = Stages(relu, lrn, pool, order)
+    fused = input.dim() in (3, 4) and input.dtype in DTYPES and not stages.empty
+    if not fused:
+        a = F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+        return _run(a, None, stages)
+    if input.dim() == 3:
+        conv = (stride, padding, dilation, groups)
+        return _block(input.unsqueeze(0), weight, bias, *conv, stages).squeeze(0)
+    return _block(input, weight, bias, stride, padding, dilation, groups, stages)
+
+
+def _block(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+    stages: Stages,
+) -> Tensor:
+    if isinstance(padding, str):
+        input, padding = _named_padding(input, weight, stride, padding, dilation)
+    conv = (_ints(stride), _ints(padding), _ints(dilation), groups)
+    return torch.ops.fastcnn.conv2d_block(input, weight, bias, *conv, *stages.flat())
+
+
+def _ints(value: Pair) -> list[int]:
+    """An int or a sequence as a list; a wrong length is for the convolution itself to refuse."""
+    items = [value] if isinstance(value, int) else list(value)
+    return items * 2 if len(items) == 1 else items
+
+
+def _named_padding(
+    input: Tensor, weight: Tensor, stride: Pair, padding: str, dilation: Pair
+) -> tuple[Tensor, Sequence[int]]:
+    """ "same" and "valid" in numbers; an odd total gets its extra zeros right and below, as in torch."""
+    if padding == "valid":
+        return input, (0, 0)
+    if padding != "same":
+        raise RuntimeError(f"padding must be 'same' or 'valid', but got {padding!r}")
+    if any(s != 1 for s in _ints(stride)):
+        raise RuntimeError(f"padding='same' is not supported for strided convolutions, got {stride}")
+    sizes = zip(_ints(dilation), weight.shape[2:], strict=True)
+    height, width = (d * (k - 1) for d, k in sizes)
+    if height % 2 or width % 2:
+        input = F.pad(input, (0, width % 2, 0, height % 2))
+    return input, (height // 2, width // 2)

@@ -1,0 +1,111 @@
+"""Layers: torch.nn's own with fused forwards, and the whole block as one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import functional as F
+from .stages import LRN, MaxPool, Pair, Stages
+
+__all__ = ["ConvBlock2d", "LocalResponseNorm", "MaxPool2d"]
+
+
+class LocalResponseNorm(torch.nn.LocalResponseNorm):
+    """Drop-in for :class:`torch.nn.LocalResponseNorm`: same arguments, same results, one pass.
+
+    Shape: (N, C, *) to (N, C, *). See :func:`fastcnn.functional.local_response_norm`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.local_response_norm(input, self.size, self.alpha, self.beta, self.k)
+
+
+class MaxPool2d(torch.nn.MaxPool2d):
+    """Drop-in for :class:`torch.nn.MaxPool2d`: same arguments, same results.
+
+    Shape: (N, C, H, W) or (C, H, W) to the pooled size. See :func:`fastcnn.functional.max_pool2d`.
+    """
+
+    def forward(self, input: Tensor) -> Any:
+        return F.max_pool2d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+            self.return_indices,
+        )
+
+
+class ConvBlock2d(torch.nn.Conv2d):
+    """Convolution, bias, ReLU, LRN and max pooling as one layer, with :class:`torch.nn.Conv2d`'s parameters.
+
+    Shape: (N, in_channels, H, W) or (in_channels, H, W) to (N, out_channels, H', W') likewise.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: Conv2d's.
+        relu, lrn, pool, order: :func:`fastcnn.functional.epilogue`'s.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError, TypeError: Conv2d's, and those of the specs.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair | str = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        relu: bool = True,
+        lrn: LRN | None = None,
+        pool: MaxPool | None = None,
+        order: str = "lrn_pool",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,  # type: ignore[arg-type]
+            stride,  # type: ignore[arg-type]
+            padding,  # type: ignore[arg-type]
+            dilation,  # type: ignore[arg-type]
+            groups,
+            bias,
+            device=device,
+            dtype=dtype,
+        )
+        self.stages = Stages(relu, lrn, pool, order)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d_block(
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            relu=self.stages.relu,
+            lrn=self.stages.lrn,
+            pool=self.stages.pool,
+            order=self.stages.order,
+        )
+
+    def extra_repr(self) -> str:
+        stages = self.stages
+        parts = [super().extra_repr(), f"relu={stages.relu}"]
+        parts += [f"{name}={s}" for name, s in (("lrn", stages.lrn), ("pool", stages.pool)) if s]
+        if stages.lrn and stages.pool:
+            parts.append(f"order={stages.order}")
+        return ", ".join(parts)

@@ -1,0 +1,268 @@
+"""What an epilogue does after a convolution: the frozen specs, their checks, and their output shapes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import torch
+
+Pair: TypeAlias = int | Sequence[int]
+
+ORDERS = ("lrn_pool", "pool_lrn")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def pair(name: str, value: Pair) -> tuple[int, int]:
+    """``value`` as (height, width); torch's errors for anything that is not one int or two."""
+    items = (value, value) if isinstance(value, int) else tuple(value)
+    if len(items) == 1:
+        items = items * 2
+    if not all(isinstance(i, int) for i in items):
+        raise TypeError(f"{name} must be an int or a pair of ints, but got {value!r}")
+    if len(items) != 2:
+        raise RuntimeError(f"{name} must be a single int or a tuple of two ints, but got {value!r}")
+    return items
+
+
+@dataclass(frozen=True)
+class LRN:
+    """Local response normalisation across channels (Krizhevsky, Sutskever & Hinton 2012, §3.3).
+
+    ``o[c] = r[c] * (k + alpha/size * sum(r[j]**2))**-beta`` with j from ``c - size//2`` to
+    ``c + (size-1)//2``, torch's window. ``alpha`` is divided by ``size``, as in torch, Caffe and
+    cuda-convnet; the paper's own ``alpha = 1e-4`` is not, so it is ``alpha = 5e-4`` here.
+
+    Args:
+        size: channels in a window, at least 1.
+        alpha, beta, k: the formula's; torch's defaults (the paper's k is 2).
+        groups: normalise within each of ``groups`` equal runs of channels (one per tower of AlexNet).
+
+    Raises:
+        TypeError: an argument is not a number, or ``size`` or ``groups`` not an int.
+        RuntimeError: ``size`` or ``groups`` is below 1.
+    """
+
+    size: int = 5
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 1.0
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("size", "groups"):
+            value = getattr(self, name)
+            if not isinstance(value, int):
+                raise TypeError(f"LRN: {name} must be an int, but got {value!r}")
+            if value < 1:
+                raise RuntimeError(f"LRN: {name} must be at least 1, but got {value}")
+        for name in ("alpha", "beta", "k"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)):
+                raise TypeError(f"LRN: {name} must be a number, but got {value!r}")
+
+    @property
+    def before(self) -> int:
+        """Channels that a window reaches back."""
+        return self.size // 2
+
+    @property
+    def after(self) -> int:
+        """Channels that a window reaches ahead."""
+        return (self.size - 1) // 2
+
+    def flat(self) -> list[float]:
+        return [
+            float(self.size),
+            float(self.alpha),
+            float(self.beta),
+            float(self.k),
+            float(self.groups),
+        ]
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """Max pooling with torch's arguments; ints become (height, width) pairs.
+
+    Args:
+        kernel_size, stride, padding, dilation: an int or a pair; ``stride`` defaults to ``kernel_size``.
+        ceil_mode: torch's rule: a last window that starts inside the input or its left padding counts.
+
+    Raises:
+        TypeError: something other than ints.
+        RuntimeError: a size below 1, or padding over half of the (dilated) window, as torch has it.
+    """
+
+    kernel_size: Pair = 3
+    stride: Pair | None = None
+    padding: Pair = 0
+    dilation: Pair = 1
+    ceil_mode: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("kernel_size", "stride", "padding", "dilation"):
+            value = getattr(self, name)
+            if name == "stride" and (value is None or value == () or value == []):
+                value = self.kernel_size
+            object.__setattr__(self, name, pair(f"max_pool2d: {name}", value))
+        for name, least in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
+            value = getattr(self, name)
+            if min(value) < least:
+                raise RuntimeError(
+                    f"max_pool2d: {name} must be at least {least}, but got {value}"
+                )
+        if any(2 * p > e for p, e in zip(self.padding, self.extent, strict=True)):  # type: ignore[arg-type]
+            raise RuntimeError(
+                "max_pool2d: padding should be at most half of effective kernel size, but got "
+                f"padding={self.padding}, kernel_size={self.kernel_size}, dilation={self.dilation}"
+            )
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Rows and columns from a window's first place to its last, dilation included."""
+        (kh, kw), (dh, dw) = self.kernel_size, self.dilation  # type: ignore[misc]
+        return (kh - 1) * dh + 1, (kw - 1) * dw + 1
+
+    @property
+    def offset_dtype(self) -> torch.dtype:
+        """The type that holds a place in the window, row-major: uint8 up to 255 places."""
+        kh, kw = self.kernel_size  # type: ignore[misc]
+        return torch.uint8 if kh * kw <= 255 else torch.int32
+
+    def flat(self) -> list[int]:
+        pairs = (self.kernel_size, self.stride, self.padding, self.dilation)
+        return [i for p in pairs for i in p] + [int(self.ceil_mode)]  # type: ignore[union-attr]
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of the pooled map; RuntimeError where there would be none."""
+        sizes = []
+        for size, extent, stride, padding in zip(
+            (height, width),
+            self.extent,
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            strict=True,
+        ):
+            span = size + 2 * padding - extent
+            out = -(-span // stride) + 1 if self.ceil_mode else span // stride + 1
+            if self.ceil_mode and (out - 1) * stride >= size + padding:
+                out -= 1
+            sizes.append(out)
+        if height < 1 or width < 1 or min(sizes) < 1:
+            raise RuntimeError(
+                f"max_pool2d: input of {height}x{width} gives an output of {sizes[0]}x{sizes[1]}, "
+                f"which is too small (kernel_size={self.kernel_size}, stride={self.stride}, "
+                f"padding={self.padding}, dilation={self.dilation})"
+            )
+        return sizes[0], sizes[1]
+
+
+class Flat(NamedTuple):
+    """:class:`Stages` as the ops' schemas carry them: numbers, empty where a stage is left out."""
+
+    relu: bool
+    lrn: list[float]
+    pool: list[int]
+    order: str
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of one epilogue, in the order bias, ReLU, then LRN and pooling as ``order`` says."""
+
+    relu: bool = True
+    lrn: LRN | None = None
+    pool: MaxPool | None = None
+    order: str = "lrn_pool"
+
+    def __post_init__(self) -> None:
+        for name, kind in (("lrn", LRN), ("pool", MaxPool)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(f"{name} must be a fastcnn.{kind.__name__} or None, but got {value!r}")
+        if self.order not in ORDERS:
+            raise ValueError(f"order must be one of {ORDERS}, but got {self.order!r}")
+
+    @property
+    def empty(self) -> bool:
+        return not (self.relu or self.lrn or self.pool)
+
+    @property
+    def pool_first(self) -> bool:
+        """Whether pooling comes straight after the ReLU: asked for, or nothing lies between them."""
+        return self.order == "pool_lrn" or self.lrn is None
+
+    def flat(self) -> Flat:
+        return Flat(
+            bool(self.relu),
+            self.lrn.flat() if self.lrn else [],
+            self.pool.flat() if self.pool else [],
+            self.order,
+        )
+
+    @staticmethod
+    def unflat(relu: bool, lrn: Sequence[float], pool: Sequence[int], order: str) -> Stages:
+        return _unflat(relu, tuple(lrn), tuple(pool), order)
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """(N, C, H, W) of the input to (N, C, H', W') of the output."""
+        n, c, h, w = shape
+        return (n, c, h, w) if self.pool is None else (n, c, *self.pool.output_size(h, w))
+
+    def residual(self, has_bias: bool) -> str | None:
+        """What backward needs besides the offsets: the LRN's input, else a ReLU's sign pattern.
+
+        "r": a tensor that the forward makes for it (the LRN's input; pooled already where pooling
+        comes first); "input" or "output": the op's own, nothing more is kept; None: nothing.
+        """
+        if self.lrn is None:
+            return "output" if self.relu else None
+        return "r" if self.relu or has_bias or (self.pool and self.pool_first) else "input"
+
+
+@functools.lru_cache(maxsize=1024)
+def _unflat(relu: bool, lrn: tuple[float, ...], pool: tuple[int, ...], order: str) -> Stages:
+    norm = LRN(int(lrn[0]), lrn[1], lrn[2], lrn[3], int(lrn[4])) if lrn else None
+    maxpool = MaxPool(pool[0:2], pool[2:4], pool[4:6], pool[6:8], bool(pool[8])) if pool else None
+    return Stages(relu, norm, maxpool, order)
+
+
+def memory_format(x: torch.Tensor) -> torch.memory_format:
+    """The format of ``x`` (N, C, H, W), which its output keeps; contiguous where both fit."""
+    n, c, h, w = x.stride()
+    is_last = c == 1 and x.shape[1] > 1 and w >= x.shape[1] and h >= w
+    if is_last and (x.shape[2] > 1 or x.shape[3] > 1):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def check(x: torch.Tensor, bias: torch.Tensor | None, stages: Stages) -> None:
+    """Refuse what no backend may see; every epilogue op comes through here, fake or real.
+
+    Raises:
+        RuntimeError: naming the argument and what it was, as torch does.
+    """
+    if x.dim() != 4:
+        raise RuntimeError(f"epilogue: input must be (N, C, H, W), but got shape {tuple(x.shape)}")
+    if x.dtype not in DTYPES:
+        raise RuntimeError(f"epilogue: input must be one of {DTYPES}, but got {x.dtype}")
+    channels = x.shape[1]
+    if bias is not None:
+        if bias.dim() != 1 or bias.shape[0] != channels:
+            raise RuntimeError(
+                f"epilogue: expected bias to be 1-dimensional with {channels} elements, "
+                f"but got bias of size {list(bias.shape)}"
+            )
+        if bias.dtype != x.dtype or bias.device != x.device:
+            raise RuntimeError(
+                f"epilogue: input ({x.dtype}, {x.device}) and bias ({bias.dtype}, {bias.device}) "
+                "should have the same type and device"
+            )
+    if stages.lrn and channels % stages.lrn.groups:
+        raise RuntimeError(
+            f"epilogue: expected the {channels} channels of input to be divisible by "
+            f"LRN groups={stages.lrn.groups}"
+        )
