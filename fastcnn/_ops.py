@@ -45,12 +45,13 @@ def _empty_for_none(like: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]
 def _fake(x: Tensor, stages: Stages, save: bool, keep: bool) -> tuple[Tensor, ...]:
     """Outputs of the stages on x, without values; keep: whether r is among them."""
     shape, format = stages.output_shape(x.shape), memory_format(x)
-    y = x.new_empty(shape).contiguous(memory_format=format)
-    r = offsets = None
-    if save and keep:
-        r = x.new_empty(shape if stages.pool_first else x.shape).contiguous(memory_format=format)
-    if save and stages.pool:
-        offsets = torch.empty_like(y, dtype=stages.pool.offset_dtype)
+
+    def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=x.device, memory_format=format)
+
+    y = empty(shape, x.dtype)
+    r = empty(shape if stages.pool_first else x.shape, x.dtype) if save and keep else None
+    offsets = empty(shape, stages.pool.offset_dtype) if save and stages.pool else None
     return _empty_for_none(x, y, r, offsets)
 
 
@@ -95,7 +96,7 @@ def _epilogue_backward(
 def _(grad: Tensor, r: Tensor | None, offsets: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     *_, size, channels_last, need_bias = args
     format = torch.channels_last if channels_last else torch.contiguous_format
-    grad_x = grad.new_empty(size).contiguous(memory_format=format)
+    grad_x = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=format)
     return grad_x, grad.new_empty(size[1] if need_bias else 0)
 
 

@@ -93,7 +93,7 @@ class MaxPool:
 
     Raises:
         TypeError: something other than ints.
-        RuntimeError: a size below 1, or padding over half of the (dilated) window, as torch has it.
+        RuntimeError: a size below 1, or padding over half of kernel_size, as torch has it.
     """
 
     kernel_size: Pair = 3
@@ -114,10 +114,10 @@ class MaxPool:
                 raise RuntimeError(
                     f"max_pool2d: {name} must be at least {least}, but got {value}"
                 )
-        if any(2 * p > e for p, e in zip(self.padding, self.extent, strict=True)):  # type: ignore[arg-type]
+        if any(2 * p > k for p, k in zip(self.padding, self.kernel_size, strict=True)):  # type: ignore[arg-type]
             raise RuntimeError(
-                "max_pool2d: padding should be at most half of effective kernel size, but got "
-                f"padding={self.padding}, kernel_size={self.kernel_size}, dilation={self.dilation}"
+                "max_pool2d: padding should be at most half of kernel size, but got "
+                f"padding={self.padding}, kernel_size={self.kernel_size}"
             )
 
     @property
@@ -249,6 +249,8 @@ def check(x: torch.Tensor, bias: torch.Tensor | None, stages: Stages) -> None:
         raise RuntimeError(f"epilogue: input must be (N, C, H, W), but got shape {tuple(x.shape)}")
     if x.dtype not in DTYPES:
         raise RuntimeError(f"epilogue: input must be one of {DTYPES}, but got {x.dtype}")
+    if stages.empty and bias is None:
+        raise RuntimeError("epilogue: no bias and no stages, nothing to compute")
     channels = x.shape[1]
     if bias is not None:
         if bias.dim() != 1 or bias.shape[0] != channels:

@@ -52,12 +52,19 @@ def _pool(x: Tensor, pool: MaxPool) -> tuple[Tensor, Tensor]:
     """Pooled values, and each one's place in its window (row-major), from torch's flat indices."""
     args = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
     y, index = F.max_pool2d(x, *args, return_indices=True)  # type: ignore[arg-type]
-    (_, kw), (sh, sw), (ph, pw), (dh, dw) = args[:4]  # type: ignore[misc]
-    rows = torch.arange(y.shape[2], device=x.device).view(-1, 1) * sh - ph
+    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = args[:4]  # type: ignore[misc]
+    rows = torch.arange(y.shape[2], device=x.device) * sh - ph
     columns = torch.arange(y.shape[3], device=x.device) * sw - pw
     row, column = index // x.shape[3], index % x.shape[3]
-    offsets = (row - rows) // dh * kw + (column - columns) // dw
-    return y, offsets.to(pool.offset_dtype)
+    offsets = (row - rows.view(-1, 1)) // dh * kw + (column - columns) // dw
+    seen = _sees(rows, x.shape[2], kh, dh).view(-1, 1) & _sees(columns, x.shape[3], kw, dw)
+    return y, torch.where(seen, offsets, -1).to(pool.offset_dtype)
+
+
+def _sees(starts: Tensor, size: int, kernel: int, dilation: int) -> Tensor:
+    """Whether a window has a place inside: with padding and dilation it may have none (torch gives -inf)."""
+    at = starts.view(-1, 1) + torch.arange(kernel, device=starts.device) * dilation
+    return ((at >= 0) & (at < size)).any(1)
 
 
 def _pool_backward(g: Tensor, offsets: Tensor, size: list[int], pool: MaxPool) -> Tensor:

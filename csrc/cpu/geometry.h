@@ -1,0 +1,106 @@
+// Which rows meet which: windows over rows, bands of rows as tasks, places in a window.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../params.h"
+
+namespace fastcnn::FASTCNN_ISA {
+
+struct Rows {
+  int64_t begin, end;
+  int64_t count() const { return end - begin; }
+};
+
+inline int64_t clamp(int64_t x, int64_t low, int64_t high) {
+  return std::min(std::max(x, low), high);
+}
+
+inline int64_t round_up(int64_t x, int64_t multiple) {
+  return (x + multiple - 1) / multiple * multiple;
+}
+
+// The pooling's rows over an image of H rows, and its bands.
+struct Geometry {
+  const EpilogueParams& p;
+  const Pool& pool;
+  bool pooled;
+  int64_t extent;  // rows from a window's first to its last
+
+  explicit Geometry(const EpilogueParams& params)
+      : p(params),
+        pool(params.pool),
+        pooled(params.pool.kh > 0),
+        extent((params.pool.kh - 1) * params.pool.dh + 1) {}
+
+  int64_t top(int64_t oh) const { return oh * pool.sh - pool.ph; }
+
+  // Input rows that these output rows look at.
+  Rows inputs_of(Rows out) const {
+    if (!pooled) return out;
+    return {clamp(top(out.begin), 0, p.H), clamp(top(out.end - 1) + extent, 0, p.H)};
+  }
+
+  // Output rows whose windows may hold one of these input rows.
+  Rows outputs_of(Rows in) const {
+    if (!pooled) return in;
+    const int64_t first = in.begin + pool.ph - extent + 1;
+    const int64_t begin = first <= 0 ? 0 : (first + pool.sh - 1) / pool.sh;
+    const int64_t end = clamp((in.end - 1 + pool.ph) / pool.sh + 1, 0, p.OH);
+    return {std::min(begin, end), end};
+  }
+
+  // Input rows that the band of these output rows writes, of those that all bands share out.
+  Rows owned_by(Rows out) const {
+    if (!pooled) return out;
+    return {out.begin == 0 ? 0 : clamp(top(out.begin), 0, p.H),
+            out.end == p.OH ? p.H : clamp(top(out.end), 0, p.H)};
+  }
+};
+
+// N images in equal bands of rows: at most `most` rows, and about `tasks` bands in all or more.
+struct Bands {
+  int64_t rows, band, per_image;
+
+  Bands(int64_t images, int64_t rows_of_image, int64_t most, int64_t tasks)
+      : rows(rows_of_image),
+        band(clamp((rows * images + tasks - 1) / tasks, 1, clamp(most, 1, std::max<int64_t>(rows, 1)))),
+        per_image((rows + band - 1) / band) {}
+
+  Rows operator()(int64_t task) const {
+    const int64_t begin = task % per_image * band;
+    return {begin, std::min(rows, begin + band)};
+  }
+  int64_t image(int64_t task) const { return task / per_image; }
+};
+
+// Forward's bands may follow the number of threads, since no output depends on them. Backward's may not:
+// each band's share of the bias gradient is rounded on its own.
+inline int64_t forward_tasks(const EpilogueParams& p) { return 4 * p.threads; }
+constexpr int64_t kBackwardTasks = 32;
+
+// A thread's scratch memory, zeroed before the first task, handed out in aligned pieces.
+class Scratch {
+ public:
+  explicit Scratch(char* memory) : memory_(memory) {}
+
+  // A span of n values, with room for whole vectors past its end and `before` values ahead of it.
+  template <class A>
+  A* span(int64_t n, int64_t before = 0) {
+    const int64_t ahead = round_up(before, kLine / sizeof(A));
+    A* result = reinterpret_cast<A*>(memory_ + used_) + ahead;
+    used_ += round_up((ahead + n) * sizeof(A), kLine) + 2 * kLine;
+    return memory_ ? result : nullptr;
+  }
+
+  int64_t used() const { return used_; }
+
+  static constexpr int64_t kLine = 64;
+
+ private:
+  char* memory_;
+  int64_t used_ = 0;
+};
+
+}  // namespace fastcnn::FASTCNN_ISA

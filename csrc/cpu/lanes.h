@@ -1,0 +1,183 @@
+// Vectors as wide as the instruction set this file is compiled for, and how elements get in and out.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace fastcnn::FASTCNN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class A>
+struct Lanes;
+
+template <>
+struct Lanes<float> {
+  typedef float V __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t I __attribute__((vector_size(kVectorBytes)));
+  using Int = int32_t;
+};
+
+template <>
+struct Lanes<double> {
+  typedef double V __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t I __attribute__((vector_size(kVectorBytes)));
+  using Int = int64_t;
+};
+
+template <class A>
+using Vec = typename Lanes<A>::V;
+template <class A>
+using IntVec = typename Lanes<A>::I;
+template <class A>
+using Int = typename Lanes<A>::Int;
+template <class A>
+constexpr int lanes = kVectorBytes / sizeof(A);
+
+template <class V, class E>
+inline V load(const E* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class V, class E>
+inline void store(E* p, V v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+// NaN counts as true: not (v <= m) and m is a number, or v is none.
+template <class V>
+inline auto beats(V v, V m) {
+  return (v > m) | (v != v);
+}
+
+template <class A>
+inline Vec<A> rectify(Vec<A> v) {
+  const Vec<A> zero = {};
+  return zero > v ? zero : v;  // a NaN stays
+}
+
+// An element type: how one value, and a vector of them, become arithmetic ones and come back.
+struct F32 {
+  using Acc = float;
+  float value;
+  static float get(F32 x) { return x.value; }
+  static F32 put(float a) { return {a}; }
+  static Vec<float> get(const F32* p) { return load<Vec<float>>(p); }
+  static void put(F32* p, Vec<float> v) { store(p, v); }
+};
+
+struct F64 {
+  using Acc = double;
+  double value;
+  static double get(F64 x) { return x.value; }
+  static F64 put(double a) { return {a}; }
+  static Vec<double> get(const F64* p) { return load<Vec<double>>(p); }
+  static void put(F64* p, Vec<double> v) { store(p, v); }
+};
+
+// The upper half of a float, rounded to nearest even.
+struct BF16 {
+  using Acc = float;
+  using Half = uint16_t __attribute__((vector_size(kVectorBytes / 2)));
+  using Bits = uint32_t __attribute__((vector_size(kVectorBytes)));
+  uint16_t bits;
+
+  template <class U>
+  static U round(U u) {
+    return (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  }
+  static float get(BF16 x) {
+    const uint32_t u = uint32_t(x.bits) << 16;
+    float a;
+    std::memcpy(&a, &u, 4);
+    return a;
+  }
+  static BF16 put(float a) {
+    uint32_t u;
+    std::memcpy(&u, &a, 4);
+    return {uint16_t(a != a ? 0x7fc0 : round(u))};
+  }
+  static Vec<float> get(const BF16* p) {
+    const Bits u = __builtin_convertvector(load<Half>(p), Bits) << 16;
+    return load<Vec<float>>(&u);
+  }
+  static void put(BF16* p, Vec<float> v) {
+    const Bits nan = Bits{} + 0x7fc0;
+    const Bits u = v != v ? nan : round(load<Bits>(&v));
+    store(p, __builtin_convertvector(u, Half));
+  }
+};
+
+// IEEE binary16: by F16C where the instruction set has it, else bit by bit.
+struct F16 {
+  using Acc = float;
+  uint16_t bits;
+
+#if defined(__F16C__)
+  static float get(F16 x) { return _cvtsh_ss(x.bits); }
+  static F16 put(float a) { return {uint16_t(_cvtss_sh(a, _MM_FROUND_TO_NEAREST_INT))}; }
+#else
+  static float get(F16 x) {
+    const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
+    if (magnitude < 0x400) {  // zero and subnormals: multiples of 2^-24
+      const float a = float(magnitude) * 0x1p-24f;
+      return sign ? -a : a;
+    }
+    const uint32_t exponent = magnitude >= 0x7c00 ? 0x70000000u : 0x38000000u;
+    const uint32_t u = sign | ((magnitude << 13) + exponent);
+    float a;
+    std::memcpy(&a, &u, 4);
+    return a;
+  }
+  static F16 put(float a) {
+    uint32_t u;
+    std::memcpy(&u, &a, 4);
+    const uint16_t sign = uint16_t((u >> 16) & 0x8000);
+    u &= 0x7fffffff;
+    if (u > 0x7f800000) return {uint16_t(sign | 0x7e00)};
+    if (u >= 0x477ff000) return {uint16_t(sign | 0x7c00)};
+    if (u < 0x38800000) {  // the float adder rounds to a multiple of 2^-24 for us
+      float m;
+      std::memcpy(&m, &u, 4);
+      m += 0.5f;
+      std::memcpy(&u, &m, 4);
+      return {uint16_t(sign | (u - 0x3f000000))};
+    }
+    return {uint16_t(sign | ((u - 0x38000000 + 0xfff + ((u >> 13) & 1)) >> 13))};
+  }
+#endif
+
+#if defined(__AVX512F__)
+  static Vec<float> get(const F16* p) { return (Vec<float>)_mm512_cvtph_ps(load<__m256i>(p)); }
+  static void put(F16* p, Vec<float> v) {
+    store(p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+  }
+#elif defined(__F16C__)
+  static Vec<float> get(const F16* p) { return (Vec<float>)_mm256_cvtph_ps(load<__m128i>(p)); }
+  static void put(F16* p, Vec<float> v) {
+    store(p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+  }
+#else
+  static Vec<float> get(const F16* p) {
+    Vec<float> v;
+    for (int l = 0; l < lanes<float>; ++l) v[l] = get(p[l]);
+    return v;
+  }
+  static void put(F16* p, Vec<float> v) {
+    for (int l = 0; l < lanes<float>; ++l) p[l] = put(v[l]);
+  }
+#endif
+};
+
+}  // namespace fastcnn::FASTCNN_ISA

@@ -1,0 +1,335 @@
+// channels_last: vectors lie over the channels of a pixel. Each LRN group of a pixel stands in scratch
+// with zeros around it, `before` ahead and `after` behind, so a whole row of pixels is one span and a
+// window is that span, shifted. A task is a band of rows of one image.
+#pragma once
+
+#include <limits>
+
+#include "geometry.h"
+#include "spans.h"
+
+namespace fastcnn::FASTCNN_ISA {
+
+// What forward and backward share: the launch's constants, and rows of pixels in and out of scratch.
+template <class T>
+struct Pixels {
+  using A = typename T::Acc;
+
+  const EpilogueParams& p;
+  Geometry geometry;
+  Norm<A> norm;
+  NormFunctions<A> functions;
+  bool lrn, pool, pool_first;
+  int64_t groups, channels;  // channels: of a group
+  int64_t head, pitch;       // zeros ahead of a group's channels, and from one group to the next
+  int64_t pixel;             // from one pixel to the next
+
+  explicit Pixels(const EpilogueParams& params)
+      : p(params),
+        geometry(params),
+        norm(params.lrn),
+        functions(NormFunctions<A>::of(params.lrn)),
+        lrn(params.lrn.size > 0),
+        pool(params.pool.kh > 0),
+        pool_first(pool && (params.pool.first || !lrn)),
+        groups(lrn ? params.lrn.groups : 1),
+        channels(params.C / groups),
+        head(lrn ? norm.before : 0),
+        pitch(channels + (lrn ? norm.before + norm.after : 0)),
+        pixel(groups * pitch) {}
+
+  A* row_span(Scratch& scratch, int64_t width) const {
+    return scratch.span<A>(width * pixel + norm.size, norm.size);
+  }
+
+  // op(v, c): v holds channels c and on.
+  template <class Op>
+  void read_row(const Tensor& t, int64_t n, int64_t h, int64_t width, A* out, Op op) const {
+    const T* x = static_cast<const T*>(t.data) + n * t.n + h * t.h;
+    for (int64_t w = 0; w < width; ++w)
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t c = g * channels;
+        read(x + w * t.w + c * t.c, t.c, channels, out + w * pixel + g * pitch + head,
+             [&](Vec<A> v, int64_t i) { return op(v, c + i); });
+      }
+  }
+
+  void write_row(const A* in, const Tensor& t, int64_t n, int64_t h, int64_t width) const {
+    T* out = static_cast<T*>(t.data) + n * t.n + h * t.h;
+    for (int64_t w = 0; w < width; ++w)
+      for (int64_t g = 0; g < groups; ++g)
+        write(in + w * pixel + g * pitch + head, channels, out + w * t.w + g * channels);
+  }
+
+  // The row seen from `back` channels earlier to norm.size - 1 later than that.
+  void window(const A* row, int64_t back, const A** out) const {
+    for (int64_t j = 0; j < norm.size; ++j) out[j] = row - back + j;
+  }
+};
+
+template <class T>
+class PixelsForward : Pixels<T> {
+  using Base = Pixels<T>;
+  using A = typename T::Acc;
+  using Base::p, Base::geometry, Base::norm, Base::functions, Base::lrn, Base::pool, Base::pool_first,
+      Base::pixel;
+
+ public:
+  PixelsForward(const EpilogueParams& params, Scratch& scratch)
+      : Base(params), bands_(p.N, p.OH, p.OH, forward_tasks(p)), held_(pool ? std::min(geometry.extent, p.H) : 1) {
+    rows_ = scratch.span<A*>(held_);
+    for (int64_t i = 0; i < held_; ++i) {
+      A* row = this->row_span(scratch, p.W);
+      if (rows_) rows_[i] = row;
+    }
+    bias_ = scratch.span<A>(p.bias ? p.C : 0);
+    if (bias_ && p.bias) read(static_cast<const T*>(p.bias), 1, p.C, bias_);
+    input_ = this->row_span(scratch, lrn && !pool_first ? p.W : 0);
+    pooled_ = this->row_span(scratch, pool ? p.OW : 0);
+    normal_ = this->row_span(scratch, lrn && pool_first ? p.OW : 0);
+    window_ = scratch.span<const A*>(norm.size);
+    spans_ = scratch.span<const A*>(p.pool.kh * p.pool.kw);
+    places_ = scratch.span<int32_t>(p.pool.kh * p.pool.kw);
+    place_ = scratch.span<Int<A>>(pool ? pixel : 0);
+  }
+
+  int64_t tasks() const { return p.N * bands_.per_image; }
+
+  void run(int64_t task, double*) {
+    n_ = bands_.image(task);
+    const Rows out = bands_(task), in = geometry.inputs_of(out), own = geometry.owned_by(out);
+    const bool keeps = p.r.data && !pool_first;
+    int64_t next = in.begin;
+    for (int64_t oh = out.begin; oh < out.end; ++oh) {
+      const Rows need = geometry.inputs_of({oh, oh + 1});
+      for (; next < need.end; ++next) take(next, keeps && next >= own.begin && next < own.end);
+      give(oh);
+    }
+    if (keeps)
+      for (; next < own.end; ++next) take(next, true);
+  }
+
+ private:
+  A* held(int64_t h) const { return rows_[h % held_]; }
+
+  // Bias and ReLU, and the LRN if pooling comes after it: input row h, among those held.
+  void take(int64_t h, bool keep) {
+    A* row = lrn && !pool_first ? input_ : held(h);
+    const A* bias = p.bias ? bias_ : nullptr;
+    this->read_row(p.x, n_, h, p.W, row, [&](Vec<A> v, int64_t c) {
+      if (bias) v += load<Vec<A>>(bias + c);
+      return p.relu ? rectify<A>(v) : v;
+    });
+    if (keep) this->write_row(row, p.r, n_, h, p.W);
+    if (row == input_) {
+      this->window(row, norm.before, window_);
+      functions.normalise(window_, norm, p.W * pixel, held(h));
+    }
+  }
+
+  // Pooling, the LRN if it comes last, and row oh of the output.
+  void give(int64_t oh) {
+    const A* result = pool ? pooled_ : held(oh);
+    if (pool) pool_row(oh);
+    if (pool_first) {
+      if (p.r.data) this->write_row(pooled_, p.r, n_, oh, p.OW);
+      if (lrn) {
+        this->window(pooled_, norm.before, window_);
+        functions.normalise(window_, norm, p.OW * pixel, normal_);
+        result = normal_;
+      }
+    }
+    this->write_row(result, p.y, n_, oh, p.OW);
+  }
+
+  void pool_row(int64_t oh) {
+    for (int64_t ow = 0; ow < p.OW; ++ow) {
+      A* out = pooled_ + ow * pixel;
+      const Candidates<A> from = candidates(oh, ow);
+      if (from.count == 0) {
+        std::fill(out, out + pixel, -std::numeric_limits<A>::infinity());
+        std::fill(place_, place_ + pixel, Int<A>(-1));
+      } else {
+        maximum(from, pixel, out, p.offsets.data ? place_ : nullptr);
+      }
+      if (p.offsets.data) write_places(oh, ow);
+    }
+    std::fill(pooled_ + p.OW * pixel, pooled_ + p.OW * pixel + lanes<A>, A(0));  // the last spill
+  }
+
+  Candidates<A> candidates(int64_t oh, int64_t ow) {
+    const Pool& pool = p.pool;
+    int64_t count = 0;
+    for (int64_t i = 0; i < pool.kh; ++i) {
+      const int64_t h = geometry.top(oh) + i * pool.dh;
+      if (h < 0 || h >= p.H) continue;
+      for (int64_t j = 0; j < pool.kw; ++j) {
+        const int64_t w = ow * pool.sw - pool.pw + j * pool.dw;
+        if (w < 0 || w >= p.W) continue;
+        spans_[count] = held(h) + w * pixel;
+        places_[count++] = int32_t(i * pool.kw + j);
+      }
+    }
+    return {spans_, places_, count};
+  }
+
+  void write_places(int64_t oh, int64_t ow) const {
+    const Tensor& t = p.offsets;
+    for (int64_t g = 0; g < this->groups; ++g) {
+      const Int<A>* place = place_ + g * this->pitch + this->head;
+      const int64_t start = n_ * t.n + oh * t.h + ow * t.w + g * this->channels;
+      if (p.offset_bytes == 1)
+        std::copy(place, place + this->channels, static_cast<uint8_t*>(t.data) + start);
+      else
+        std::copy(place, place + this->channels, static_cast<int32_t*>(t.data) + start);
+    }
+  }
+
+  Bands bands_;
+  int64_t held_;  // rows of a window
+  A **rows_, *bias_, *input_, *pooled_, *normal_;
+  const A **window_, **spans_;
+  int32_t* places_;
+  Int<A>* place_;
+  int64_t n_;
+};
+
+template <class T>
+class PixelsBackward : Pixels<T> {
+  using Base = Pixels<T>;
+  using A = typename T::Acc;
+  using Base::p, Base::geometry, Base::norm, Base::functions, Base::lrn, Base::pool, Base::pool_first,
+      Base::pixel;
+
+ public:
+  PixelsBackward(const EpilogueParams& params, Scratch& scratch)
+      : Base(params), bands_(p.N, p.H, 8, kBackwardTasks), held_(pool ? (geometry.extent - 1) / p.pool.sh + 1 : 1) {
+    rows_ = scratch.span<A*>(held_);
+    offsets_ = scratch.span<Int<A>*>(held_);
+    for (int64_t i = 0; i < held_; ++i) {
+      A* row = this->row_span(scratch, p.OW);
+      Int<A>* offsets = scratch.span<Int<A>>(pool ? p.OW * pixel : 0);
+      if (rows_) rows_[i] = row, offsets_[i] = offsets;
+    }
+    const int64_t width = std::max(p.W, p.OW);
+    spread_ = this->row_span(scratch, pool ? p.W : 0);
+    r_ = this->row_span(scratch, p.r.data ? width : 0);
+    direct_ = this->row_span(scratch, lrn ? width : 0);
+    cross_ = this->row_span(scratch, lrn ? width : 0);
+    window_ = scratch.span<const A*>(norm.size);
+    row_sums_ = scratch.span<A>(pixel);
+  }
+
+  int64_t tasks() const { return p.N * bands_.per_image; }
+
+  // sums: the task's share of the bias gradient, (C,).
+  void run(int64_t task, double* sums) {
+    n_ = bands_.image(task);
+    const Rows in = bands_(task);
+    int64_t next = geometry.outputs_of(in).begin;
+    for (int64_t h = in.begin; h < in.end; ++h) {
+      const Rows need = geometry.outputs_of({h, h + 1});
+      for (; next < need.end; ++next) take(next);
+      A* g = pool ? spread_ : rows_[h % held_];
+      if (pool) spread(h, need);
+      if (!pool_first) through(h, p.W, g);
+      if (sums) add_sums(g, sums);
+      this->write_row(g, p.x, n_, h, p.W);
+    }
+  }
+
+ private:
+  // The gradient of output row oh, among those held; through LRN and ReLU if pooling came first.
+  void take(int64_t oh) {
+    A* row = rows_[oh % held_];
+    this->read_row(p.y, n_, oh, p.OW, row, same);
+    if (pool) read_offsets(oh, offsets_[oh % held_]);
+    if (pool_first) through(oh, p.OW, row);
+  }
+
+  void read_offsets(int64_t oh, Int<A>* out) const {
+    const Tensor& t = p.offsets;
+    for (int64_t w = 0; w < p.OW; ++w)
+      for (int64_t g = 0; g < this->groups; ++g) {
+        Int<A>* to = out + w * pixel + g * this->pitch + this->head;
+        const int64_t start = n_ * t.n + oh * t.h + w * t.w + g * this->channels;
+        if (p.offset_bytes == 1)
+          std::copy_n(static_cast<const uint8_t*>(t.data) + start, this->channels, to);
+        else
+          std::copy_n(static_cast<const int32_t*>(t.data) + start, this->channels, to);
+      }
+  }
+
+  // Input row h gathers from the pooled rows whose windows hold it, where the offset names it.
+  void spread(int64_t h, Rows pooled) {
+    const Pool& pool = p.pool;
+    std::fill(spread_, spread_ + p.W * pixel, A(0));
+    for (int64_t oh = pooled.begin; oh < pooled.end; ++oh) {
+      const int64_t down = h - geometry.top(oh);
+      if (down % pool.dh != 0 || down / pool.dh >= pool.kh) continue;
+      for (int64_t ow = 0; ow < p.OW; ++ow)
+        for (int64_t j = 0; j < pool.kw; ++j) {
+          const int64_t w = ow * pool.sw - pool.pw + j * pool.dw;
+          if (w < 0 || w >= p.W) continue;
+          const int64_t from = ow * pixel;
+          add_chosen(rows_[oh % held_] + from, offsets_[oh % held_] + from,
+                     Int<A>(down / pool.dh * pool.kw + j), spread_ + w * pixel);
+        }
+    }
+  }
+
+  // One pixel; exactly its own channels, since a spill would be added to a neighbour.
+  void add_chosen(const A* g, const Int<A>* offsets, Int<A> place, A* out) const {
+    constexpr int L = lanes<A>;
+    int64_t i = 0;
+    for (; i + L <= pixel; i += L) {
+      const Vec<A> zero = {};
+      const auto chosen = load<IntVec<A>>(offsets + i) == place;
+      store(out + i, load<Vec<A>>(out + i) + (chosen ? load<Vec<A>>(g + i) : zero));
+    }
+    for (; i < pixel; ++i) out[i] += offsets[i] == place ? g[i] : A(0);
+  }
+
+  // g: a row of gradients at the LRN's output, or the ReLU's; becomes that of the input to both.
+  void through(int64_t h, int64_t width, A* g) {
+    if (!p.r.data) return;
+    const int64_t n = width * pixel;
+    this->read_row(p.r, n_, h, width, r_, same);
+    if (lrn) {
+      this->window(r_, norm.before, window_);
+      functions.gradient_terms(g, window_, norm, n, direct_, cross_);
+      silence(cross_, width);
+      this->window(cross_, norm.after, window_);
+      functions.gradient(direct_, r_, window_, norm, n, g);
+    }
+    if (p.relu) mask(r_, n, g);
+  }
+
+  // Zeros around the groups again: with k = 0 they may have become NaN, and neighbours read them.
+  void silence(A* row, int64_t width) const {
+    for (int64_t at = 0; at < width * pixel; at += this->pitch) {
+      std::fill(row + at, row + at + this->head, A(0));
+      std::fill(row + at + this->head + this->channels, row + at + this->pitch, A(0));
+    }
+  }
+
+  void add_sums(const A* g, double* sums) {
+    std::fill(row_sums_, row_sums_ + pixel, A(0));
+    for (int64_t w = 0; w < p.W; ++w)
+      for (int64_t i = 0; i < pixel; ++i) row_sums_[i] += g[w * pixel + i];
+    for (int64_t group = 0; group < this->groups; ++group)
+      for (int64_t c = 0; c < this->channels; ++c)
+        sums[group * this->channels + c] += double(row_sums_[group * this->pitch + this->head + c]);
+  }
+
+  static constexpr auto same = [](Vec<A> v, int64_t) { return v; };
+
+  Bands bands_;
+  int64_t held_;  // pooled rows whose windows hold one input row
+  A **rows_, *spread_, *r_, *direct_, *cross_, *row_sums_;
+  Int<A>** offsets_;
+  const A** window_;
+  int64_t n_;
+};
+
+}  // namespace fastcnn::FASTCNN_ISA

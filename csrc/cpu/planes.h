@@ -1,0 +1,407 @@
+// NCHW: vectors lie over the pixels of a channel, and an LRN goes down the channels with a ring of planes.
+// A task is a band of rows of one image, all its channels.
+#pragma once
+
+#include <limits>
+
+#include "geometry.h"
+#include "spans.h"
+
+namespace fastcnn::FASTCNN_ISA {
+
+// A task's spans stay within the L2 cache.
+constexpr int64_t kPlanesBudget = 128 * 1024;
+
+// What forward and backward share: the launch's constants, and rows of a channel in and out of scratch.
+template <class T>
+struct Planes {
+  using A = typename T::Acc;
+
+  const EpilogueParams& p;
+  Geometry geometry;
+  Norm<A> norm;
+  NormFunctions<A> functions;
+  bool lrn, pool, pool_first;
+  int64_t ring;  // planes held at once: the LRN's window
+
+  explicit Planes(const EpilogueParams& params)
+      : p(params),
+        geometry(params),
+        norm(params.lrn),
+        functions(NormFunctions<A>::of(params.lrn)),
+        lrn(params.lrn.size > 0),
+        pool(params.pool.kh > 0),
+        pool_first(pool && (params.pool.first || !lrn)),
+        ring(lrn ? params.lrn.size : 1) {}
+
+  // Rows that `spans` spans may hold.
+  int64_t rows_within_budget(int64_t spans) const {
+    return kPlanesBudget / (spans * int64_t(sizeof(A)) * std::max<int64_t>(1, p.W));
+  }
+
+  template <class Op>
+  void read_rows(const Tensor& t, int64_t n, int64_t c, Rows rows, int64_t width, A* out, Op op) const {
+    const T* x = static_cast<const T*>(t.data) + n * t.n + c * t.c;
+    if (t.w == 1 && t.h == width)
+      return read(x + rows.begin * t.h, 1, rows.count() * width, out, op);
+    for (int64_t h = rows.begin; h < rows.end; ++h, out += width) read(x + h * t.h, t.w, width, out, op);
+  }
+
+  void write_rows(const A* in, int64_t width, const Tensor& t, int64_t n, int64_t c, Rows rows) const {
+    T* out = static_cast<T*>(t.data) + n * t.n + c * t.c;
+    write(in, rows.count() * width, out + rows.begin * t.h);
+  }
+
+  // The spans of channels c-back .. c-back+size-1; silent stands for those outside of c's group.
+  void window(A* const* planes, const A* silent, int64_t c, int64_t back, Rows group,
+              const A** out) const {
+    for (int64_t j = 0; j < norm.size; ++j) {
+      const int64_t channel = c - back + j;
+      const bool inside = channel >= group.begin && channel < group.end;
+      out[j] = inside ? planes[channel % ring] : silent;
+    }
+  }
+};
+
+// Max pooling of one channel's rows. Columns are first dealt out by their place in the stride, with the
+// padding, so that a window's candidates for neighbouring outputs lie side by side.
+template <class A>
+class PlanePool {
+ public:
+  PlanePool(const EpilogueParams& p, Scratch& scratch, int64_t rows) : p_(p), pool_(p.pool), geometry_(p) {
+    const int64_t columns = (p.OW - 1) * pool_.sw + (pool_.kw - 1) * pool_.dw + 1;
+    phase_ = round_up((columns + pool_.sw - 1) / pool_.sw, lanes<A>) + lanes<A>;
+    dealt_ = scratch.span<A>(rows * pool_.sw * phase_, 0);
+    place_ = scratch.span<Int<A>>(p.OW);
+    spans_ = scratch.span<const A*>(pool_.kh * pool_.kw);
+    places_ = scratch.span<int32_t>(pool_.kh * pool_.kw);
+  }
+
+  // in: the rows `have` of channel c; out: the rows `want` of its pooled map.
+  void run(const A* in, Rows have, Rows want, int64_t n, int64_t c, A* out) {
+    for (int64_t h = 0; h < have.count(); ++h) deal(in + h * p_.W, dealt_ + h * pool_.sw * phase_);
+    for (int64_t oh = want.begin; oh < want.end; ++oh, out += p_.OW) {
+      const Candidates<A> from = candidates(oh, have);
+      if (from.count == 0) {
+        std::fill(out, out + p_.OW, -std::numeric_limits<A>::infinity());
+        std::fill(place_, place_ + p_.OW, Int<A>(-1));
+      } else {
+        maximum(from, p_.OW, out, p_.offsets.data ? place_ : nullptr);
+        leave_padding(from.places[0]);
+      }
+      if (p_.offsets.data) write_places(n, c, oh);
+    }
+    std::fill(out, out + lanes<A>, A(0));  // what the last row's last vector spilt
+  }
+
+ private:
+  void deal(const A* row, A* out) const {
+    constexpr A lowest = -std::numeric_limits<A>::infinity();
+    const int64_t stride = pool_.sw;
+    for (int64_t q = 0; q < stride; ++q, out += phase_) {
+      const int64_t first = q - pool_.pw;  // the input column that comes first in this phase
+      const int64_t begin = first >= 0 ? 0 : std::min((-first + stride - 1) / stride, phase_);
+      const int64_t end = clamp((p_.W - first + stride - 1) / stride, begin, phase_);
+      std::fill(out, out + begin, lowest);
+      if (stride == 2)
+        for (int64_t j = begin; j < end; ++j) out[j] = row[first + j * 2];
+      else
+        for (int64_t j = begin; j < end; ++j) out[j] = row[first + j * stride];
+      std::fill(out + end, out + phase_, lowest);
+    }
+  }
+
+  Candidates<A> candidates(int64_t oh, Rows have) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < pool_.kh; ++i) {
+      const int64_t h = geometry_.top(oh) + i * pool_.dh;
+      if (h < 0 || h >= p_.H) continue;
+      const A* row = dealt_ + (h - have.begin) * pool_.sw * phase_;
+      for (int64_t j = 0; j < pool_.kw; ++j, ++count) {
+        const int64_t column = j * pool_.dw;
+        spans_[count] = row + column % pool_.sw * phase_ + column / pool_.sw;
+        places_[count] = int32_t(i * pool_.kw + j);
+      }
+    }
+    return {spans_, places_, count};
+  }
+
+  // A window of nothing but -inf keeps the place it began with, which may be in the left padding: its
+  // first place inside takes over, or none (-1) where dilation leaves no place inside.
+  void leave_padding(int32_t first_place) {
+    for (int64_t ow = 0; ow < p_.OW && ow * pool_.sw < pool_.pw; ++ow) {
+      const int64_t left = ow * pool_.sw - pool_.pw;
+      const int64_t inside = (-left + pool_.dw - 1) / pool_.dw;
+      if (place_[ow] % pool_.kw >= inside) continue;
+      place_[ow] = left + inside * pool_.dw < p_.W && inside < pool_.kw ? first_place + inside : -1;
+    }
+  }
+
+  void write_places(int64_t n, int64_t c, int64_t oh) const {
+    const int64_t start = n * p_.offsets.n + c * p_.offsets.c + oh * p_.offsets.h;
+    if (p_.offset_bytes == 1)
+      std::copy(place_, place_ + p_.OW, static_cast<uint8_t*>(p_.offsets.data) + start);
+    else
+      std::copy(place_, place_ + p_.OW, static_cast<int32_t*>(p_.offsets.data) + start);
+  }
+
+  const EpilogueParams& p_;
+  const Pool& pool_;
+  Geometry geometry_;
+  int64_t phase_;
+  A* dealt_;
+  Int<A>* place_;
+  const A** spans_;
+  int32_t* places_;
+};
+
+// Pooling backward on one channel: each pooled gradient goes to the input its offset names. The band of
+// input rows belongs to one task, so the order of additions is fixed.
+template <class A>
+class PlaneUnpool {
+ public:
+  PlaneUnpool(const EpilogueParams& p, Scratch& scratch) : p_(p), geometry_(p) {
+    const Pool& pool = p.pool;
+    places_ = std::max<int64_t>(256, pool.kh * pool.kw);
+    steps_ = scratch.span<int64_t>(places_);
+    if (!steps_) return;
+    std::fill(steps_, steps_ + places_, kNowhere);
+    for (int64_t i = 0; i < pool.kh * pool.kw; ++i)
+      steps_[i] = i / pool.kw * pool.dh * p.W + i % pool.kw * pool.dw;
+  }
+
+  // g: pooled gradients of row oh of channel c; adds to out, the input rows `rows`.
+  void add_row(const A* g, int64_t n, int64_t c, int64_t oh, Rows rows, A* out) const {
+    const int64_t start = n * p_.offsets.n + c * p_.offsets.c + oh * p_.offsets.h;
+    if (p_.offset_bytes == 1)
+      add(g, static_cast<const uint8_t*>(p_.offsets.data) + start, oh, rows, out);
+    else
+      add(g, static_cast<const int32_t*>(p_.offsets.data) + start, oh, rows, out);
+  }
+
+ private:
+  static constexpr int64_t kNowhere = std::numeric_limits<int64_t>::min() / 2;
+
+  template <class O>
+  void add(const A* g, const O* offsets, int64_t oh, Rows rows, A* out) const {
+    const int64_t origin = (geometry_.top(oh) - rows.begin) * p_.W - p_.pool.pw;
+    const uint64_t size = uint64_t(rows.count() * p_.W);
+    for (int64_t ow = 0; ow < p_.OW; ++ow) {
+      const uint64_t place = uint64_t(offsets[ow]);
+      const int64_t step = place < uint64_t(places_) ? steps_[place] : kNowhere;
+      const uint64_t to = uint64_t(origin + ow * p_.pool.sw + step);
+      if (to < size) out[to] += g[ow];
+    }
+  }
+
+  const EpilogueParams& p_;
+  Geometry geometry_;
+  int64_t places_;
+  int64_t* steps_;
+};
+
+template <class T>
+class PlanesForward : Planes<T> {
+  using Base = Planes<T>;
+  using A = typename T::Acc;
+  using Base::p, Base::geometry, Base::norm, Base::functions, Base::lrn, Base::pool, Base::pool_first,
+      Base::ring;
+
+ public:
+  PlanesForward(const EpilogueParams& params, Scratch& scratch)
+      : Base(params),
+        bands_(p.N, p.OH, most_rows(), forward_tasks(p)),
+        keeps_input_rows_(p.r.data && !pool_first),
+        rows_(std::min(p.H, pool ? bands_.band * p.pool.sh + geometry.extent + p.pool.ph : bands_.band)),
+        maxima_(p, scratch, pool ? rows_ : 0) {
+    const int64_t in = rows_ * p.W, out = bands_.band * p.OW;
+    planes_ = scratch.span<A*>(ring);
+    for (int64_t j = 0; j < ring; ++j) {
+      A* plane = scratch.span<A>(pool_first ? out : in);
+      if (planes_) planes_[j] = plane;
+    }
+    silent_ = scratch.span<A>(lrn ? (pool_first ? out : in) : 0);
+    window_ = scratch.span<const A*>(ring);
+    raw_ = scratch.span<A>(pool_first ? in : 0);
+    normal_ = scratch.span<A>(lrn ? (pool_first ? out : in) : 0);
+    pooled_ = scratch.span<A>(out);
+  }
+
+  int64_t tasks() const { return p.N * bands_.per_image; }
+
+  void run(int64_t task, double*) {
+    n_ = bands_.image(task);
+    out_ = bands_(task);
+    in_ = geometry.inputs_of(out_);
+    own_ = geometry.owned_by(out_);
+    if (keeps_input_rows_) in_.end = std::max(in_.end, own_.end);
+    const int64_t channels = p.C / p.lrn.groups;
+    for (int64_t c = 0; c < p.C; c += channels) run_group({c, c + channels});
+  }
+
+ private:
+  int64_t most_rows() const {
+    const int64_t rows = this->rows_within_budget(ring + 4);
+    return pool ? (rows - geometry.extent) / p.pool.sh + 1 : rows;
+  }
+
+  void run_group(Rows group) {
+    const int64_t ahead = lrn ? norm.after : 0;
+    for (int64_t c = group.begin; c < group.end + ahead; ++c) {
+      if (c < group.end) take(c);
+      if (c - ahead >= group.begin) give(c - ahead, group);
+    }
+  }
+
+  // Bias, ReLU, pooling if it comes first: channel c's plane of the ring.
+  void take(int64_t c) {
+    const A b = p.bias ? T::get(static_cast<const T*>(p.bias)[c]) : A(0);
+    A* plane = planes_[c % ring];
+    A* read_to = pool_first ? raw_ : plane;
+    if (p.relu)
+      this->read_rows(p.x, n_, c, in_, p.W, read_to, [b](Vec<A> v, int64_t) { return rectify<A>(v + b); });
+    else
+      this->read_rows(p.x, n_, c, in_, p.W, read_to, [b](Vec<A> v, int64_t) { return v + b; });
+    if (pool_first) maxima_.run(raw_, in_, out_, n_, c, plane);
+    if (!p.r.data) return;
+    if (pool_first)
+      this->write_rows(plane, p.OW, p.r, n_, c, out_);
+    else
+      this->write_rows(plane + (own_.begin - in_.begin) * p.W, p.W, p.r, n_, c, own_);
+  }
+
+  // The LRN, and pooling if it comes last: channel c of the output.
+  void give(int64_t c, Rows group) {
+    const A* result = planes_[c % ring];
+    if (lrn) {
+      const int64_t n = pool_first ? out_.count() * p.OW : in_.count() * p.W;
+      this->window(planes_, silent_, c, norm.before, group, window_);
+      functions.normalise(window_, norm, n, normal_);
+      result = normal_;
+    }
+    if (pool && !pool_first) {
+      maxima_.run(result, in_, out_, n_, c, pooled_);
+      result = pooled_;
+    }
+    this->write_rows(result, p.OW, p.y, n_, c, out_);
+  }
+
+  Bands bands_;
+  bool keeps_input_rows_;
+  int64_t rows_;  // of input, at most, in a task
+  PlanePool<A> maxima_;
+  A **planes_, *silent_, *raw_, *normal_, *pooled_;
+  const A** window_;
+  int64_t n_;
+  Rows out_, in_, own_;
+};
+
+template <class T>
+class PlanesBackward : Planes<T> {
+  using Base = Planes<T>;
+  using A = typename T::Acc;
+  using Base::p, Base::geometry, Base::norm, Base::functions, Base::lrn, Base::pool, Base::pool_first,
+      Base::ring;
+
+ public:
+  PlanesBackward(const EpilogueParams& params, Scratch& scratch)
+      : Base(params),
+        bands_(p.N, p.H, this->rows_within_budget(4 * ring + 2), kBackwardTasks),
+        width_(pool_first ? p.OW : p.W),
+        unpool_(p, scratch) {
+    const int64_t rows = pool_first ? std::min(p.OH, (bands_.band + geometry.extent) / p.pool.sh + 1)
+                                    : bands_.band;
+    for (A*** planes : {&r_, &direct_, &cross_}) {
+      *planes = scratch.span<A*>(ring);
+      for (int64_t j = 0; j < ring; ++j) {
+        A* plane = scratch.span<A>(lrn || planes == &r_ ? rows * width_ : 0);
+        if (*planes) (*planes)[j] = plane;
+      }
+    }
+    silent_ = scratch.span<A>(lrn ? rows * width_ : 0);
+    window_ = scratch.span<const A*>(ring);
+    g_ = scratch.span<A*>(ring);
+    for (int64_t j = 0; j < ring; ++j) {
+      A* plane = scratch.span<A>(rows * width_);
+      if (g_) g_[j] = plane;
+    }
+    row_ = scratch.span<A>(p.OW);
+    result_ = scratch.span<A>(lrn ? rows * width_ : 0);
+    spread_ = scratch.span<A>(pool_first ? bands_.band * p.W : 0);
+  }
+
+  int64_t tasks() const { return p.N * bands_.per_image; }
+
+  // sums: the task's share of the bias gradient, (C,).
+  void run(int64_t task, double* sums) {
+    n_ = bands_.image(task);
+    in_ = bands_(task);
+    out_ = geometry.outputs_of(in_);
+    at_ = pool_first ? out_ : in_;
+    size_ = at_.count() * width_;
+    sums_ = sums;
+    const int64_t channels = p.C / p.lrn.groups;
+    for (int64_t c = 0; c < p.C; c += channels) run_group({c, c + channels});
+  }
+
+ private:
+  void run_group(Rows group) {
+    const int64_t ahead = lrn ? norm.after : 0, behind = lrn ? norm.before : 0;
+    for (int64_t c = group.begin; c < group.end + ahead + behind; ++c) {
+      if (c < group.end) take(c);
+      const int64_t j = c - ahead, i = j - behind;
+      if (lrn && j >= group.begin && j < group.end) terms(j, group);
+      if (i >= group.begin && i < group.end) give(i, group);
+    }
+  }
+
+  // Channel c's gradient at the LRN's output (unpooled if pooling came after it), and its r.
+  void take(int64_t c) {
+    A* g = g_[c % ring];
+    if (p.r.data) this->read_rows(p.r, n_, c, at_, width_, r_[c % ring], same);
+    if (!pool || pool_first) return this->read_rows(p.y, n_, c, at_, width_, g, same);
+    std::fill(g, g + size_, A(0));
+    for (int64_t oh = out_.begin; oh < out_.end; ++oh) {
+      this->read_rows(p.y, n_, c, {oh, oh + 1}, p.OW, row_, same);
+      unpool_.add_row(row_, n_, c, oh, in_, g);
+    }
+  }
+
+  void terms(int64_t c, Rows group) {
+    this->window(r_, silent_, c, norm.before, group, window_);
+    functions.gradient_terms(g_[c % ring], window_, norm, size_, direct_[c % ring], cross_[c % ring]);
+  }
+
+  // Channel c's gradient through the LRN, the ReLU, and pooling if it came first.
+  void give(int64_t c, Rows group) {
+    const A* r = r_[c % ring];
+    A* g = g_[c % ring];
+    if (lrn) {
+      this->window(cross_, silent_, c, norm.after, group, window_);
+      functions.gradient(direct_[c % ring], r, window_, norm, size_, result_);
+      g = result_;
+    }
+    if (p.relu) mask(r, size_, g);
+    if (pool_first) {
+      std::fill(spread_, spread_ + in_.count() * p.W, A(0));
+      for (int64_t oh = out_.begin; oh < out_.end; ++oh)
+        unpool_.add_row(g + (oh - out_.begin) * p.OW, n_, c, oh, in_, spread_);
+      g = spread_;
+    }
+    if (p.bias) sums_[c] = total(g, in_.count() * p.W);
+    this->write_rows(g, p.W, p.x, n_, c, in_);
+  }
+
+  static constexpr auto same = [](Vec<A> v, int64_t) { return v; };
+
+  Bands bands_;
+  int64_t width_;  // of the rows that the LRN works on
+  PlaneUnpool<A> unpool_;
+  A **r_, **g_, **direct_, **cross_, *silent_, *row_, *result_, *spread_;
+  const A** window_;
+  int64_t n_, size_;
+  Rows in_, out_, at_;
+  double* sums_;
+};
+
+}  // namespace fastcnn::FASTCNN_ISA

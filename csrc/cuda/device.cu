@@ -1,0 +1,37 @@
+#include "device.h"
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+
+namespace fastcnn::cuda {
+
+namespace {
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // else the next launch would be blamed for it
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(error) + ", " +
+                           cudaGetErrorString(error));
+}
+
+}  // namespace
+
+int device_count() {
+  int count = 0;
+  check(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
+  return count;
+}
+
+std::string describe() {
+  std::string text = std::to_string(CUDART_VERSION / 1000) + "." +
+                     std::to_string(CUDART_VERSION % 1000 / 10) + ", for";
+  for (int arch : {__CUDA_ARCH_LIST__}) text += " sm_" + std::to_string(arch / 10);
+  try {
+    return text + ", devices: " + std::to_string(device_count());
+  } catch (const std::runtime_error& error) {
+    return text + ", no device (" + error.what() + ")";
+  }
+}
+
+}  // namespace fastcnn::cuda

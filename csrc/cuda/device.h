@@ -1,0 +1,14 @@
+// The CUDA side's view of the machine. No torch, and no CUDA header: the bindings include this.
+#pragma once
+
+#include <string>
+
+namespace fastcnn::cuda {
+
+// Throws std::runtime_error with CUDA's name for the reason where the driver can't tell.
+int device_count();
+
+// Runtime, compiled architectures and devices in one line; never throws for want of a GPU.
+std::string describe();
+
+}  // namespace fastcnn::cuda

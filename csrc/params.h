@@ -1,0 +1,45 @@
+// What a launch of an epilogue needs: plain pointers, sizes and strides, the same for every device.
+#pragma once
+
+#include <cstdint>
+
+namespace fastcnn {
+
+enum class Dtype : int { f32, f16, bf16, f64 };
+
+// (N, C, H, W): the first element and the strides in elements; data is null where there is none.
+struct Tensor {
+  void* data = nullptr;
+  int64_t n = 0, c = 0, h = 0, w = 0;
+};
+
+// o = r * (k + alpha/size * sum r^2)^-beta over size channels of one of groups; size 0: no LRN.
+struct Lrn {
+  int64_t size = 0, groups = 1;
+  double alpha = 0, beta = 0, k = 0;
+};
+
+// Rows, then columns. kh 0: no pooling. first: before the LRN.
+struct Pool {
+  int64_t kh = 0, kw = 0, sh = 1, sw = 1, ph = 0, pw = 0, dh = 1, dw = 1;
+  bool first = false;
+};
+
+struct EpilogueParams {
+  Dtype dtype = Dtype::f32;
+  int64_t N = 0, C = 0, H = 0, W = 0;  // of the input
+  int64_t OH = 0, OW = 0;              // of the output
+  bool channels_last = false;          // layout of the tensors that are written
+  bool relu = false;
+  Lrn lrn;
+  Pool pool;
+  Tensor x;        // the input; in backward its gradient
+  Tensor y;        // the output; in backward its gradient
+  Tensor r;        // what backward needs: the LRN's input, else the output of a ReLU
+  Tensor offsets;  // each pooled value's place in its window, row-major
+  int64_t offset_bytes = 1;
+  void* bias = nullptr;  // (C,); in backward its gradient
+  int64_t threads = 1;
+};
+
+}  // namespace fastcnn

@@ -1,0 +1,66 @@
+"""What a computation keeps for backward, and how long computations take beside each other."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Timing(NamedTuple):
+    """Seconds: the median of the repeats, and the quartiles on either side of it."""
+
+    median: float
+    low: float
+    high: float
+
+
+def bytes_kept(fn: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> int:
+    """Bytes that ``fn()`` keeps for its backward, each storage once, those of ``parameters`` left out.
+
+    A storage counts whole, however small the view of it that is kept.
+    """
+    own = {p.untyped_storage().data_ptr() for p in parameters}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used a second time
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        fn()
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+
+
+def _seconds(fn: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    fn()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def compare(fns: Mapping[str, Callable[[], Any]], repeats: int = 7) -> dict[str, Timing]:
+    """Wall-clock time of each function. They take turns, so that what slows the machine slows all.
+
+    Every function runs once before the clock starts.
+
+    Raises:
+        ValueError: fewer than two repeats, which have no spread.
+    """
+    if repeats < 2:
+        raise ValueError(f"compare: repeats must be at least 2, but got {repeats}")
+    for fn in fns.values():
+        _seconds(fn)
+    rounds = [{name: _seconds(fn) for name, fn in fns.items()} for _ in range(repeats)]
+    return {name: _timing([times[name] for times in rounds]) for name in fns}
+
+
+def _timing(seconds: list[float]) -> Timing:
+    low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return Timing(median, low, high)

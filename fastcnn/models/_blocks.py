@@ -1,0 +1,188 @@
+"""A network as a table of rows, and each row as a fused block or as the torch layers it stands for."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..nn import ConvBlock2d
+from ..stages import LRN, MaxPool
+
+Named = list[tuple[str, torch.nn.Module]]
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution with ReLU; weights drawn from N(0, std), or as torch does where std is None."""
+
+    name: str
+    channels: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    groups: int = 1
+    lrn: LRN | None = None
+    pool: MaxPool | None = None
+    order: str = "lrn_pool"
+    std: float | None = None
+    bias: float = 0
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A dense layer with ReLU, or one output per class and no ReLU where features is None."""
+
+    name: str
+    features: int | None = None
+    dropout: bool = False  # on what comes in
+    std: float | None = None
+    bias: float = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """A network: its rows, and which images it takes."""
+
+    convs: tuple[Conv, ...]
+    map_size: int  # rows and columns of the last map
+    denses: tuple[Dense, ...]
+    margins: Callable[[int], tuple[int, int] | None]  # zeros before and after a size; None: refused
+    sizes: str  # those that margins takes, in words
+    adaptive: bool = False  # average whatever the last map is to map_size
+
+
+class GroupedLRN(torch.nn.Module):
+    """:class:`fastcnn.LRN` by torch's own function, in float32 for the half types it refuses or overflows.
+
+    Shape: (N, C, H, W) or (C, H, W) to the same.
+    """
+
+    def __init__(self, spec: LRN) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, input: Tensor) -> Tensor:
+        spec = self.spec
+        half = input.dtype in (torch.float16, torch.bfloat16)
+        x = input.float() if half else input
+        towers = x.unflatten(-3, (spec.groups, -1)).flatten(end_dim=-4)
+        y = F.local_response_norm(towers, spec.size, spec.alpha, spec.beta, spec.k)
+        return y.view(input.shape).to(input.dtype)
+
+    def extra_repr(self) -> str:
+        return str(self.spec)
+
+
+def _fill(layer: torch.nn.Conv2d | torch.nn.Linear, row: Conv | Dense) -> None:
+    if row.std is not None and layer.bias is not None:
+        torch.nn.init.normal_(layer.weight, std=row.std)
+        torch.nn.init.constant_(layer.bias, row.bias)
+
+
+def block(row: Conv, in_channels: int, fused: bool) -> Named:
+    """One row as a ConvBlock2d, or as plain layers of which the convolution has the same name."""
+    conv = (in_channels, row.channels, row.kernel, row.stride, row.padding, 1, row.groups)
+    layer = (
+        ConvBlock2d(*conv, lrn=row.lrn, pool=row.pool, order=row.order)
+        if fused
+        else torch.nn.Conv2d(*conv)
+    )
+    _fill(layer, row)
+    if fused:
+        return [(row.name, layer)]
+    norm: Named = [(f"{row.name}_norm", GroupedLRN(row.lrn))] if row.lrn else []
+    pool: Named = [(f"{row.name}_pool", _plain_pool(row.pool))] if row.pool else []
+    after = norm + pool if row.order == "lrn_pool" else pool + norm
+    return [(row.name, layer), (f"{row.name}_relu", torch.nn.ReLU(inplace=True)), *after]
+
+
+def _plain_pool(pool: MaxPool) -> torch.nn.MaxPool2d:
+    return torch.nn.MaxPool2d(
+        pool.kernel_size,  # type: ignore[arg-type]
+        pool.stride,  # type: ignore[arg-type]
+        pool.padding,  # type: ignore[arg-type]
+        pool.dilation,  # type: ignore[arg-type]
+        ceil_mode=pool.ceil_mode,
+    )
+
+
+def dense(row: Dense, in_features: int, num_classes: int, dropout: float) -> Named:
+    """One row as plain layers, whichever way the convolutions are built."""
+    last = row.features is None
+    layer = torch.nn.Linear(in_features, num_classes if row.features is None else row.features)
+    _fill(layer, row)
+    before: Named = [(f"{row.name}_dropout", torch.nn.Dropout(dropout))] if row.dropout else []
+    after: Named = [] if last else [(f"{row.name}_relu", torch.nn.ReLU(inplace=True))]
+    return [*before, (row.name, layer), *after]
+
+
+class ConvNet(torch.nn.Module):
+    """A table's network: ``features`` (convolutions), ``avgpool``, ``classifier`` (dense layers).
+
+    Shape: (N, in_channels, H, W) to (N, num_classes), or without N.
+
+    Raises:
+        RuntimeError: an H or W that the table does not take; torch's own for a wrong number of channels.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        table: Table,
+        num_classes: int,
+        dropout: float,
+        in_channels: int,
+        fused: bool,
+    ) -> None:
+        super().__init__()
+        self.name, self.sizes, self.margins = name, table.sizes, table.margins
+        features: Named = []
+        for row in table.convs:
+            features += block(row, in_channels, fused)
+            in_channels = row.channels
+        classifier: Named = []
+        width = in_channels * table.map_size**2
+        for line in table.denses:
+            classifier += dense(line, width, num_classes, dropout)
+            width = line.features or width
+        self.features = torch.nn.Sequential(OrderedDict(features))
+        self.avgpool = (
+            torch.nn.AdaptiveAvgPool2d(table.map_size) if table.adaptive else torch.nn.Identity()
+        )
+        self.classifier = torch.nn.Sequential(OrderedDict(classifier))
+
+    def forward(self, input: Tensor) -> Tensor:
+        maps = self.avgpool(self.features(self._with_margins(input)))
+        return self.classifier(maps.flatten(-3))
+
+    def _with_margins(self, input: Tensor) -> Tensor:
+        """Zeros around the image, where the network has them."""
+        margins = [self.margins(size) for size in input.shape[-2:]]
+        if input.dim() not in (3, 4) or None in margins:
+            raise RuntimeError(
+                f"{self.name}: input must be (N, C, H, W) or (C, H, W) with H and W {self.sizes}, "
+                f"but got shape {tuple(input.shape)}"
+            )
+        padding = [zeros for margin in reversed(margins) for zeros in margin or ()]
+        return F.pad(input, padding) if any(padding) else input
+
+
+def build(
+    name: str,
+    tables: Mapping[str, Table],
+    variant: str,
+    num_classes: int,
+    dropout: float,
+    in_channels: int,
+    fused: bool,
+) -> ConvNet:
+    """The network of ``tables[variant]``; ValueError for a variant that is not there."""
+    if variant not in tables:
+        raise ValueError(f"{name}: variant must be one of {tuple(tables)}, but got {variant!r}")
+    title = f"{name}({variant!r})"
+    return ConvNet(title, tables[variant], num_classes, dropout, in_channels, fused)

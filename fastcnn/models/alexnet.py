@@ -1,0 +1,128 @@
+"""AlexNet as published, as reduced to one GPU in 2014, and as Caffe distributed it."""
+
+from __future__ import annotations
+
+from ..stages import LRN, MaxPool
+from ._blocks import Conv, ConvNet, Dense, Table, build
+
+_POOL = MaxPool(3, 2, ceil_mode=True)
+_POOL_2014 = MaxPool(3, 2)
+_LRN_2012 = LRN(5, 1e-4, 0.75, k=2, groups=2)
+_LRN_CAFFE = LRN(5, 1e-4, 0.75, k=1)
+
+
+def _towers(lrn: LRN, bias: float, order: str = "lrn_pool") -> tuple[Conv, ...]:
+    """Two half-width towers that meet in conv3 (Krizhevsky, Sutskever & Hinton 2012, §3.5)."""
+    return (
+        Conv("conv1", 96, 11, stride=4, lrn=lrn, pool=_POOL, order=order, std=0.01),
+        Conv("conv2", 256, 5, 1, 2, groups=2, lrn=lrn, pool=_POOL, order=order, std=0.01, bias=bias),
+        Conv("conv3", 384, 3, 1, 1, std=0.01),
+        Conv("conv4", 384, 3, 1, 1, groups=2, std=0.01, bias=bias),
+        Conv("conv5", 256, 3, 1, 1, groups=2, pool=_POOL, std=0.01, bias=bias),
+    )
+
+
+def _classifier(std: float, bias: float) -> tuple[Dense, ...]:
+    return (
+        Dense("fc6", 4096, std=std, bias=bias),
+        Dense("fc7", 4096, dropout=True, std=std, bias=bias),
+        Dense("fc8", dropout=True, std=0.01),
+    )
+
+
+# Named by torchvision's places, so that its checkpoint loads as it is.
+_CONVS_2014 = (
+    Conv("0", 64, 11, stride=4, padding=2, pool=_POOL_2014),
+    Conv("3", 192, 5, padding=2, pool=_POOL_2014),
+    Conv("6", 384, 3, padding=1),
+    Conv("8", 256, 3, padding=1),
+    Conv("10", 256, 3, padding=1, pool=_POOL_2014),
+)
+_CLASSIFIER_2014 = (
+    Dense("1", 4096, dropout=True),
+    Dense("4", 4096, dropout=True),
+    Dense("6"),
+)
+
+
+def _margins_2012(size: int) -> tuple[int, int] | None:
+    """cuda-convnet rounds the last window up: zeros after the image until whole windows cover it."""
+    return (0, -(size - 11) % 4) if 196 <= size <= 227 else None
+
+
+def _margins_2014(size: int) -> tuple[int, int] | None:
+    return (0, 0) if size >= 63 else None
+
+
+def _margins_caffe(size: int) -> tuple[int, int] | None:
+    return (0, 0) if 199 <= size <= 230 else None
+
+
+_SIZES_CAFFE = "from 199 to 230 (227 as published)"
+
+TABLES = {
+    "2012": Table(
+        _towers(_LRN_2012, bias=1),
+        6,
+        _classifier(std=0.01, bias=1),
+        _margins_2012,
+        "from 196 to 227 (224 as published)",
+    ),
+    "2014": Table(
+        _CONVS_2014,
+        6,
+        _CLASSIFIER_2014,
+        _margins_2014,
+        "at least 63 (224 as published)",
+        adaptive=True,
+    ),
+    "caffenet": Table(
+        _towers(_LRN_CAFFE, bias=1, order="pool_lrn"),
+        6,
+        _classifier(std=0.005, bias=1),
+        _margins_caffe,
+        _SIZES_CAFFE,
+    ),
+    "bvlc": Table(
+        _towers(_LRN_CAFFE, bias=0.1),
+        6,
+        _classifier(std=0.005, bias=0.1),
+        _margins_caffe,
+        _SIZES_CAFFE,
+    ),
+}
+
+
+def alexnet(
+    variant: str = "2012",
+    num_classes: int = 1000,
+    *,
+    dropout: float = 0.5,
+    in_channels: int = 3,
+    fused: bool = True,
+) -> ConvNet:
+    """AlexNet: five convolutions, three dense layers. Maps (N, in_channels, H, W) to (N, num_classes).
+
+    - "2012": Krizhevsky, Sutskever & Hinton 2012; 60,965,224 parameters. Two towers; LRN within each
+      (§3.3, k = 2) after the ReLU and before the overlapping pooling (§3.4); the paper's initial
+      weights (§5). alpha is divided by the window's size, as in the released code, not in the paper.
+      Takes 224 x 224 (zeros at the right and bottom make it 227), or any size that gives 6 x 6 maps.
+    - "2014": Krizhevsky 2014, "One weird trick", as in torchvision, whose checkpoint loads as it is;
+      61,100,840 parameters, no LRN, no towers; takes 63 x 63 and larger.
+    - "caffenet": Caffe's reference network, which pools before its LRN (k = 1, across both towers);
+      takes 227 x 227.
+    - "bvlc": Caffe's replica of the paper: "caffenet" with the LRN before the pooling, and initial
+      biases of 0.1 where it has 1.
+
+    Args:
+        variant: one of the above.
+        num_classes: outputs of the last layer.
+        dropout: probability that a value into the last two dense layers ("2014": the first two) is dropped.
+        in_channels: channels of the images.
+        fused: False builds the same network from torch's own layers, with the same state dict.
+
+    Raises:
+        ValueError: an unknown variant; a dropout outside 0 to 1.
+        RuntimeError: on the forward pass, an image of a size or number of channels that does not fit.
+    """
+    return build("alexnet", TABLES, variant, num_classes, dropout, in_channels, fused)
