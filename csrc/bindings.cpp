@@ -1,5 +1,6 @@
 // The module fastcnn._C: structs in, nothing out; errors arrive as ValueError or RuntimeError.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "cpu/epilogue.h"
 #include "params.h"
@@ -13,7 +14,7 @@ using namespace fastcnn;
 static py::dict build_info() {
   py::dict info;
   info["compiler"] = __VERSION__;
-  info["instruction set"] = cpu::instruction_set();
+  info["instruction set"] = cpu::instruction_sets().back();
   info["openmp"] = cpu::has_openmp() ? "yes" : "no, one thread";
 #ifdef FASTCNN_CUDA
   info["cuda"] = cuda::describe();
@@ -44,6 +45,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("offsets", &EpilogueParams::offsets)
       .def_readwrite("offset_bytes", &EpilogueParams::offset_bytes)
       .def_readwrite("threads", &EpilogueParams::threads)
+      .def_readwrite("isa", &EpilogueParams::isa)
       .def("sizes", [](EpilogueParams& p, int64_t n, int64_t c, int64_t h, int64_t w, int64_t oh,
                        int64_t ow) { p.N = n, p.C = c, p.H = h, p.W = w, p.OH = oh, p.OW = ow; })
       .def("bias", [](EpilogueParams& p, uintptr_t data) { p.bias = reinterpret_cast<void*>(data); })
@@ -54,6 +56,7 @@ PYBIND11_MODULE(_C, m) {
         p.pool = Pool{kh, kw, sh, sw, ph, pw, dh, dw, first};
       });
   m.def("build_info", &build_info);
+  m.def("instruction_sets", &cpu::instruction_sets);
   m.def("epilogue_forward", &cpu::epilogue_forward, py::call_guard<py::gil_scoped_release>());
   m.def("epilogue_backward", &cpu::epilogue_backward, py::call_guard<py::gil_scoped_release>());
 }

@@ -101,7 +101,8 @@ def _(grad: Tensor, r: Tensor | None, offsets: Tensor | None, *args: Any) -> tup
 
 
 def _keep(ctx: Any, stages: Stages, keeps: str | None, *tensors: Tensor | None) -> None:
-    ctx.save_for_backward(*(None if t is None or t.numel() == 0 else t for t in tensors))
+    kept = (t if t is not None and t.dim() > 1 else None for t in tensors)
+    ctx.save_for_backward(*kept)
     ctx.set_materialize_grads(False)
     ctx.stages, ctx.keeps, ctx.backend = stages, keeps, backends.current_backend()
 
@@ -258,13 +259,13 @@ def _vmap(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
     """Fold a mapped input into the batch; with mapped weights or bias, one call for each."""
 
     def rule(info: Any, dims: tuple[Any, ...], x: Tensor, *args: Any) -> tuple[Tensor, int]:
-        if all(d is None for d in dims[1:]):
+        if not any(isinstance(d, int) for d in dims[1:]):
             x = x.movedim(dims[0], 0)
             return op(x.flatten(0, 1), *args).unflatten(0, x.shape[:2]), 0
 
         def sample(i: int) -> list[Any]:
             pairs = zip((x, *args), dims, strict=True)
-            return [t if d is None else t.select(d, i) for t, d in pairs]
+            return [t.select(d, i) if isinstance(d, int) else t for t, d in pairs]
 
         return torch.stack([op(*sample(i)) for i in range(info.batch_size)]), 0
 

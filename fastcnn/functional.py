@@ -157,8 +157,8 @@ def conv2d_block(
         RuntimeError, ValueError, TypeError: torch's for the convolution, epilogue's for the rest.
     """
     stages = Stages(relu, lrn, pool, order)
-    fused = input.dim() in (3, 4) and input.dtype in DTYPES and not stages.empty
-    if not fused:
+    fits = input.dim() in (3, 4) and weight.dim() == 4  # if not, torch's conv2d says what is wrong
+    if not fits or input.dtype not in DTYPES or stages.empty:
         a = F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
         return _run(a, None, stages)
     if input.dim() == 3:

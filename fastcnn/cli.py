@@ -1,0 +1,101 @@
+"""``python -m fastcnn``: one function for each command."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from . import __version__, _native, available_backends
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; its exit status, 2 for a wrong command line as argparse has it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fastcnn", description="Fused CNN kernels for PyTorch."
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+    _add(commands, info, "versions, backends, hardware")
+    demonstration = _add(
+        commands, demo, "train LeNet-5 on real digits, then time fused against plain"
+    )
+    demonstration.add_argument(
+        "--out", type=Path, default=Path("demo"), help="folder for weights and pictures"
+    )
+    demonstration.add_argument("--epochs", type=_positive, help="passes over the digits")
+    demonstration.add_argument(
+        "--seed", type=int, default=0, help="draws split, weights and batches"
+    )
+    args = parser.parse_args(argv)
+    return args.run(args)
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    run: Callable[[argparse.Namespace], int],
+    help: str,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(run.__name__, help=help, description=help)
+    command.set_defaults(run=run)
+    return command
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, but got {text!r}")
+    return int(text)
+
+
+def info(args: argparse.Namespace) -> int:
+    """Print what a report of a problem should carry."""
+    for key, value in _facts():
+        print(f"{key}: {value}")
+    return 0
+
+
+def _facts() -> Iterator[tuple[str, str]]:
+    yield "fastcnn", __version__
+    yield "python", platform.python_version()
+    yield "torch", torch.__version__
+    yield "triton", _installed("triton")
+    for name, reason in available_backends().items():
+        yield f"backend {name}", reason or "available"
+    if _native.missing_reason() is None:
+        for key, value in _native.load().build_info().items():
+            yield f"extension {key}", value
+    yield "instruction set", torch.backends.cpu.get_cpu_capability()
+    yield "threads", str(torch.get_num_threads())
+    yield "OpenMP in torch", "yes" if torch.backends.openmp.is_available() else "no"
+    yield "GPU", ", ".join(_gpus()) or "none"
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _gpus() -> list[str]:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.cuda.get_device_name(i) for i in range(count)]
+
+
+def demo(args: argparse.Namespace) -> int:
+    """Run the demo; 1 where something is missing or can't be written, 130 on Ctrl-C."""
+    from . import demo as demonstration
+
+    try:
+        demonstration.run(args.out, args.epochs, args.seed)
+    except KeyboardInterrupt:
+        print("demo: interrupted; no file is half-written", file=sys.stderr)
+        return 130
+    except (OSError, ModuleNotFoundError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    return 0

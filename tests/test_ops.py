@@ -1,0 +1,254 @@
+"""The ops in torch's machinery: derivatives, opcheck, compile, export, autocast, transforms, what is kept."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+
+import fastcnn
+from fastcnn import LRN, MaxPool
+from fastcnn import functional as F
+from fastcnn.testing import assert_close
+
+POOLS = [None, MaxPool(3, 2), MaxPool(2, 1, 1, 2, True)]
+NORMS = [None, LRN(5, 0.1, 0.75, 2.0), LRN(4, 0.1, 0.6, 1.0, 2), LRN(3, 0.2, 0.5), LRN(3, 0.2, 1.0)]
+OPTIONS = [
+    (order, lrn, pool, relu, bias)
+    for order, lrn, pool, relu, bias in product(
+        ("lrn_pool", "pool_lrn"), NORMS, POOLS, (True, False), (True, False)
+    )
+    if lrn or pool or relu or bias
+]
+
+
+def leaves(bias, *shape, dtype=torch.float64):
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    return (x, torch.randn(shape[1], dtype=dtype, requires_grad=True)) if bias else (x,)
+
+
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_derivatives_of_the_epilogue(format):
+    for order, lrn, pool, relu, bias in OPTIONS:
+        x, *rest = leaves(bias, 2, 4, 5, 6)
+        x = x.detach().contiguous(memory_format=format).requires_grad_()
+
+        def f(x, *bias, relu=relu, lrn=lrn, pool=pool, order=order):
+            return F.epilogue(x, *bias, relu=relu, lrn=lrn, pool=pool, order=order)
+
+        assert torch.autograd.gradcheck(f, (x, *rest), fast_mode=True)
+        assert torch.autograd.gradgradcheck(f, (x, *rest), fast_mode=True)
+
+
+BLOCKS = [
+    {"lrn": LRN(3, 0.1, 0.75, 2.0), "pool": MaxPool(3, 2)},
+    {"lrn": LRN(3, 0.1, 0.75, 2.0), "pool": MaxPool(3, 2), "order": "pool_lrn"},
+    {"lrn": LRN(3, 0.1), "relu": False},
+    {"pool": MaxPool(2)},
+    {},
+]
+
+
+def block_leaves(dtype=torch.float64):
+    torch.manual_seed(0)
+    shapes = ((2, 4, 6, 7), (4, 2, 3, 3), (4,))
+    return tuple(torch.randn(s, dtype=dtype, requires_grad=True) for s in shapes)
+
+
+@pytest.mark.parametrize("options", BLOCKS, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_derivatives_of_the_block(options, bias):
+    def f(x, weight, bias=None):
+        return F.conv2d_block(x, weight, bias, padding=1, groups=2, **options)
+
+    args = block_leaves()[: 3 if bias else 2]
+    assert torch.autograd.gradcheck(f, args, fast_mode=True)
+    assert torch.autograd.gradgradcheck(f, args, fast_mode=True)
+
+
+EPILOGUE = [
+    (True, [3.0, 0.1, 0.75, 2.0, 1.0], [3, 3, 2, 2, 0, 0, 1, 1, 0], "lrn_pool"),
+    (True, [3.0, 0.1, 0.75, 2.0, 2.0], [3, 3, 2, 2, 1, 1, 1, 1, 1], "pool_lrn"),
+    (False, [4.0, 0.1, 0.75, 2.0, 1.0], [], "lrn_pool"),
+    (True, [], [2, 2, 2, 2, 0, 0, 1, 1, 0], "lrn_pool"),
+    (False, [], [2, 2, 2, 2, 0, 0, 1, 1, 0], "lrn_pool"),
+    (True, [], [], "lrn_pool"),
+]
+
+
+@pytest.mark.parametrize("stages", EPILOGUE, ids=str)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_opcheck(stages, backend):
+    ops = torch.ops.fastcnn
+    x, bias = leaves(True, 2, 4, 9, 7, dtype=torch.float32)
+    _, weight, _ = block_leaves(torch.float32)
+    image = torch.randn(2, 4, 9, 9, requires_grad=True)
+    conv = ([1, 1], [1, 1], [1, 1], 2)
+    with fastcnn.use_backend(backend):
+        torch.library.opcheck(ops.epilogue.default, (x, bias, *stages))
+        torch.library.opcheck(ops.epilogue_forward.default, (x, bias, *stages, True))
+        torch.library.opcheck(ops.conv2d_block.default, (image, weight, bias, *conv, *stages))
+        torch.library.opcheck(
+            ops.conv2d_block_forward.default, (image, weight, bias, *conv, *stages, True)
+        )
+        with torch.no_grad():
+            y, r, offsets = ops.epilogue_forward(x, bias, *stages, True)
+            kept = r if r.numel() else (y if stages[0] else None)
+            rest = (offsets if stages[2] else None, *stages, list(x.shape), False, True)
+            grad = torch.randn_like(y)
+            torch.library.opcheck(ops.epilogue_backward.default, (grad, kept, *rest))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = fastcnn.nn.ConvBlock2d(3, 8, 3, lrn=LRN(), pool=MaxPool(3, 2))
+        self.norm = fastcnn.nn.LocalResponseNorm(5)
+        self.pool = fastcnn.nn.MaxPool2d(3, 2, 1)
+
+    def forward(self, x):
+        return self.pool(self.norm(self.block(x)).relu())
+
+
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_compile_without_a_graph_break(format):
+    torch.manual_seed(0)
+    net, x = Net(), torch.randn(2, 3, 16, 16).contiguous(memory_format=format)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(x), net(x))
+    grads = []
+    for model in (net, compiled):
+        net.zero_grad()
+        model(x).square().sum().backward()
+        grads.append([p.grad.clone() for p in net.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert_close(a, b)
+
+
+def test_compile_with_inductor_and_any_batch():
+    net = Net().eval()
+    compiled = torch.compile(net, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for batch in (2, 5):
+            x = torch.randn(batch, 3, 16, 16)
+            assert_close(compiled(x), net(x))
+
+
+def test_export_keeps_one_node_for_each_block():
+    net = Net()
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(net, (torch.randn(2, 3, 16, 16),), dynamic_shapes=({0: batch},))
+    targets = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
+    assert targets.count("fastcnn.conv2d_block.default") == 1
+    assert targets.count("fastcnn.epilogue.default") == 2
+    x = torch.randn(5, 3, 16, 16)
+    assert_close(program.module()(x), net(x))
+    assert_close(program.run_decompositions().module()(x), net(x))
+
+
+def test_autocast_runs_the_block_in_its_dtype():
+    x, weight, bias = block_leaves(torch.float32)
+    options = {"groups": 2, "lrn": LRN(3), "pool": MaxPool(2)}
+    with torch.autocast("cpu", torch.bfloat16):
+        y = F.conv2d_block(x, weight, bias, **options)
+        halves = (x.bfloat16(), weight.bfloat16(), bias.bfloat16())
+        assert y.dtype == torch.bfloat16
+        # a bias in float32 beside a convolution's output in bfloat16
+        assert F.epilogue(y.detach(), bias, lrn=LRN(3)).dtype == torch.bfloat16
+        assert F.local_response_norm(x, 3).dtype == torch.float32
+    assert torch.equal(y, F.conv2d_block(*halves, **options))
+    y.sum().backward()
+    assert weight.grad.dtype == torch.float32
+
+
+def test_function_transforms():
+    x, weight, bias = block_leaves()
+    options = {"groups": 2, "lrn": LRN(3, 0.1), "pool": MaxPool(2)}
+
+    def loss(x, weight, bias):
+        return F.conv2d_block(x, weight, bias, **options).square().sum()
+
+    expected = torch.autograd.grad(loss(x, weight, bias), (x, weight, bias))
+    actual = torch.func.grad(loss, (0, 1, 2))(x, weight, bias)
+    for a, b in zip(actual, expected, strict=True):
+        assert_close(a, b)
+    each = torch.func.vmap(torch.func.grad(loss, 1), (0, None, None))(x.detach(), weight, bias)
+    assert_close(each.sum(0), expected[1])
+    _, tangent = torch.func.jvp(lambda b: loss(x.detach(), weight.detach(), b), (bias.detach(),), (bias.detach(),))
+    assert_close(tangent, (expected[2] * bias).sum())
+
+
+@pytest.mark.parametrize("dims", [(0, None, None), (None, 0, None), (0, 0, 0), (1, None, 0), (None, None, 0)])
+def test_vmap(dims):
+    args = [
+        t.detach() if d is None else torch.stack([t.detach(), 2 * t.detach(), -t.detach()], d)
+        for t, d in zip(block_leaves(), dims, strict=True)
+    ]
+
+    def f(x, weight, bias):
+        y = F.conv2d_block(x, weight, bias, groups=2, lrn=LRN(3, 0.1), pool=MaxPool(2))
+        return F.epilogue(y, bias, relu=False, lrn=LRN(3))
+
+    expected = torch.stack(
+        [
+            f(*(t if d is None else t.select(d, i) for t, d in zip(args, dims, strict=True)))
+            for i in range(3)
+        ]
+    )
+    assert_close(torch.func.vmap(f, dims)(*args), expected)
+
+
+def kept_bytes(f, *inputs):
+    """Bytes that backward keeps besides what exists anyway: the inputs and the output."""
+    seen = {}
+
+    def pack(t):
+        seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = f(*inputs)
+    for t in (y, *inputs):
+        seen.pop(t.untyped_storage().data_ptr(), None)
+    return sum(seen.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backward_keeps_r_once_and_one_byte_per_pooled_value(dtype):
+    x, bias = leaves(True, 2, 8, 15, 15, dtype=dtype)
+    full, pooled = x.numel() * x.element_size(), 2 * 8 * 7 * 7
+    lrn, pool = LRN(), MaxPool(3, 2)
+    assert kept_bytes(lambda x, b: F.epilogue(x, b, lrn=lrn, pool=pool), x, bias) == full + pooled
+    assert kept_bytes(lambda x: F.epilogue(x, lrn=lrn), x) == full
+    assert kept_bytes(lambda x: F.local_response_norm(x, 5), x) == 0
+    assert kept_bytes(lambda x: F.max_pool2d(x, 3, 2), x) == pooled
+    assert kept_bytes(lambda x: F.epilogue(x, pool=pool), x) == pooled
+    small = pooled * x.element_size()
+    assert kept_bytes(lambda x: F.epilogue(x, lrn=lrn, pool=pool, order="pool_lrn"), x) == small + pooled
+    weight = torch.randn(8, 8, 1, 1, dtype=dtype, requires_grad=True)
+    block = kept_bytes(
+        lambda x, w, b: F.conv2d_block(x, w, b, lrn=lrn, pool=pool), x, weight, bias
+    )
+    assert block == full + pooled
+
+
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("order", ["lrn_pool", "pool_lrn"])
+def test_the_same_bits_for_every_run_and_thread_count(format, order):
+    torch.manual_seed(0)
+    x = torch.randn(5, 24, 27, 27).contiguous(memory_format=format).requires_grad_()
+    bias = torch.randn(24, requires_grad=True)
+    torch.use_deterministic_algorithms(True)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 4, 4):
+            torch.set_num_threads(count)
+            y = F.epilogue(x, bias, lrn=LRN(), pool=MaxPool(3, 2), order=order)
+            grads = torch.autograd.grad(y.square().sum(), (x, bias))
+            results.append((y.detach(), *grads))
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

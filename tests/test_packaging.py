@@ -1,0 +1,49 @@
+"""What an installed fastcnn promises besides its results."""
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastcnn
+from fastcnn.testing import backends
+
+
+def run(code: str) -> str:
+    """What code prints in a Python of its own, where no other test has imported anything."""
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
+def test_version_is_the_installed_one():
+    assert fastcnn.__version__ == importlib.metadata.version("fastcnn")
+
+
+def test_types_are_declared():
+    assert (Path(fastcnn.__file__).parent / "py.typed").is_file()
+
+
+def test_import_leaves_the_heavy_ones_out():
+    heavy = {"matplotlib", "rich", "triton"}
+    loaded = run(
+        "import sys, torch; before = set(sys.modules); import fastcnn\n"
+        "print(*(set(sys.modules) - before))"
+    ).split()
+    assert heavy.isdisjoint(loaded)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc/self/maps")
+@pytest.mark.skipif("cpu" not in backends(), reason="no native extension")
+def test_one_openmp_in_the_process():
+    maps = run("""
+import torch, fastcnn
+with fastcnn.use_backend("cpu"):
+    fastcnn.functional.epilogue(torch.ones(2, 8, 9, 9), lrn=fastcnn.LRN())
+print(open("/proc/self/maps").read())
+""")
+    libraries = {word for word in maps.split() if ".so" in word}
+    assert any("/_C." in path for path in libraries)
+    assert len([path for path in libraries if "/libgomp" in path or "/libiomp" in path]) == 1
