@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import functional, nn
+from . import functional, models, nn
 from .backends import available_backends, set_backend, use_backend
 from .stages import LRN, MaxPool
 
@@ -16,6 +16,7 @@ __all__ = [
     "MaxPool",
     "available_backends",
     "functional",
+    "models",
     "nn",
     "set_backend",
     "use_backend",

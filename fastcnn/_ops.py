@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import backends
 from .backends import reference
-from .backends.reference import convolve
+from .backends.reference import conv_output_size, convolve
 from .stages import Stages, check, memory_format
 
 _STAGES = "bool relu, float[] lrn, int[] pool, str order"
@@ -191,18 +191,10 @@ def _setup_block(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
     # The convolution's output lives inside the op alone, so what an LRN needs is always r.
     keeps = stages.residual(has_bias=True)
     y = output[0]
-    size = (x.shape[0], weight.shape[0], *_conv_output_size(x, weight, conv))
+    size = (x.shape[0], weight.shape[0], *conv_output_size(x, weight, conv))
     _keep(ctx, stages, keeps, {"output": y, "r": output[1]}.get(keeps or ""), output[2], x, weight)
     ctx.size, ctx.format, ctx.bias_index, ctx.conv = size, memory_format(y), 2, conv
     ctx.has_bias = bias is not None
-
-
-def _conv_output_size(x: Tensor, weight: Tensor, conv: Sequence[Any]) -> list[int]:
-    stride, padding, dilation, _ = conv
-    return [
-        (x.shape[i + 2] + 2 * padding[i] - dilation[i] * (weight.shape[i + 2] - 1) - 1) // stride[i] + 1
-        for i in range(2)
-    ]
 
 
 def _backward_block(

@@ -90,7 +90,7 @@ class Scratch {
   A* span(int64_t n, int64_t before = 0) {
     const int64_t ahead = round_up(before, kLine / sizeof(A));
     A* result = reinterpret_cast<A*>(memory_ + used_) + ahead;
-    used_ += round_up((ahead + n) * sizeof(A), kLine) + 2 * kLine;
+    used_ += round_up((ahead + n) * sizeof(A), kLine) + 3 * kLine;
     return memory_ ? result : nullptr;
   }
 

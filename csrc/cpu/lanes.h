@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
@@ -65,6 +66,19 @@ template <class A>
 inline Vec<A> rectify(Vec<A> v) {
   const Vec<A> zero = {};
   return zero > v ? zero : v;  // a NaN stays
+}
+
+template <class A, int... i>
+inline void split(Vec<A> a, Vec<A> b, A* even, A* odd, std::integer_sequence<int, i...>) {
+  store(even, __builtin_shufflevector(a, b, (2 * i)...));
+  store(odd, __builtin_shufflevector(a, b, (2 * i + 1)...));
+}
+
+// Two vectors' values at even and at odd places.
+template <class A>
+inline void split(const A* in, A* even, A* odd) {
+  split(load<Vec<A>>(in), load<Vec<A>>(in + lanes<A>), even, odd,
+        std::make_integer_sequence<int, lanes<A>>());
 }
 
 // An element type: how one value, and a vector of them, become arithmetic ones and come back.

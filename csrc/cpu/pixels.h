@@ -89,6 +89,7 @@ class PixelsForward : Pixels<T> {
     normal_ = this->row_span(scratch, lrn && pool_first ? p.OW : 0);
     window_ = scratch.span<const A*>(norm.size);
     spans_ = scratch.span<const A*>(p.pool.kh * p.pool.kw);
+    seen_ = scratch.span<const A*>(p.pool.kh);
     places_ = scratch.span<int32_t>(p.pool.kh * p.pool.kw);
     place_ = scratch.span<Int<A>>(pool ? pixel : 0);
   }
@@ -143,9 +144,14 @@ class PixelsForward : Pixels<T> {
   }
 
   void pool_row(int64_t oh) {
+    const Pool& pool = p.pool;
+    for (int64_t i = 0; i < pool.kh; ++i) {
+      const int64_t h = geometry.top(oh) + i * pool.dh;
+      seen_[i] = h >= 0 && h < p.H ? held(h) : nullptr;
+    }
     for (int64_t ow = 0; ow < p.OW; ++ow) {
       A* out = pooled_ + ow * pixel;
-      const Candidates<A> from = candidates(oh, ow);
+      const Candidates<A> from = candidates(ow * pool.sw - pool.pw);
       if (from.count == 0) {
         std::fill(out, out + pixel, -std::numeric_limits<A>::infinity());
         std::fill(place_, place_ + pixel, Int<A>(-1));
@@ -157,16 +163,16 @@ class PixelsForward : Pixels<T> {
     std::fill(pooled_ + p.OW * pixel, pooled_ + p.OW * pixel + lanes<A>, A(0));  // the last spill
   }
 
-  Candidates<A> candidates(int64_t oh, int64_t ow) {
+  // Of the window whose first column is `left`.
+  Candidates<A> candidates(int64_t left) {
     const Pool& pool = p.pool;
     int64_t count = 0;
     for (int64_t i = 0; i < pool.kh; ++i) {
-      const int64_t h = geometry.top(oh) + i * pool.dh;
-      if (h < 0 || h >= p.H) continue;
+      if (!seen_[i]) continue;
       for (int64_t j = 0; j < pool.kw; ++j) {
-        const int64_t w = ow * pool.sw - pool.pw + j * pool.dw;
+        const int64_t w = left + j * pool.dw;
         if (w < 0 || w >= p.W) continue;
-        spans_[count] = held(h) + w * pixel;
+        spans_[count] = seen_[i] + w * pixel;
         places_[count++] = int32_t(i * pool.kw + j);
       }
     }
@@ -188,7 +194,7 @@ class PixelsForward : Pixels<T> {
   Bands bands_;
   int64_t held_;  // rows of a window
   A **rows_, *bias_, *input_, *pooled_, *normal_;
-  const A **window_, **spans_;
+  const A **window_, **spans_, **seen_;  // seen: the held rows of a window, null outside
   int32_t* places_;
   Int<A>* place_;
   int64_t n_;

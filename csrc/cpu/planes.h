@@ -69,12 +69,16 @@ template <class A>
 class PlanePool {
  public:
   PlanePool(const EpilogueParams& p, Scratch& scratch, int64_t rows) : p_(p), pool_(p.pool), geometry_(p) {
-    const int64_t columns = (p.OW - 1) * pool_.sw + (pool_.kw - 1) * pool_.dw + 1;
-    phase_ = round_up((columns + pool_.sw - 1) / pool_.sw, lanes<A>) + lanes<A>;
-    dealt_ = scratch.span<A>(rows * pool_.sw * phase_, 0);
+    columns_ = ((p.OW - 1) * pool_.sw + (pool_.kw - 1) * pool_.dw + pool_.sw) / pool_.sw;
+    phase_ = round_up(columns_, lanes<A>) + lanes<A>;
+    dealt_ = scratch.span<A>(rows * pool_.sw * phase_);
     place_ = scratch.span<Int<A>>(p.OW);
     spans_ = scratch.span<const A*>(pool_.kh * pool_.kw);
     places_ = scratch.span<int32_t>(pool_.kh * pool_.kw);
+    shifts_ = scratch.span<int64_t>(pool_.kw);
+    if (!shifts_) return;
+    for (int64_t j = 0, column = 0; j < pool_.kw; ++j, column += pool_.dw)
+      shifts_[j] = column % pool_.sw * phase_ + column / pool_.sw;
   }
 
   // in: the rows `have` of channel c; out: the rows `want` of its pooled map.
@@ -95,19 +99,20 @@ class PlanePool {
   }
 
  private:
+  // Column j * stride + q - padding of the row goes to place j of phase q; -inf where there is none.
   void deal(const A* row, A* out) const {
     constexpr A lowest = -std::numeric_limits<A>::infinity();
     const int64_t stride = pool_.sw;
+    if (stride == 2)  // past both ends as well, in whole vectors
+      for (int64_t j = 0; j < columns_; j += lanes<A>) split(row - pool_.pw + 2 * j, out + j, out + phase_ + j);
     for (int64_t q = 0; q < stride; ++q, out += phase_) {
-      const int64_t first = q - pool_.pw;  // the input column that comes first in this phase
-      const int64_t begin = first >= 0 ? 0 : std::min((-first + stride - 1) / stride, phase_);
-      const int64_t end = clamp((p_.W - first + stride - 1) / stride, begin, phase_);
+      const int64_t first = q - pool_.pw;
+      const int64_t begin = first >= 0 ? 0 : std::min((-first + stride - 1) / stride, columns_);
+      const int64_t end = p_.W <= first ? begin : clamp((p_.W - first + stride - 1) / stride, begin, columns_);
       std::fill(out, out + begin, lowest);
-      if (stride == 2)
-        for (int64_t j = begin; j < end; ++j) out[j] = row[first + j * 2];
-      else
+      if (stride != 2)
         for (int64_t j = begin; j < end; ++j) out[j] = row[first + j * stride];
-      std::fill(out + end, out + phase_, lowest);
+      std::fill(out + end, out + columns_, lowest);
     }
   }
 
@@ -118,8 +123,7 @@ class PlanePool {
       if (h < 0 || h >= p_.H) continue;
       const A* row = dealt_ + (h - have.begin) * pool_.sw * phase_;
       for (int64_t j = 0; j < pool_.kw; ++j, ++count) {
-        const int64_t column = j * pool_.dw;
-        spans_[count] = row + column % pool_.sw * phase_ + column / pool_.sw;
+        spans_[count] = row + shifts_[j];
         places_[count] = int32_t(i * pool_.kw + j);
       }
     }
@@ -148,11 +152,12 @@ class PlanePool {
   const EpilogueParams& p_;
   const Pool& pool_;
   Geometry geometry_;
-  int64_t phase_;
+  int64_t columns_, phase_;  // of a phase: those that windows reach, and from one phase to the next
   A* dealt_;
   Int<A>* place_;
   const A** spans_;
   int32_t* places_;
+  int64_t* shifts_;  // of a window's columns, from its first
 };
 
 // Pooling backward on one channel: each pooled gradient goes to the input its offset names. The band of
@@ -217,13 +222,13 @@ class PlanesForward : Planes<T> {
     const int64_t in = rows_ * p.W, out = bands_.band * p.OW;
     planes_ = scratch.span<A*>(ring);
     for (int64_t j = 0; j < ring; ++j) {
-      A* plane = scratch.span<A>(pool_first ? out : in);
+      A* plane = scratch.span<A>(pool_first ? out : in, p.pool.pw);
       if (planes_) planes_[j] = plane;
     }
     silent_ = scratch.span<A>(lrn ? (pool_first ? out : in) : 0);
     window_ = scratch.span<const A*>(ring);
-    raw_ = scratch.span<A>(pool_first ? in : 0);
-    normal_ = scratch.span<A>(lrn ? (pool_first ? out : in) : 0);
+    raw_ = scratch.span<A>(pool_first ? in : 0, p.pool.pw);
+    normal_ = scratch.span<A>(lrn ? (pool_first ? out : in) : 0, p.pool.pw);
     pooled_ = scratch.span<A>(out);
   }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from .. import _native
 from ..stages import DTYPES, Stages, check, memory_format
 from ._launch import params
-from .reference import convolve
+from .reference import conv_output_size, convolve
 
 
 def missing_reason() -> str | None:
@@ -29,33 +30,45 @@ def unsupported_reason(x: Tensor, stages: Stages) -> str | None:
 def epilogue_forward(
     x: Tensor, bias: Tensor | None, stages: Stages, save: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    format = memory_format(x)
-    shape = stages.output_shape(x.shape)
-    y = torch.empty(shape, dtype=x.dtype, memory_format=format)
-    r = offsets = None
-    if save and stages.residual(bias is not None) == "r":
-        kept = shape if stages.pool_first else x.shape
-        r = torch.empty(kept, dtype=x.dtype, memory_format=format)
-    if save and stages.pool:
-        offsets = torch.empty(shape, dtype=stages.pool.offset_dtype, memory_format=format)
-    _forward(x, bias, stages, format, y, r, offsets)
-    return y, r, offsets
+    keep = save and stages.residual(bias is not None) == "r"
+    outputs = _outputs(x.shape, x.dtype, memory_format(x), stages, keep, save)
+    _run(x, bias, stages, *outputs)
+    return outputs
 
 
-def _forward(
+def _outputs(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    format: torch.memory_format,
+    stages: Stages,
+    keep: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """y, r if it is to be kept, and the offsets if backward will want them, for an input of this shape."""
+    out = stages.output_shape(shape)
+
+    def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, memory_format=format)
+
+    return (
+        empty(out, dtype),
+        empty(out if stages.pool_first else shape, dtype) if keep else None,
+        empty(out, stages.pool.offset_dtype) if save and stages.pool else None,
+    )
+
+
+def _run(
     x: Tensor,
     bias: Tensor | None,
     stages: Stages,
-    format: torch.memory_format,
     y: Tensor,
     r: Tensor | None,
     offsets: Tensor | None,
 ) -> None:
     if x.numel() == 0:
         return
-    if bias is not None:
-        bias = bias.contiguous()
-    p = params(x, y, r, offsets, bias, stages, format)
+    bias = bias if bias is None else bias.contiguous()
+    p = params(x, y, r, offsets, bias, stages, memory_format(x))
     p.threads = torch.get_num_threads()
     _native.load().epilogue_forward(p)
 
@@ -78,10 +91,31 @@ def epilogue_backward(
     return grad_x, grad_bias
 
 
+# The convolution's output, of so many bytes at a time: small enough to be in cache when the epilogue
+# reads it, and for the allocator to hand out the same pages again instead of fresh ones.
+_CHUNK_BYTES = 8 << 20
+
+
+def _images_at_once(x: Tensor, weight: Tensor, conv: Sequence[Any]) -> int:
+    image = weight.shape[0] * math.prod(conv_output_size(x, weight, conv)) * x.element_size()
+    return max(1, _CHUNK_BYTES // max(1, image))
+
+
 def conv_block_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    a = convolve(x, weight, conv)
+    count, images = x.shape[0], _images_at_once(x, weight, conv)
+    a = convolve(x[:images], weight, conv)
     check(a, bias, stages)
-    y, r, offsets = epilogue_forward(a, bias, stages, save)
-    return y, a if save and stages.lrn and r is None else r, offsets
+    if images >= count:
+        y, r, offsets = epilogue_forward(a, bias, stages, save)
+        return y, a if save and stages.lrn and r is None else r, offsets
+    keep = save and stages.lrn is not None
+    shape = (count, *a.shape[1:])
+    outputs = _outputs(shape, a.dtype, memory_format(a), stages, keep, save)
+    for start in range(0, count, images):
+        part = slice(start, start + images)
+        if start:
+            a = convolve(x[part], weight, conv)
+        _run(a, bias, stages, *(t if t is None else t[part] for t in outputs))
+    return outputs

@@ -141,6 +141,12 @@ def epilogue_backward(
     return g.to(grad_y.dtype).contiguous(memory_format=format), grad_bias
 
 
+def conv_output_size(x: Tensor, weight: Tensor, conv: Sequence[Any]) -> list[int]:
+    """(rows, columns) of the convolution's output; what makes no sense is for the convolution to refuse."""
+    sizes = zip(x.shape[2:], weight.shape[2:], *conv[:3], strict=False)
+    return [(n + 2 * p - d * (k - 1) - 1) // max(1, s) + 1 for n, k, s, p, d in sizes]
+
+
 def convolve(x: Tensor, weight: Tensor, conv: Sequence[Any]) -> Tensor:
     """The convolution without its bias; conv: stride, padding, dilation, groups."""
     stride, padding, dilation, groups = conv

@@ -47,7 +47,7 @@ def run(out: Path, epochs: int | None = None, seed: int = 0) -> None:
     history = _fit(console, model, digits, epochs or train.EPOCHS, seed)
     train.save(model, out / "lenet5.safetensors")
     _draw(model, digits, history, seed, out)
-    console.print(f"Weights and pictures are in {out}{'' if str(out).endswith('/') else '/'}")
+    console.print(f"Weights and pictures are in {out}", markup=False, soft_wrap=True)
     _compare(console)
 
 

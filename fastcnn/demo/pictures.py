@@ -49,7 +49,7 @@ def digits(images: Tensor, labels: Tensor, probabilities: Tensor, seed: int = 0)
         top=0.87,
         bottom=0.045,
         hspace=0.42,
-        wspace=0.18,
+        wspace=0.24,
     )
     right = 1 - len(wrong) / len(labels)
     _headline(figure, f"LeNet-5 reads {right:.1%} of {len(labels):,} unseen digits right", 0.955)
@@ -95,7 +95,7 @@ def _digit(axes: Axes, image: Tensor, label: int, answer: int, confidence: float
     """One digit; under it a bar of confidence and the answer, in red with the truth if wrong."""
     right = answer == label
     colour = _RIGHT if right else _WRONG
-    axes.imshow(image.squeeze(0), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(image.squeeze(0).numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(color="#dddddd" if right else _WRONG, linewidth=0.8 if right else 2)
@@ -136,7 +136,7 @@ def filters(weight: Tensor, image: Tensor, maps: Tensor) -> Figure:
 
 
 def _picture(axes: Axes, values: Tensor, cmap: str, limits: tuple[float, float]) -> Axes:
-    axes.imshow(values, cmap=cmap, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    axes.imshow(values.numpy(), cmap=cmap, vmin=limits[0], vmax=limits[1], interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(color="#dddddd", linewidth=0.8)

@@ -158,8 +158,15 @@ def measure(case: Case, repeats: int = 7) -> Row:
 
 
 def render(rows: Sequence[Row], title: str) -> Table:
-    table = Table(title=title, caption=CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("")
+    table = Table(
+        title=title,
+        caption=CAPTION,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("", no_wrap=True)
     for name in (
         "error",
         "plain\nms",

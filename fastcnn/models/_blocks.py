@@ -72,7 +72,7 @@ class GroupedLRN(torch.nn.Module):
         x = input.float() if half else input
         towers = x.unflatten(-3, (spec.groups, -1)).flatten(end_dim=-4)
         y = F.local_response_norm(towers, spec.size, spec.alpha, spec.beta, spec.k)
-        return y.view(input.shape).to(input.dtype)
+        return y.reshape(input.shape).to(input.dtype)
 
     def extra_repr(self) -> str:
         return str(self.spec)

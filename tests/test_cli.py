@@ -1,0 +1,133 @@
+"""The command line: what it prints, and how it ends."""
+
+import errno
+import importlib.util
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastcnn
+from fastcnn import _native, cli, demo
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Makes packages look as if they were not installed."""
+
+    def hide(*names):
+        real = importlib.util.find_spec
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, *a: None if name in names else real(name, *a)
+        )
+
+    return hide
+
+
+def facts(output):
+    return dict(line.split(": ", 1) for line in output.splitlines())
+
+
+def test_info_tells_what_a_report_needs(capsys):
+    assert cli.main(["info"]) == 0
+    printed = facts(capsys.readouterr().out)
+    assert printed["fastcnn"] == fastcnn.__version__
+    assert printed["python"] == platform.python_version()
+    assert printed["torch"] == torch.__version__
+    assert printed["threads"] == str(torch.get_num_threads())
+    assert {"triton", "instruction set", "OpenMP in torch", "GPU"} <= printed.keys()
+    for name, reason in fastcnn.available_backends().items():
+        assert printed[f"backend {name}"] == (reason or "available")
+
+
+def test_info_prints_what_the_extension_says_of_itself(capsys, monkeypatch):
+    class Extension:
+        @staticmethod
+        def build_info():
+            return {"compiler": "cc 1.2", "isa": "abacus"}
+
+    monkeypatch.setattr(_native, "missing_reason", lambda: None)
+    monkeypatch.setattr(_native, "load", lambda: Extension)
+    cli.main(["info"])
+    printed = facts(capsys.readouterr().out)
+    assert printed["extension compiler"] == "cc 1.2"
+    assert printed["extension isa"] == "abacus"
+
+
+def test_info_without_extension_or_triton(capsys, monkeypatch):
+    def version(name):
+        raise cli.PackageNotFoundError(name)
+
+    monkeypatch.setattr(_native, "missing_reason", lambda: "never built")
+    monkeypatch.setattr(cli, "version", version)
+    cli.main(["info"])
+    printed = facts(capsys.readouterr().out)
+    assert printed["triton"] == "not installed"
+    assert not any(key.startswith("extension") for key in printed)
+
+
+def test_python_m_fastcnn():
+    run = [sys.executable, "-m", "fastcnn"]
+    done = subprocess.run([*run, "bogus"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "invalid choice: 'bogus'" in done.stderr
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "required: command" in done.stderr
+
+
+def test_importing_fastcnn_and_its_cli_needs_torch_alone():
+    code = (
+        "import sys, fastcnn.cli, fastcnn.models; "
+        "print([m for m in ('matplotlib', 'rich', 'safetensors', 'mlxtend') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("epochs", ["0", "-1", "2.5", "many"])
+def test_epochs_must_be_a_count(epochs, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["demo", f"--epochs={epochs}"])
+    assert stop.value.code == 2
+    assert f"at least 1, but got {epochs!r}" in capsys.readouterr().err
+
+
+def test_demo_passes_its_options_on(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(demo, "run", lambda *args: calls.append(args))
+    assert cli.main(["demo", "--out", str(tmp_path), "--epochs", "3", "--seed", "9"]) == 0
+    assert calls == [(tmp_path, 3, 9)]
+
+
+def test_demo_without_mlxtend_says_how_to_install_it(without, capsys, tmp_path):
+    without("mlxtend")
+    assert cli.main(["demo", "--out", str(tmp_path / "new")]) == 1
+    assert "pip install --no-deps mlxtend" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_demo_without_its_libraries_says_how_to_install_them(without, capsys, tmp_path):
+    without("rich", "safetensors")
+    assert cli.main(["demo", "--out", str(tmp_path / "new")]) == 1
+    assert "pip install rich safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stop", "status", "words"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.png"), 1, "No space left on device"),
+    ],
+)
+def test_demo_ends_with_one_line(stop, status, words, monkeypatch, capsys, tmp_path):
+    def run(*args):
+        raise stop
+
+    monkeypatch.setattr(demo, "run", run)
+    assert cli.main(["demo", "--out", str(tmp_path)]) == status
+    printed = capsys.readouterr().err
+    assert words in printed
+    assert printed.count("\n") == 1
