@@ -24,9 +24,7 @@ def table(result: dict) -> str:
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for case in result["cases"]:
-        eager, compiled, fused = (
-            case["seconds"][name]["median"] for name in ("eager", "compile", "fastcnn")
-        )
+        eager, compiled, fused = (case["seconds"][name]["median"] for name in ("eager", "compile", "fastcnn"))
         kept = case["bytes_kept"]
         lines.append(
             f"| {case['name']} | {eager * 1e3:.0f} | {compiled * 1e3:.0f} | {fused * 1e3:.1f} "
@@ -62,8 +60,7 @@ def picture(result: dict, path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 0.62 * len(names) + 1))
     for i, (other, colour) in enumerate((("compile", "#b8c4d0"), ("fastcnn", "#1f6f8b"))):
         gains = [
-            case["seconds"]["eager"]["median"] / case["seconds"][other]["median"]
-            for case in result["cases"]
+            case["seconds"]["eager"]["median"] / case["seconds"][other]["median"] for case in result["cases"]
         ]
         label = "torch.compile" if other == "compile" else other
         bars = axes.barh([y + 0.38 * i for y in range(len(names))], gains, 0.36, color=colour, label=label)

@@ -1,6 +1,6 @@
 """Time the demo's cases, fused beside plain torch and torch.compile, into bench/results/NAME.json.
 
-    python bench/run.py NAME [--batch 32] [--repeats 15]
+python bench/run.py NAME [--batch 32] [--repeats 15]
 """
 
 from __future__ import annotations

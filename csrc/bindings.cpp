@@ -48,13 +48,13 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("isa", &EpilogueParams::isa)
       .def("sizes", [](EpilogueParams& p, int64_t n, int64_t c, int64_t h, int64_t w, int64_t oh,
                        int64_t ow) { p.N = n, p.C = c, p.H = h, p.W = w, p.OH = oh, p.OW = ow; })
-      .def("bias", [](EpilogueParams& p, uintptr_t data) { p.bias = reinterpret_cast<void*>(data); })
+      .def("bias",
+           [](EpilogueParams& p, uintptr_t data) { p.bias = reinterpret_cast<void*>(data); })
       .def("lrn", [](EpilogueParams& p, int64_t size, double alpha, double beta, double k,
                      int64_t groups) { p.lrn = Lrn{size, groups, alpha, beta, k}; })
       .def("pool", [](EpilogueParams& p, int64_t kh, int64_t kw, int64_t sh, int64_t sw, int64_t ph,
-                      int64_t pw, int64_t dh, int64_t dw, bool first) {
-        p.pool = Pool{kh, kw, sh, sw, ph, pw, dh, dw, first};
-      });
+                      int64_t pw, int64_t dh, int64_t dw,
+                      bool first) { p.pool = Pool{kh, kw, sh, sw, ph, pw, dh, dw, first}; });
   m.def("build_info", &build_info);
   m.def("instruction_sets", &cpu::instruction_sets);
   m.def("epilogue_forward", &cpu::epilogue_forward, py::call_guard<py::gil_scoped_release>());

@@ -1,4 +1,4 @@
-"""The ops ``fastcnn::epilogue`` and ``fastcnn::conv2d_block``: schema, fake, autograd, autocast and vmap, once.
+"""``fastcnn::epilogue`` and ``fastcnn::conv2d_block``: schema, fake, autograd, autocast and vmap, once.
 
 The public ops are composite: they decide whether backward will need anything, and call an inner
 ``_forward`` op that returns (y, r, offsets), with empty tensors for what is not kept. An exported or
@@ -7,7 +7,8 @@ compiled graph so holds one node per block, and inference never saves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -107,6 +108,11 @@ def _keep(ctx: Any, stages: Stages, keeps: str | None, *tensors: Tensor | None) 
     ctx.stages, ctx.keeps, ctx.backend = stages, keeps, backends.current_backend()
 
 
+def _total(tensors: Iterable[Tensor | None]) -> Tensor | None:
+    there = [t for t in tensors if t is not None]
+    return functools.reduce(torch.add, there) if there else None
+
+
 def _stages_backward(
     ctx: Any,
     grad_y: Tensor | None,
@@ -123,9 +129,7 @@ def _stages_backward(
     need_bias = ctx.has_bias and ctx.needs_input_grad[ctx.bias_index]
     grads: list[tuple[Tensor, Tensor | None]] = []
     if grad_y is not None and torch.is_grad_enabled():
-        grads.append(
-            reference.epilogue_backward(grad_y, r, offsets, stages, ctx.size, ctx.format, need_bias)
-        )
+        grads.append(reference.epilogue_backward(grad_y, r, offsets, stages, ctx.size, ctx.format, need_bias))
     elif grad_y is not None:
         last = ctx.format == torch.channels_last
         with backends.use_backend(ctx.backend):
@@ -134,14 +138,8 @@ def _stages_backward(
             )
     if grad_r is not None and ctx.keeps == "r":
         before = Stages(stages.relu, None, stages.pool if stages.pool_first else None)
-        grads.append(
-            reference.epilogue_backward(grad_r, r, offsets, before, ctx.size, ctx.format, need_bias)
-        )
-    if not grads:
-        return None, None
-    grad_x, *more_x = (g[0] for g in grads)
-    grad_bias, *more_bias = (g[1] for g in grads)
-    return sum(more_x, grad_x), sum(more_bias, grad_bias) if need_bias else None
+        grads.append(reference.epilogue_backward(grad_r, r, offsets, before, ctx.size, ctx.format, need_bias))
+    return _total(g[0] for g in grads), _total(g[1] for g in grads if need_bias)
 
 
 def _setup_epilogue(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -167,9 +165,7 @@ torch.library.register_autograd(
 
 
 @torch.library.impl("fastcnn::conv2d_block_forward", "CompositeExplicitAutograd")
-def _conv2d_block_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any
-) -> tuple[Tensor, ...]:
+def _conv2d_block_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     *conv, relu, lrn, pool, order, save = args
     stages = Stages.unflat(relu, lrn, pool, order)
     backend = backends.choose(x, stages)
@@ -212,9 +208,7 @@ def _backward_block(
     return (grad_x, grad_weight, grad_bias, *[None] * 9)
 
 
-torch.library.register_autograd(
-    "fastcnn::conv2d_block_forward", _backward_block, setup_context=_setup_block
-)
+torch.library.register_autograd("fastcnn::conv2d_block_forward", _backward_block, setup_context=_setup_block)
 
 
 # The composite ops, and how they behave under autocast, vmap and the other function transforms.
@@ -225,8 +219,11 @@ def _saves(*tensors: Tensor | None) -> bool:
 
 
 def _under_transforms() -> bool:
-    """Whether torch.func transforms are active: an op with a Python autograd formula is refused there,
-    so the reference composition, which they see through, stands in."""
+    """Whether torch.func transforms are active.
+
+    They refuse an op with a Python autograd formula; the reference composition, which they see through,
+    stands in for it.
+    """
     return torch._C._are_functorch_transforms_active()
 
 

@@ -16,21 +16,15 @@ from . import __version__, _native, available_backends
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit status, 2 for a wrong command line as argparse has it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fastcnn", description="Fused CNN kernels for PyTorch."
-    )
+    parser = argparse.ArgumentParser(prog="python -m fastcnn", description="Fused CNN kernels for PyTorch.")
     commands = parser.add_subparsers(metavar="command", required=True)
     _add(commands, info, "versions, backends, hardware")
-    demonstration = _add(
-        commands, demo, "train LeNet-5 on real digits, then time fused against plain"
-    )
+    demonstration = _add(commands, demo, "train LeNet-5 on real digits, then time fused against plain")
     demonstration.add_argument(
         "--out", type=Path, default=Path("demo"), help="folder for weights and pictures"
     )
     demonstration.add_argument("--epochs", type=_positive, help="passes over the digits")
-    demonstration.add_argument(
-        "--seed", type=int, default=0, help="draws split, weights and batches"
-    )
+    demonstration.add_argument("--seed", type=int, default=0, help="draws split, weights and batches")
     args = parser.parse_args(argv)
     return args.run(args)
 

@@ -118,12 +118,9 @@ def max_pool2d(
     """
     pool = MaxPool(kernel_size, stride, padding, dilation, ceil_mode)
     if input.dim() not in (3, 4):
-        raise RuntimeError(
-            f"max_pool2d: expected a 3D or 4D input, but got shape {tuple(input.shape)}"
-        )
+        raise RuntimeError(f"max_pool2d: expected a 3D or 4D input, but got shape {tuple(input.shape)}")
     if return_indices or input.dtype not in DTYPES:
-        args = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, ceil_mode)
-        return F.max_pool2d(input, *args, return_indices=return_indices)  # type: ignore[arg-type]
+        return F.max_pool2d(input, *pool.pairs, ceil_mode, return_indices=return_indices)  # type: ignore[call-overload]
     return _run(input, None, Stages(relu=False, pool=pool))
 
 
@@ -159,7 +156,7 @@ def conv2d_block(
     stages = Stages(relu, lrn, pool, order)
     fits = input.dim() in (3, 4) and weight.dim() == 4  # if not, torch's conv2d says what is wrong
     if not fits or input.dtype not in DTYPES or stages.empty:
-        a = F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+        a = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
         return _run(a, None, stages)
     if input.dim() == 3:
         conv = (stride, padding, dilation, groups)
@@ -192,7 +189,7 @@ def _ints(value: Pair) -> list[int]:
 def _named_padding(
     input: Tensor, weight: Tensor, stride: Pair, padding: str, dilation: Pair
 ) -> tuple[Tensor, Sequence[int]]:
-    """ "same" and "valid" in numbers; an odd total gets its extra zeros right and below, as in torch."""
+    """Padding "same" or "valid" as numbers; an odd total gets its extra zeros right and below."""
     if padding == "valid":
         return input, (0, 0)
     if padding != "same":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 
@@ -111,40 +111,41 @@ class MaxPool:
         for name, least in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
             value = getattr(self, name)
             if min(value) < least:
-                raise RuntimeError(
-                    f"max_pool2d: {name} must be at least {least}, but got {value}"
-                )
-        if any(2 * p > k for p, k in zip(self.padding, self.kernel_size, strict=True)):  # type: ignore[arg-type]
+                raise RuntimeError(f"max_pool2d: {name} must be at least {least}, but got {value}")
+        kernel, _, padding, _ = self.pairs
+        if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
             raise RuntimeError(
                 "max_pool2d: padding should be at most half of kernel size, but got "
                 f"padding={self.padding}, kernel_size={self.kernel_size}"
             )
 
     @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """kernel_size, stride, padding and dilation, each (height, width)."""
+        names = ("kernel_size", "stride", "padding", "dilation")
+        return tuple(cast("tuple[int, int]", getattr(self, name)) for name in names)
+
+    @property
     def extent(self) -> tuple[int, int]:
         """Rows and columns from a window's first place to its last, dilation included."""
-        (kh, kw), (dh, dw) = self.kernel_size, self.dilation  # type: ignore[misc]
+        (kh, kw), _, _, (dh, dw) = self.pairs
         return (kh - 1) * dh + 1, (kw - 1) * dw + 1
 
     @property
     def offset_dtype(self) -> torch.dtype:
         """The type that holds a place in the window, row-major: uint8 up to 255 places."""
-        kh, kw = self.kernel_size  # type: ignore[misc]
+        kh, kw = self.pairs[0]
         return torch.uint8 if kh * kw <= 255 else torch.int32
 
     def flat(self) -> list[int]:
-        pairs = (self.kernel_size, self.stride, self.padding, self.dilation)
-        return [i for p in pairs for i in p] + [int(self.ceil_mode)]  # type: ignore[union-attr]
+        return [i for p in self.pairs for i in p] + [int(self.ceil_mode)]
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of the pooled map; RuntimeError where there would be none."""
         sizes = []
+        _, strides, paddings, _ = self.pairs
         for size, extent, stride, padding in zip(
-            (height, width),
-            self.extent,
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            strict=True,
+            (height, width), self.extent, strides, paddings, strict=True
         ):
             span = size + 2 * padding - extent
             out = -(-span // stride) + 1 if self.ceil_mode else span // stride + 1
@@ -232,7 +233,7 @@ def _unflat(relu: bool, lrn: tuple[float, ...], pool: tuple[int, ...], order: st
 
 def memory_format(x: torch.Tensor) -> torch.memory_format:
     """The format of ``x`` (N, C, H, W), which its output keeps; contiguous where both fit."""
-    n, c, h, w = x.stride()
+    _, c, h, w = x.stride()
     is_last = c == 1 and x.shape[1] > 1 and w >= x.shape[1] and h >= w
     if is_last and (x.shape[2] > 1 or x.shape[3] > 1):
         return torch.channels_last

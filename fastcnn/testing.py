@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backends import BACKENDS, module
-from .stages import DTYPES, LRN, Stages
+from .stages import DTYPES, LRN, MaxPool, Stages
 
 __all__ = [
     "DTYPES",
@@ -40,16 +40,12 @@ def backends(device: str = "cpu") -> list[str]:
 
 
 def assert_close(actual: Tensor, expected: Tensor, factor: float = 1.0) -> None:
-    """Equal shape, dtype and device, and values within the dtype's TOLERANCES (times factor); NaN equals NaN."""
+    """Equal shape, dtype and device; values within the dtype's TOLERANCES times factor; NaN equals NaN."""
     rtol, atol = TOLERANCES.get(actual.dtype, (0.0, 0.0))
-    torch.testing.assert_close(
-        actual, expected, rtol=factor * rtol, atol=factor * atol, equal_nan=True
-    )
+    torch.testing.assert_close(actual, expected, rtol=factor * rtol, atol=factor * atol, equal_nan=True)
 
 
-def assert_within_twice(
-    actual: Tensor, plain: Tensor, exact: Tensor, terms: Tensor | None = None
-) -> None:
+def assert_within_twice(actual: Tensor, plain: Tensor, exact: Tensor, terms: Tensor | None = None) -> None:
     """The error rule: against ``exact`` (float64), at most twice the error of plain torch.
 
     Both errors are the largest over the tensor, where all three are finite; one unit in the last place
@@ -89,14 +85,10 @@ def plain_epilogue(x: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
         x = x + bias.view(1, -1, 1, 1)
     if stages.relu:
         x = F.relu(x)
-    steps = [("lrn", stages.lrn), ("pool", stages.pool)]
-    for name, spec in steps if stages.order == "lrn_pool" else steps[::-1]:
-        if spec is None:
-            continue
-        if name == "lrn":
-            x = _plain_lrn(x, stages.lrn)  # type: ignore[arg-type]
-        else:
-            p = stages.pool
-            args = (p.kernel_size, p.stride, p.padding, p.dilation, p.ceil_mode)  # type: ignore[union-attr]
-            x = F.max_pool2d(x, *args)  # type: ignore[arg-type]
+    stages_left = [stages.lrn, stages.pool] if stages.order == "lrn_pool" else [stages.pool, stages.lrn]
+    for spec in stages_left:
+        if isinstance(spec, LRN):
+            x = _plain_lrn(x, spec)
+        elif isinstance(spec, MaxPool):
+            x = F.max_pool2d(x, *spec.pairs, spec.ceil_mode)  # type: ignore[call-overload]
     return x

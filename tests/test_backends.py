@@ -65,9 +65,7 @@ def test_backward_runs_where_forward_ran(monkeypatch):
     called = []
     module = backends.module("reference")
     backward = module.epilogue_backward
-    monkeypatch.setattr(
-        module, "epilogue_backward", lambda *args: called.append(1) or backward(*args)
-    )
+    monkeypatch.setattr(module, "epilogue_backward", lambda *args: called.append(1) or backward(*args))
     x = X.clone().requires_grad_()
     with fastcnn.use_backend("reference"):
         y = F.epilogue(x, lrn=LRN())

@@ -1,4 +1,4 @@
-"""Expected values by hand, and torch's answers at the edges: ties, NaN, infinities, odd sizes, empty batches."""
+"""Expected values by hand, and torch's answers at the edges: ties, NaN, infinities, odd sizes."""
 
 from itertools import product
 
@@ -8,8 +8,8 @@ from torch.nn import functional as TF
 
 from fastcnn import LRN, MaxPool, use_backend
 from fastcnn import functional as F
-from fastcnn.testing import DTYPES, assert_close, backends, devices, plain_epilogue
 from fastcnn.stages import Stages
+from fastcnn.testing import DTYPES, assert_close, backends, devices, plain_epilogue
 
 RUNS = [(device, backend) for device in devices() for backend in backends(device)]
 FORMATS = [torch.contiguous_format, torch.channels_last]

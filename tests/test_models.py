@@ -286,9 +286,7 @@ def test_a_dropout_that_is_no_probability_is_refused():
         lenet5(dropout=1.5)
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 1, 30, 30), (1, 1, 28, 31), (28, 28), (28,), (1, 1, 1, 28, 28)]
-)
+@pytest.mark.parametrize("shape", [(1, 1, 30, 30), (1, 1, 28, 31), (28, 28), (28,), (1, 1, 1, 28, 28)])
 @pytest.mark.parametrize("fused", [True, False])
 def test_lenet_says_which_sizes_it_takes(shape, fused):
     with pytest.raises(RuntimeError, match=r"H and W 28 or 32, but got shape") as error:

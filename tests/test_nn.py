@@ -1,4 +1,4 @@
-"""The layers: torch.nn's arguments, repr and errors, and our own block's; messages that name what was wrong."""
+"""The layers: torch.nn's arguments, repr and errors; and our own block's messages."""
 
 import copy
 import pickle
@@ -90,7 +90,11 @@ BAD = [
     (lambda x: F.conv2d_block(x, torch.zeros(4, 4, 3, 3), torch.zeros(5)), RuntimeError, r"\[5\]"),
     (lambda x: F.conv2d_block(x, torch.zeros(4, 4, 3, 3), padding="some"), RuntimeError, "'some'"),
     (lambda x: F.conv2d_block(x, torch.zeros(4, 4, 3, 3).half()), RuntimeError, "type|dtype"),
-    (lambda x: F.conv2d_block(x, torch.zeros(4, 4, 3, 3), stride=(1, 1, 1)), RuntimeError, "stride"),
+    (
+        lambda x: F.conv2d_block(x, torch.zeros(4, 4, 3, 3), stride=(1, 1, 1)),
+        RuntimeError,
+        "stride",
+    ),
 ]
 
 

@@ -53,7 +53,13 @@ def compare(ours, theirs, tensors):
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_samples(name, dtype):
     op = INFOS[name]
-    samples = list(op.sample_inputs("cpu", dtype, requires_grad=op.supports_autograd and (dtype.is_floating_point or dtype.is_complex)))
+    samples = list(
+        op.sample_inputs(
+            "cpu",
+            dtype,
+            requires_grad=op.supports_autograd and (dtype.is_floating_point or dtype.is_complex),
+        )
+    )
     assert samples
     for sample in samples:
         args = (sample.input, *sample.args)

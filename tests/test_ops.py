@@ -89,9 +89,7 @@ def test_opcheck(stages, backend):
         torch.library.opcheck(ops.epilogue.default, (x, bias, *stages))
         torch.library.opcheck(ops.epilogue_forward.default, (x, bias, *stages, True))
         torch.library.opcheck(ops.conv2d_block.default, (image, weight, bias, *conv, *stages))
-        torch.library.opcheck(
-            ops.conv2d_block_forward.default, (image, weight, bias, *conv, *stages, True)
-        )
+        torch.library.opcheck(ops.conv2d_block_forward.default, (image, weight, bias, *conv, *stages, True))
         with torch.no_grad():
             y, r, offsets = ops.epilogue_forward(x, bias, *stages, True)
             kept = r if r.numel() else (y if stages[0] else None)
@@ -175,7 +173,9 @@ def test_function_transforms():
         assert_close(a, b)
     each = torch.func.vmap(torch.func.grad(loss, 1), (0, None, None))(x.detach(), weight, bias)
     assert_close(each.sum(0), expected[1])
-    _, tangent = torch.func.jvp(lambda b: loss(x.detach(), weight.detach(), b), (bias.detach(),), (bias.detach(),))
+    _, tangent = torch.func.jvp(
+        lambda b: loss(x.detach(), weight.detach(), b), (bias.detach(),), (bias.detach(),)
+    )
     assert_close(tangent, (expected[2] * bias).sum())
 
 
@@ -191,10 +191,7 @@ def test_vmap(dims):
         return F.epilogue(y, bias, relu=False, lrn=LRN(3))
 
     expected = torch.stack(
-        [
-            f(*(t if d is None else t.select(d, i) for t, d in zip(args, dims, strict=True)))
-            for i in range(3)
-        ]
+        [f(*(t if d is None else t.select(d, i) for t, d in zip(args, dims, strict=True))) for i in range(3)]
     )
     assert_close(torch.func.vmap(f, dims)(*args), expected)
 
@@ -227,9 +224,7 @@ def test_backward_keeps_r_once_and_one_byte_per_pooled_value(dtype):
     small = pooled * x.element_size()
     assert kept_bytes(lambda x: F.epilogue(x, lrn=lrn, pool=pool, order="pool_lrn"), x) == small + pooled
     weight = torch.randn(8, 8, 1, 1, dtype=dtype, requires_grad=True)
-    block = kept_bytes(
-        lambda x, w, b: F.conv2d_block(x, w, b, lrn=lrn, pool=pool), x, weight, bias
-    )
+    block = kept_bytes(lambda x, w, b: F.conv2d_block(x, w, b, lrn=lrn, pool=pool), x, weight, bias)
     assert block == full + pooled
 
 

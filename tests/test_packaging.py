@@ -13,9 +13,7 @@ from fastcnn.testing import backends
 
 def run(code: str) -> str:
     """What code prints in a Python of its own, where no other test has imported anything."""
-    return subprocess.run(
-        [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
+    return subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def test_version_is_the_installed_one():
@@ -29,8 +27,7 @@ def test_types_are_declared():
 def test_import_leaves_the_heavy_ones_out():
     heavy = {"matplotlib", "rich", "triton"}
     loaded = run(
-        "import sys, torch; before = set(sys.modules); import fastcnn\n"
-        "print(*(set(sys.modules) - before))"
+        "import sys, torch; before = set(sys.modules); import fastcnn\nprint(*(set(sys.modules) - before))"
     ).split()
     assert heavy.isdisjoint(loaded)
 

@@ -175,9 +175,7 @@ def check_offsets(x, bias, stages, offsets):
     if not moved.any():
         return
     unit = torch.ones_like(pooled)
-    at = reference._pool_backward(
-        torch.where(moved, unit, 0), offsets, list(x.shape), stages.pool
-    )
+    at = reference._pool_backward(torch.where(moved, unit, 0), offsets, list(x.shape), stages.pool)
     # A window whose place differs must hold a value as large there: compare sums over moved windows.
     counted = (full * at).sum()
     expected = pooled[moved].sum()

@@ -17,9 +17,11 @@ struct Kernels {
 std::vector<Kernels> available() {
   std::vector<Kernels> all{{"baseline", &baseline::forward, &baseline::backward}};
 #ifdef FASTCNN_X86
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                        __builtin_cpu_supports("f16c");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
+                          __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (has_avx2) all.push_back({"avx2", &avx2::forward, &avx2::backward});
   if (has_avx512) all.push_back({"avx512", &avx512::forward, &avx512::backward});
 #endif
@@ -45,8 +47,9 @@ void check_params(const EpilogueParams& p) {
         "lrn groups must divide the channels");
   const Pool& pool = p.pool;
   check(pool.kh >= 0 && pool.kw >= 0 && (pool.kh == 0) == (pool.kw == 0), "bad pool size");
-  check(pool.sh >= 1 && pool.sw >= 1 && pool.dh >= 1 && pool.dw >= 1 && pool.ph >= 0 && pool.pw >= 0,
-        "bad pool stride, dilation or padding");
+  check(
+      pool.sh >= 1 && pool.sw >= 1 && pool.dh >= 1 && pool.dw >= 1 && pool.ph >= 0 && pool.pw >= 0,
+      "bad pool stride, dilation or padding");
   check(pool.kh || (p.OH == p.H && p.OW == p.W), "without pooling the sizes must agree");
   check(p.offset_bytes == 4 || pool.kh * pool.kw <= 255, "offsets of one byte hold 255 places");
 }

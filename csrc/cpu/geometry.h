@@ -65,7 +65,8 @@ struct Bands {
 
   Bands(int64_t images, int64_t rows_of_image, int64_t most, int64_t tasks)
       : rows(rows_of_image),
-        band(clamp((rows * images + tasks - 1) / tasks, 1, clamp(most, 1, std::max<int64_t>(rows, 1)))),
+        band(clamp((rows * images + tasks - 1) / tasks, 1,
+                   clamp(most, 1, std::max<int64_t>(rows, 1)))),
         per_image((rows + band - 1) / band) {}
 
   Rows operator()(int64_t task) const {
@@ -75,8 +76,8 @@ struct Bands {
   int64_t image(int64_t task) const { return task / per_image; }
 };
 
-// Forward's bands may follow the number of threads, since no output depends on them. Backward's may not:
-// each band's share of the bias gradient is rounded on its own.
+// Forward's bands may follow the number of threads, since no output depends on them. Backward's may
+// not: each band's share of the bias gradient is rounded on its own.
 inline int64_t forward_tasks(const EpilogueParams& p) { return 4 * p.threads; }
 constexpr int64_t kBackwardTasks = 32;
 

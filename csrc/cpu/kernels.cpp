@@ -17,7 +17,8 @@ namespace {
 class Memory {
  public:
   explicit Memory(int64_t bytes)
-      : data_(static_cast<char*>(std::aligned_alloc(Scratch::kLine, round_up(bytes + 1, Scratch::kLine)))) {
+      : data_(static_cast<char*>(
+            std::aligned_alloc(Scratch::kLine, round_up(bytes + 1, Scratch::kLine)))) {
     if (!data_) throw std::bad_alloc();
     std::memset(data_, 0, bytes);
   }
@@ -30,8 +31,8 @@ class Memory {
   char* data_;
 };
 
-// Runs every task of a Worker on p.threads threads, each with scratch of its own. In backward, task i
-// leaves its share of the bias gradient in sums[i * C ..].
+// Runs every task of a Worker on p.threads threads, each with scratch of its own. In backward, task
+// i leaves its share of the bias gradient in sums[i * C ..].
 template <class Worker>
 void run_tasks(const EpilogueParams& p, double* sums) {
   Scratch measure(nullptr);
@@ -47,7 +48,8 @@ void run_tasks(const EpilogueParams& p, double* sums) {
 #endif
     Worker worker(p, scratch);
 #pragma omp for schedule(static)
-    for (int64_t task = 0; task < tasks; ++task) worker.run(task, sums ? sums + task * p.C : nullptr);
+    for (int64_t task = 0; task < tasks; ++task)
+      worker.run(task, sums ? sums + task * p.C : nullptr);
   }
 }
 
@@ -86,7 +88,8 @@ void with_type(const EpilogueParams& p, Run run) {
 void forward(const EpilogueParams& p) {
   with_type(p, [&](auto type) {
     using T = decltype(type);
-    p.channels_last ? run_tasks<PixelsForward<T>>(p, nullptr) : run_tasks<PlanesForward<T>>(p, nullptr);
+    p.channels_last ? run_tasks<PixelsForward<T>>(p, nullptr)
+                    : run_tasks<PlanesForward<T>>(p, nullptr);
   });
 }
 

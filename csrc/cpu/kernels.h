@@ -5,10 +5,10 @@
 
 namespace fastcnn {
 
-#define FASTCNN_DECLARE(isa)                 \
-  namespace isa {                            \
-  void forward(const EpilogueParams& p);     \
-  void backward(const EpilogueParams& p);    \
+#define FASTCNN_DECLARE(isa)              \
+  namespace isa {                         \
+  void forward(const EpilogueParams& p);  \
+  void backward(const EpilogueParams& p); \
   }
 
 FASTCNN_DECLARE(baseline)

@@ -1,4 +1,5 @@
-// Vectors as wide as the instruction set this file is compiled for, and how elements get in and out.
+// Vectors as wide as the instruction set this file is compiled for, and how elements get in and
+// out.
 #pragma once
 
 #include <cstdint>

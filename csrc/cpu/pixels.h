@@ -1,6 +1,6 @@
-// channels_last: vectors lie over the channels of a pixel. Each LRN group of a pixel stands in scratch
-// with zeros around it, `before` ahead and `after` behind, so a whole row of pixels is one span and a
-// window is that span, shifted. A task is a band of rows of one image.
+// channels_last: vectors lie over the channels of a pixel. Each LRN group of a pixel stands in
+// scratch with zeros around it, `before` ahead and `after` behind, so a whole row of pixels is one
+// span and a window is that span, shifted. A task is a band of rows of one image.
 #pragma once
 
 #include <limits>
@@ -10,7 +10,8 @@
 
 namespace fastcnn::FASTCNN_ISA {
 
-// What forward and backward share: the launch's constants, and rows of pixels in and out of scratch.
+// What forward and backward share: the launch's constants, and rows of pixels in and out of
+// scratch.
 template <class T>
 struct Pixels {
   using A = typename T::Acc;
@@ -71,12 +72,14 @@ template <class T>
 class PixelsForward : Pixels<T> {
   using Base = Pixels<T>;
   using A = typename T::Acc;
-  using Base::p, Base::geometry, Base::norm, Base::functions, Base::lrn, Base::pool, Base::pool_first,
-      Base::pixel;
+  using Base::p, Base::geometry, Base::norm, Base::functions, Base::lrn, Base::pool,
+      Base::pool_first, Base::pixel;
 
  public:
   PixelsForward(const EpilogueParams& params, Scratch& scratch)
-      : Base(params), bands_(p.N, p.OH, p.OH, forward_tasks(p)), held_(pool ? std::min(geometry.extent, p.H) : 1) {
+      : Base(params),
+        bands_(p.N, p.OH, p.OH, forward_tasks(p)),
+        held_(pool ? std::min(geometry.extent, p.H) : 1) {
     rows_ = scratch.span<A*>(held_);
     for (int64_t i = 0; i < held_; ++i) {
       A* row = this->row_span(scratch, p.W);
@@ -204,12 +207,14 @@ template <class T>
 class PixelsBackward : Pixels<T> {
   using Base = Pixels<T>;
   using A = typename T::Acc;
-  using Base::p, Base::geometry, Base::norm, Base::functions, Base::lrn, Base::pool, Base::pool_first,
-      Base::pixel;
+  using Base::p, Base::geometry, Base::norm, Base::functions, Base::lrn, Base::pool,
+      Base::pool_first, Base::pixel;
 
  public:
   PixelsBackward(const EpilogueParams& params, Scratch& scratch)
-      : Base(params), bands_(p.N, p.H, 8, kBackwardTasks), held_(pool ? (geometry.extent - 1) / p.pool.sh + 1 : 1) {
+      : Base(params),
+        bands_(p.N, p.H, 8, kBackwardTasks),
+        held_(pool ? (geometry.extent - 1) / p.pool.sh + 1 : 1) {
     rows_ = scratch.span<A*>(held_);
     offsets_ = scratch.span<Int<A>*>(held_);
     for (int64_t i = 0; i < held_; ++i) {

@@ -1,5 +1,5 @@
-// NCHW: vectors lie over the pixels of a channel, and an LRN goes down the channels with a ring of planes.
-// A task is a band of rows of one image, all its channels.
+// NCHW: vectors lie over the pixels of a channel, and an LRN goes down the channels with a ring of
+// planes. A task is a band of rows of one image, all its channels.
 #pragma once
 
 #include <limits>
@@ -12,7 +12,8 @@ namespace fastcnn::FASTCNN_ISA {
 // A task's spans stay within the L2 cache.
 constexpr int64_t kPlanesBudget = 128 * 1024;
 
-// What forward and backward share: the launch's constants, and rows of a channel in and out of scratch.
+// What forward and backward share: the launch's constants, and rows of a channel in and out of
+// scratch.
 template <class T>
 struct Planes {
   using A = typename T::Acc;
@@ -40,14 +41,17 @@ struct Planes {
   }
 
   template <class Op>
-  void read_rows(const Tensor& t, int64_t n, int64_t c, Rows rows, int64_t width, A* out, Op op) const {
+  void read_rows(const Tensor& t, int64_t n, int64_t c, Rows rows, int64_t width, A* out,
+                 Op op) const {
     const T* x = static_cast<const T*>(t.data) + n * t.n + c * t.c;
     if (t.w == 1 && t.h == width)
       return read(x + rows.begin * t.h, 1, rows.count() * width, out, op);
-    for (int64_t h = rows.begin; h < rows.end; ++h, out += width) read(x + h * t.h, t.w, width, out, op);
+    for (int64_t h = rows.begin; h < rows.end; ++h, out += width)
+      read(x + h * t.h, t.w, width, out, op);
   }
 
-  void write_rows(const A* in, int64_t width, const Tensor& t, int64_t n, int64_t c, Rows rows) const {
+  void write_rows(const A* in, int64_t width, const Tensor& t, int64_t n, int64_t c,
+                  Rows rows) const {
     T* out = static_cast<T*>(t.data) + n * t.n + c * t.c;
     write(in, rows.count() * width, out + rows.begin * t.h);
   }
@@ -63,12 +67,13 @@ struct Planes {
   }
 };
 
-// Max pooling of one channel's rows. Columns are first dealt out by their place in the stride, with the
-// padding, so that a window's candidates for neighbouring outputs lie side by side.
+// Max pooling of one channel's rows. Columns are first dealt out by their place in the stride, with
+// the padding, so that a window's candidates for neighbouring outputs lie side by side.
 template <class A>
 class PlanePool {
  public:
-  PlanePool(const EpilogueParams& p, Scratch& scratch, int64_t rows) : p_(p), pool_(p.pool), geometry_(p) {
+  PlanePool(const EpilogueParams& p, Scratch& scratch, int64_t rows)
+      : p_(p), pool_(p.pool), geometry_(p) {
     columns_ = ((p.OW - 1) * pool_.sw + (pool_.kw - 1) * pool_.dw + pool_.sw) / pool_.sw;
     phase_ = round_up(columns_, lanes<A>) + lanes<A>;
     dealt_ = scratch.span<A>(rows * pool_.sw * phase_);
@@ -99,16 +104,19 @@ class PlanePool {
   }
 
  private:
-  // Column j * stride + q - padding of the row goes to place j of phase q; -inf where there is none.
+  // Column j * stride + q - padding of the row goes to place j of phase q; -inf where there is
+  // none.
   void deal(const A* row, A* out) const {
     constexpr A lowest = -std::numeric_limits<A>::infinity();
     const int64_t stride = pool_.sw;
     if (stride == 2)  // past both ends as well, in whole vectors
-      for (int64_t j = 0; j < columns_; j += lanes<A>) split(row - pool_.pw + 2 * j, out + j, out + phase_ + j);
+      for (int64_t j = 0; j < columns_; j += lanes<A>)
+        split(row - pool_.pw + 2 * j, out + j, out + phase_ + j);
     for (int64_t q = 0; q < stride; ++q, out += phase_) {
       const int64_t first = q - pool_.pw;
       const int64_t begin = first >= 0 ? 0 : std::min((-first + stride - 1) / stride, columns_);
-      const int64_t end = p_.W <= first ? begin : clamp((p_.W - first + stride - 1) / stride, begin, columns_);
+      const int64_t end =
+          p_.W <= first ? begin : clamp((p_.W - first + stride - 1) / stride, begin, columns_);
       std::fill(out, out + begin, lowest);
       if (stride != 2)
         for (int64_t j = begin; j < end; ++j) out[j] = row[first + j * stride];
@@ -130,8 +138,8 @@ class PlanePool {
     return {spans_, places_, count};
   }
 
-  // A window of nothing but -inf keeps the place it began with, which may be in the left padding: its
-  // first place inside takes over, or none (-1) where dilation leaves no place inside.
+  // A window of nothing but -inf keeps the place it began with, which may be in the left padding:
+  // its first place inside takes over, or none (-1) where dilation leaves no place inside.
   void leave_padding(int32_t first_place) {
     for (int64_t ow = 0; ow < p_.OW && ow * pool_.sw < pool_.pw; ++ow) {
       const int64_t left = ow * pool_.sw - pool_.pw;
@@ -160,8 +168,8 @@ class PlanePool {
   int64_t* shifts_;  // of a window's columns, from its first
 };
 
-// Pooling backward on one channel: each pooled gradient goes to the input its offset names. The band of
-// input rows belongs to one task, so the order of additions is fixed.
+// Pooling backward on one channel: each pooled gradient goes to the input its offset names. The
+// band of input rows belongs to one task, so the order of additions is fixed.
 template <class A>
 class PlaneUnpool {
  public:
@@ -209,15 +217,16 @@ template <class T>
 class PlanesForward : Planes<T> {
   using Base = Planes<T>;
   using A = typename T::Acc;
-  using Base::p, Base::geometry, Base::norm, Base::functions, Base::lrn, Base::pool, Base::pool_first,
-      Base::ring;
+  using Base::p, Base::geometry, Base::norm, Base::functions, Base::lrn, Base::pool,
+      Base::pool_first, Base::ring;
 
  public:
   PlanesForward(const EpilogueParams& params, Scratch& scratch)
       : Base(params),
         bands_(p.N, p.OH, most_rows(), forward_tasks(p)),
         keeps_input_rows_(p.r.data && !pool_first),
-        rows_(std::min(p.H, pool ? bands_.band * p.pool.sh + geometry.extent + p.pool.ph : bands_.band)),
+        rows_(std::min(p.H,
+                       pool ? bands_.band * p.pool.sh + geometry.extent + p.pool.ph : bands_.band)),
         maxima_(p, scratch, pool ? rows_ : 0) {
     const int64_t in = rows_ * p.W, out = bands_.band * p.OW;
     planes_ = scratch.span<A*>(ring);
@@ -264,7 +273,8 @@ class PlanesForward : Planes<T> {
     A* plane = planes_[c % ring];
     A* read_to = pool_first ? raw_ : plane;
     if (p.relu)
-      this->read_rows(p.x, n_, c, in_, p.W, read_to, [b](Vec<A> v, int64_t) { return rectify<A>(v + b); });
+      this->read_rows(p.x, n_, c, in_, p.W, read_to,
+                      [b](Vec<A> v, int64_t) { return rectify<A>(v + b); });
     else
       this->read_rows(p.x, n_, c, in_, p.W, read_to, [b](Vec<A> v, int64_t) { return v + b; });
     if (pool_first) maxima_.run(raw_, in_, out_, n_, c, plane);
@@ -305,8 +315,8 @@ template <class T>
 class PlanesBackward : Planes<T> {
   using Base = Planes<T>;
   using A = typename T::Acc;
-  using Base::p, Base::geometry, Base::norm, Base::functions, Base::lrn, Base::pool, Base::pool_first,
-      Base::ring;
+  using Base::p, Base::geometry, Base::norm, Base::functions, Base::lrn, Base::pool,
+      Base::pool_first, Base::ring;
 
  public:
   PlanesBackward(const EpilogueParams& params, Scratch& scratch)
@@ -314,8 +324,8 @@ class PlanesBackward : Planes<T> {
         bands_(p.N, p.H, this->rows_within_budget(4 * ring + 2), kBackwardTasks),
         width_(pool_first ? p.OW : p.W),
         unpool_(p, scratch) {
-    const int64_t rows = pool_first ? std::min(p.OH, (bands_.band + geometry.extent) / p.pool.sh + 1)
-                                    : bands_.band;
+    const int64_t rows =
+        pool_first ? std::min(p.OH, (bands_.band + geometry.extent) / p.pool.sh + 1) : bands_.band;
     for (A*** planes : {&r_, &direct_, &cross_}) {
       *planes = scratch.span<A*>(ring);
       for (int64_t j = 0; j < ring; ++j) {
@@ -374,7 +384,8 @@ class PlanesBackward : Planes<T> {
 
   void terms(int64_t c, Rows group) {
     this->window(r_, silent_, c, norm.before, group, window_);
-    functions.gradient_terms(g_[c % ring], window_, norm, size_, direct_[c % ring], cross_[c % ring]);
+    functions.gradient_terms(g_[c % ring], window_, norm, size_, direct_[c % ring],
+                             cross_[c % ring]);
   }
 
   // Channel c's gradient through the LRN, the ReLU, and pooling if it came first.

@@ -1,6 +1,6 @@
 // The stages as formulas on spans: rows of arithmetic values in scratch memory, a vector at a time.
-// Which values lie side by side (pixels of a channel, or channels of a pixel) is the callers' affair.
-// Scratch spans may be read and written up to a vector past their end.
+// Which values lie side by side (pixels of a channel, or channels of a pixel) is the callers'
+// affair. Scratch spans may be read and written up to a vector past their end.
 #pragma once
 
 #include <algorithm>
@@ -73,8 +73,8 @@ inline Vec<A> denominator(const A* const* window, const Norm<A>& norm, int64_t i
 }
 
 // d^-3/4 for d from 2^-60 to 2^60: the exponent by integer arithmetic (4 % off), then twice
-// p <- p (1 + e/4 + 5/32 e^2) with e = 1 - d^3 p^4, to one unit in the last place. Three times as fast
-// as two square roots and a division.
+// p <- p (1 + e/4 + 5/32 e^2) with e = 1 - d^3 p^4, to one unit in the last place. Three times as
+// fast as two square roots and a division.
 inline Vec<float> fast_inverse_power(Vec<float> d) {
   using V = Vec<float>;
   using I = IntVec<float>;
@@ -97,8 +97,8 @@ inline Vec<A> exact_inverse_power(Vec<A> d, A beta) {
   return d;
 }
 
-// Runs body(i, d^-beta's function) over a span; with the fast power, and once more with the exact one
-// if any d was out of its range (or NaN).
+// Runs body(i, d^-beta's function) over a span; with the fast power, and once more with the exact
+// one if any d was out of its range (or NaN).
 template <class A, Beta KIND, class Body>
 inline void with_power(int64_t n, A beta, Body body) {
   constexpr int L = lanes<A>;
@@ -208,7 +208,8 @@ struct Candidates {
   int64_t count;
 };
 
-// out = the largest candidate and place = where it was: the first of equals, the last NaN, as torch.
+// out = the largest candidate and place = where it was: the first of equals, the last NaN, as
+// torch.
 template <class A, int COUNT, bool PLACES>
 inline void maximum(const Candidates<A>& from, int64_t n, A* out, Int<A>* place) {
   const int64_t count = COUNT ? COUNT : from.count;

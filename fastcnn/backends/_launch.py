@@ -41,8 +41,6 @@ def params(
         lrn = stages.lrn
         p.lrn(lrn.size, lrn.alpha, lrn.beta, lrn.k, lrn.groups)
     if stages.pool:
-        pool = stages.pool
-        p.offset_bytes = pool.offset_dtype.itemsize
-        sizes = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
-        p.pool(*(i for pair in sizes for i in pair), stages.pool_first)  # type: ignore[union-attr]
+        p.offset_bytes = stages.pool.offset_dtype.itemsize
+        p.pool(*(i for pair in stages.pool.pairs for i in pair), stages.pool_first)
     return p

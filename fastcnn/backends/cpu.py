@@ -112,10 +112,11 @@ def conv_block_forward(
         return y, a if save and stages.lrn and r is None else r, offsets
     keep = save and stages.lrn is not None
     shape = (count, *a.shape[1:])
-    outputs = _outputs(shape, a.dtype, memory_format(a), stages, keep, save)
+    outputs = y, r, offsets = _outputs(shape, a.dtype, memory_format(a), stages, keep, save)
     for start in range(0, count, images):
         part = slice(start, start + images)
         if start:
             a = convolve(x[part], weight, conv)
-        _run(a, bias, stages, *(t if t is None else t[part] for t in outputs))
+        kept = (None if t is None else t[part] for t in (r, offsets))
+        _run(a, bias, stages, y[part], *kept)
     return outputs

@@ -50,9 +50,8 @@ def _normalise_backward(g: Tensor, r: Tensor, lrn: LRN) -> Tensor:
 
 def _pool(x: Tensor, pool: MaxPool) -> tuple[Tensor, Tensor]:
     """Pooled values, and each one's place in its window (row-major), from torch's flat indices."""
-    args = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
-    y, index = F.max_pool2d(x, *args, return_indices=True)  # type: ignore[arg-type]
-    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = args[:4]  # type: ignore[misc]
+    y, index = F.max_pool2d(x, *pool.pairs, pool.ceil_mode, return_indices=True)  # type: ignore[call-overload]
+    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = pool.pairs
     rows = torch.arange(y.shape[2], device=x.device) * sh - ph
     columns = torch.arange(y.shape[3], device=x.device) * sw - pw
     row, column = index // x.shape[3], index % x.shape[3]
@@ -62,14 +61,14 @@ def _pool(x: Tensor, pool: MaxPool) -> tuple[Tensor, Tensor]:
 
 
 def _sees(starts: Tensor, size: int, kernel: int, dilation: int) -> Tensor:
-    """Whether a window has a place inside: with padding and dilation it may have none (torch gives -inf)."""
+    """Whether a window has a place inside: padded and dilated it may have none (torch gives -inf)."""
     at = starts.view(-1, 1) + torch.arange(kernel, device=starts.device) * dilation
     return ((at >= 0) & (at < size)).any(1)
 
 
 def _pool_backward(g: Tensor, offsets: Tensor, size: list[int], pool: MaxPool) -> Tensor:
     """Each place of the window in turn gives its pooled gradients to the inputs it stands on."""
-    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = pool.kernel_size, pool.stride, pool.padding, pool.dilation  # type: ignore[misc]
+    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = pool.pairs
     height = max(size[2] + 2 * ph, (g.shape[2] - 1) * sh + (kh - 1) * dh + 1)
     width = max(size[3] + 2 * pw, (g.shape[3] - 1) * sw + (kw - 1) * dw + 1)
     padded = g.new_zeros(size[0], size[1], height, width)
@@ -150,9 +149,7 @@ def conv_output_size(x: Tensor, weight: Tensor, conv: Sequence[Any]) -> list[int
 def convolve(x: Tensor, weight: Tensor, conv: Sequence[Any]) -> Tensor:
     """The convolution without its bias; conv: stride, padding, dilation, groups."""
     stride, padding, dilation, groups = conv
-    return torch.ops.aten.convolution(
-        x, weight, None, stride, padding, dilation, False, [0, 0], groups
-    )
+    return torch.ops.aten.convolution(x, weight, None, stride, padding, dilation, False, [0, 0], groups)
 
 
 def conv_block_forward(

@@ -70,10 +70,10 @@ def _shown(
     """(row, index) of one class's digits: drawn ones, and last the least sure that is right."""
     members = (labels == label).nonzero().flatten()
     order = torch.randperm(len(members), generator=torch.Generator().manual_seed(seed))
-    drawn = members[order][: _ROWS - 1].tolist()
-    right = members[answers[members] == label]
-    hardest = right[confidence[right].argsort()][:1].tolist()
-    return [*enumerate(drawn), *((_ROWS - 1, i) for i in hardest)]
+    drawn, rest = members[order].tensor_split([_ROWS - 1])
+    right = rest[answers[rest] == label]
+    hardest = right[confidence[right].argsort()][:1]
+    return [*enumerate(drawn.tolist()), *((_ROWS - 1, i) for i in hardest.tolist())]
 
 
 def _mistakes_title(wrong: int, shown: int) -> str:
@@ -154,12 +154,13 @@ def training(history: Sequence[Epoch]) -> Figure:
     per_epoch = len(losses) / len(history)
     times = [(i + 1) / per_epoch for i in range(len(losses))]
     top.plot(times, losses, color=to_rgba(_RIGHT, 0.3), linewidth=0.7)
-    top.plot(epochs, [epoch.loss for epoch in history], color=_RIGHT, linewidth=2)
-    top.set(yscale="log", ylabel="loss")
+    middles = [epoch - 0.5 for epoch in epochs]
+    top.plot(middles, [epoch.loss for epoch in history], color=_RIGHT, linewidth=2)
+    top.set(ylabel="loss (smoothed labels)", ylim=(0, None))
     percents = [100 * epoch.accuracy for epoch in history]
     bottom.plot(epochs, percents, color=_WRONG, linewidth=2)
     bottom.set(ylabel="test accuracy, %", xlabel="epoch", xlim=(0, len(history)))
-    bottom.set_ylim(math.floor(min(percents[len(percents) // 5 :])), 100)
+    bottom.set_ylim(math.floor(min(percents[len(percents) // 8 :])), 100)
     _end_label(top, len(history), history[-1].loss, f"{history[-1].loss:.3f}", _RIGHT)
     _end_label(bottom, len(history), percents[-1], f"{percents[-1]:.1f} %", _WRONG)
     for axes in (top, bottom):
@@ -168,6 +169,7 @@ def training(history: Sequence[Epoch]) -> Figure:
         axes.tick_params(colors=_QUIET, labelsize=9)
         axes.grid(axis="y", color="#eeeeee", linewidth=0.8)
         axes.set_axisbelow(True)
+    figure.align_ylabels()
     return figure
 
 

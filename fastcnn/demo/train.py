@@ -33,9 +33,7 @@ class Epoch(NamedTuple):
         return sum(self.losses) / len(self.losses)
 
 
-def step(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
-) -> float:
+def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
     """One gradient step on (N, 1, 28, 28) and (N,); the loss before it."""
     optimizer.zero_grad()
     loss = F.cross_entropy(model(images), labels, label_smoothing=_SMOOTHING)

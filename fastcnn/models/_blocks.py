@@ -88,9 +88,7 @@ def block(row: Conv, in_channels: int, fused: bool) -> Named:
     """One row as a ConvBlock2d, or as plain layers of which the convolution has the same name."""
     conv = (in_channels, row.channels, row.kernel, row.stride, row.padding, 1, row.groups)
     layer = (
-        ConvBlock2d(*conv, lrn=row.lrn, pool=row.pool, order=row.order)
-        if fused
-        else torch.nn.Conv2d(*conv)
+        ConvBlock2d(*conv, lrn=row.lrn, pool=row.pool, order=row.order) if fused else torch.nn.Conv2d(*conv)
     )
     _fill(layer, row)
     if fused:
@@ -151,9 +149,7 @@ class ConvNet(torch.nn.Module):
             classifier += dense(line, width, num_classes, dropout)
             width = line.features or width
         self.features = torch.nn.Sequential(OrderedDict(features))
-        self.avgpool = (
-            torch.nn.AdaptiveAvgPool2d(table.map_size) if table.adaptive else torch.nn.Identity()
-        )
+        self.avgpool = torch.nn.AdaptiveAvgPool2d(table.map_size) if table.adaptive else torch.nn.Identity()
         self.classifier = torch.nn.Sequential(OrderedDict(classifier))
 
     def forward(self, input: Tensor) -> Tensor:
