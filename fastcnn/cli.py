@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=Path("demo"), help="folder for weights and pictures"
     )
     demonstration.add_argument("--epochs", type=_positive, help="passes over the digits")
-    demonstration.add_argument("--seed", type=int, default=0, help="draws split, weights and batches")
+    demonstration.add_argument("--seed", type=_seed, default=0, help="draws split, weights and batches")
     args = parser.parse_args(argv)
     return args.run(args)
 
@@ -42,6 +42,12 @@ def _add(
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, but got {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number below 2**63, but got {text!r}")
     return int(text)
 
 

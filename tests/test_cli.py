@@ -95,6 +95,14 @@ def test_epochs_must_be_a_count(epochs, capsys):
     assert f"at least 1, but got {epochs!r}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seed", ["-1", "x", str(2**63)])
+def test_a_seed_must_be_one_torch_takes(seed, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["demo", f"--seed={seed}"])
+    assert stop.value.code == 2
+    assert f"below 2**63, but got {seed!r}" in capsys.readouterr().err
+
+
 def test_demo_passes_its_options_on(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(demo, "run", lambda *args: calls.append(args))
