@@ -1,4 +1,4 @@
-"""Time the demo's cases, fused beside plain torch and torch.compile, into bench/results/NAME.json.
+"""Time the demo's cases, fused beside plain torch, into bench/results/NAME.json.
 
 python bench/run.py NAME [--batch 32] [--repeats 15]
 """
@@ -15,7 +15,6 @@ import torch
 import fastcnn
 from fastcnn import _native
 from fastcnn.demo import table
-from fastcnn.measure import compare
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -31,18 +30,9 @@ def processor() -> str:
 def measure(case: table.Case, repeats: int) -> dict:
     """One case as plain data: seconds (median and quartiles), error, bytes kept for backward."""
     row = table.measure(case, repeats)
-    compiled = torch.compile(case.plain)
-    times = compare(
-        {
-            "eager": lambda: case.compute(case.plain, case.input),
-            "compile": lambda: case.compute(compiled, case.input),
-            "fastcnn": lambda: case.compute(case.fused, case.input),
-        },
-        repeats,
-    )
     return {
         "name": case.name,
-        "seconds": {name: timing._asdict() for name, timing in times.items()},
+        "seconds": {"eager": row.plain._asdict(), "fastcnn": row.fused._asdict()},
         "relative_error": row.error,
         "bytes_kept": {"eager": row.plain_kept, "fastcnn": row.fused_kept},
     }

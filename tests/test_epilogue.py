@@ -128,6 +128,46 @@ def test_weird_shapes(device, dtype, channels):
         assert_close(y, plain_epilogue(x, None, stages))
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_nan_stays_in_its_pixel(device, format):
+    x = torch.randn(2, 3, 2, 3, device=device).contiguous(memory_format=format)
+    x[0, 2, 0, 2] = float("nan")
+    for size in (2, 3, 4, 5):
+        leaf = x.clone().requires_grad_()
+        F.local_response_norm(leaf, size).sum().backward()
+        touched = leaf.grad.isnan().any(1)
+        assert touched.nonzero().tolist() == [[0, 0, 2]]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_without_k_zero_channels_have_finite_neighbours(device, format):
+    x = torch.ones(1, 2, 1, 3, device=device).contiguous(memory_format=format)
+    x[:, 1] = 0
+    leaf = x.clone().requires_grad_()
+    F.local_response_norm(leaf, 2, alpha=1.0, k=0.0).sum().backward()
+    assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_saved_tensors_may_come_back_in_other_strides(device, format):
+    x = torch.randn(2, 8, 6, 6, device=device).contiguous(memory_format=format).requires_grad_()
+    grads = []
+    for pack in (lambda t: t, lambda t: t.contiguous().clone(memory_format=torch.contiguous_format)):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = F.epilogue(x, lrn=LRN(3, 0.1), pool=MaxPool(2))
+        grads += torch.autograd.grad(y.square().sum(), x)
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_one_window_with_any_stride_or_padding(device, format):
+    x = torch.randn(1, 2, 8, 8, device=device).contiguous(memory_format=format)
+    assert_close(F.max_pool2d(x, 3, 10**9), x[..., :3, :3].amax((2, 3), keepdim=True))
+    args = ((1, 400), (1, 2), (0, 200))
+    y = F.epilogue(x, lrn=LRN(), pool=MaxPool(*args))
+    assert_close(y, TF.max_pool2d(TF.local_response_norm(x.relu(), 5), *args))
+
+
 def test_empty_batch(device):
     x = torch.randn(0, 4, 8, 8, device=device, requires_grad=True)
     bias = torch.randn(4, device=device, requires_grad=True)

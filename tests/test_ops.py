@@ -232,15 +232,17 @@ def test_backward_keeps_r_once_and_one_byte_per_pooled_value(dtype):
 @pytest.mark.parametrize("order", ["lrn_pool", "pool_lrn"])
 def test_the_same_bits_for_every_run_and_thread_count(format, order):
     torch.manual_seed(0)
-    x = torch.randn(5, 24, 27, 27).contiguous(memory_format=format).requires_grad_()
+    x = torch.randn(5, 24, 27, 27).contiguous(memory_format=format)
+    x[0, 3, 1], x[4, 7, 20] = 1e12, 0.0  # values that the fast power leaves to the exact one
+    x.requires_grad_()
     bias = torch.randn(24, requires_grad=True)
     torch.use_deterministic_algorithms(True)
     threads, results = torch.get_num_threads(), []
     try:
-        for count in (1, 2, 4, 4):
+        for count in (1, 2, 4, 8, 4):
             torch.set_num_threads(count)
             y = F.epilogue(x, bias, lrn=LRN(), pool=MaxPool(3, 2), order=order)
-            grads = torch.autograd.grad(y.square().sum(), (x, bias))
+            grads = torch.autograd.grad(y.sin().sum(), (x, bias))
             results.append((y.detach(), *grads))
     finally:
         torch.set_num_threads(threads)

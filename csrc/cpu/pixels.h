@@ -316,12 +316,14 @@ class PixelsBackward : Pixels<T> {
     if (p.relu) mask(r_, n, g);
   }
 
-  // Zeros around the groups again: with k = 0 they may have become NaN, and neighbours read them.
+  // Zeros around the groups again, and after the last: they may have become NaN (a NaN in r, or k =
+  // 0), and neighbours read them.
   void silence(A* row, int64_t width) const {
     for (int64_t at = 0; at < width * pixel; at += this->pitch) {
       std::fill(row + at, row + at + this->head, A(0));
       std::fill(row + at + this->head + this->channels, row + at + this->pitch, A(0));
     }
+    std::fill(row + width * pixel, row + width * pixel + this->head, A(0));
   }
 
   void add_sums(const A* g, double* sums) {

@@ -73,22 +73,22 @@ template <class A>
 class PlanePool {
  public:
   PlanePool(const EpilogueParams& p, Scratch& scratch, int64_t rows)
-      : p_(p), pool_(p.pool), geometry_(p) {
-    columns_ = ((p.OW - 1) * pool_.sw + (pool_.kw - 1) * pool_.dw + pool_.sw) / pool_.sw;
+      : p_(p), pool_(p.pool), geometry_(p), stride_(p.OW == 1 ? 1 : p.pool.sw) {
+    columns_ = ((p.OW - 1) * stride_ + (pool_.kw - 1) * pool_.dw + stride_) / stride_;
     phase_ = round_up(columns_, lanes<A>) + lanes<A>;
-    dealt_ = scratch.span<A>(rows * pool_.sw * phase_);
+    dealt_ = scratch.span<A>(rows * stride_ * phase_);
     place_ = scratch.span<Int<A>>(p.OW);
     spans_ = scratch.span<const A*>(pool_.kh * pool_.kw);
     places_ = scratch.span<int32_t>(pool_.kh * pool_.kw);
     shifts_ = scratch.span<int64_t>(pool_.kw);
     if (!shifts_) return;
     for (int64_t j = 0, column = 0; j < pool_.kw; ++j, column += pool_.dw)
-      shifts_[j] = column % pool_.sw * phase_ + column / pool_.sw;
+      shifts_[j] = column % stride_ * phase_ + column / stride_;
   }
 
   // in: the rows `have` of channel c; out: the rows `want` of its pooled map.
   void run(const A* in, Rows have, Rows want, int64_t n, int64_t c, A* out) {
-    for (int64_t h = 0; h < have.count(); ++h) deal(in + h * p_.W, dealt_ + h * pool_.sw * phase_);
+    for (int64_t h = 0; h < have.count(); ++h) deal(in + h * p_.W, dealt_ + h * stride_ * phase_);
     for (int64_t oh = want.begin; oh < want.end; ++oh, out += p_.OW) {
       const Candidates<A> from = candidates(oh, have);
       if (from.count == 0) {
@@ -108,18 +108,19 @@ class PlanePool {
   // none.
   void deal(const A* row, A* out) const {
     constexpr A lowest = -std::numeric_limits<A>::infinity();
-    const int64_t stride = pool_.sw;
-    if (stride == 2)  // past both ends as well, in whole vectors
-      for (int64_t j = 0; j < columns_; j += lanes<A>)
+    if (stride_ == 2) {  // past both ends of the row as well, in whole vectors
+      const int64_t there = std::min(columns_, (p_.W + pool_.pw + 1) / 2);
+      for (int64_t j = 0; j < there; j += lanes<A>)
         split(row - pool_.pw + 2 * j, out + j, out + phase_ + j);
-    for (int64_t q = 0; q < stride; ++q, out += phase_) {
+    }
+    for (int64_t q = 0; q < stride_; ++q, out += phase_) {
       const int64_t first = q - pool_.pw;
-      const int64_t begin = first >= 0 ? 0 : std::min((-first + stride - 1) / stride, columns_);
+      const int64_t begin = first >= 0 ? 0 : std::min((-first + stride_ - 1) / stride_, columns_);
       const int64_t end =
-          p_.W <= first ? begin : clamp((p_.W - first + stride - 1) / stride, begin, columns_);
+          p_.W <= first ? begin : clamp((p_.W - first + stride_ - 1) / stride_, begin, columns_);
       std::fill(out, out + begin, lowest);
-      if (stride != 2)
-        for (int64_t j = begin; j < end; ++j) out[j] = row[first + j * stride];
+      if (stride_ != 2)
+        for (int64_t j = begin; j < end; ++j) out[j] = row[first + j * stride_];
       std::fill(out + end, out + columns_, lowest);
     }
   }
@@ -129,7 +130,7 @@ class PlanePool {
     for (int64_t i = 0; i < pool_.kh; ++i) {
       const int64_t h = geometry_.top(oh) + i * pool_.dh;
       if (h < 0 || h >= p_.H) continue;
-      const A* row = dealt_ + (h - have.begin) * pool_.sw * phase_;
+      const A* row = dealt_ + (h - have.begin) * stride_ * phase_;
       for (int64_t j = 0; j < pool_.kw; ++j, ++count) {
         spans_[count] = row + shifts_[j];
         places_[count] = int32_t(i * pool_.kw + j);
@@ -160,6 +161,7 @@ class PlanePool {
   const EpilogueParams& p_;
   const Pool& pool_;
   Geometry geometry_;
+  int64_t stride_;           // of the columns; with a single window it does not matter
   int64_t columns_, phase_;  // of a phase: those that windows reach, and from one phase to the next
   A* dealt_;
   Int<A>* place_;
@@ -269,7 +271,7 @@ class PlanesForward : Planes<T> {
 
   // Bias, ReLU, pooling if it comes first: channel c's plane of the ring.
   void take(int64_t c) {
-    const A b = p.bias ? T::get(static_cast<const T*>(p.bias)[c]) : A(0);
+    const A b = p.bias ? T::get(static_cast<const T*>(p.bias)[c]) : A(-0.0);  // x + -0 is x
     A* plane = planes_[c % ring];
     A* read_to = pool_first ? raw_ : plane;
     if (p.relu)

@@ -97,24 +97,30 @@ inline Vec<A> exact_inverse_power(Vec<A> d, A beta) {
   return d;
 }
 
-// Runs body(i, d^-beta's function) over a span; with the fast power, and once more with the exact
-// one if any d was out of its range (or NaN).
+// Runs body(i, d^-beta's function) over a span; with the fast power, and once more if any d was out
+// of its range (or NaN). Each value depends on its own d alone, whatever else is in the span.
 template <class A, Beta KIND, class Body>
 inline void with_power(int64_t n, A beta, Body body) {
   constexpr int L = lanes<A>;
   if constexpr (KIND == Beta::three_quarters && sizeof(A) == 4) {
+    const auto usual = [](Vec<A> d) { return (d >= 0x1p-60f) & (d <= 0x1p60f); };
     IntVec<A> unusual = {};
     for (int64_t i = 0; i < n; i += L)
       body(i, [&](Vec<A> d) {
-        unusual |= ~((d >= 0x1p-60f) & (d <= 0x1p60f));
+        unusual |= ~usual(d);
         return fast_inverse_power(d);
       });
     bool any = false;
     for (int l = 0; l < L; ++l) any |= unusual[l] != 0;
     if (!any) return;
+    for (int64_t i = 0; i < n; i += L)
+      body(i, [&](Vec<A> d) {
+        return usual(d) ? fast_inverse_power(d) : exact_inverse_power<A, KIND>(d, beta);
+      });
+  } else {
+    for (int64_t i = 0; i < n; i += L)
+      body(i, [&](Vec<A> d) { return exact_inverse_power<A, KIND>(d, beta); });
   }
-  for (int64_t i = 0; i < n; i += L)
-    body(i, [&](Vec<A> d) { return exact_inverse_power<A, KIND>(d, beta); });
 }
 
 // out = r d^-beta, with r the window's middle.

@@ -31,8 +31,9 @@ def epilogue_forward(
     x: Tensor, bias: Tensor | None, stages: Stages, save: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     keep = save and stages.residual(bias is not None) == "r"
-    outputs = _outputs(x.shape, x.dtype, memory_format(x), stages, keep, save)
-    _run(x, bias, stages, *outputs)
+    format = memory_format(x)
+    outputs = _outputs(x.shape, x.dtype, format, stages, keep, save)
+    _run(x, bias, stages, format, *outputs)
     return outputs
 
 
@@ -61,14 +62,16 @@ def _run(
     x: Tensor,
     bias: Tensor | None,
     stages: Stages,
+    format: torch.memory_format,
     y: Tensor,
     r: Tensor | None,
     offsets: Tensor | None,
 ) -> None:
+    """Fill y, r and offsets, which are laid out in this format; x and bias may have any strides."""
     if x.numel() == 0:
         return
     bias = bias if bias is None else bias.contiguous()
-    p = params(x, y, r, offsets, bias, stages, memory_format(x))
+    p = params(x, y, r, offsets, bias, stages, format)
     p.threads = torch.get_num_threads()
     _native.load().epilogue_forward(p)
 
@@ -84,6 +87,8 @@ def epilogue_backward(
 ) -> tuple[Tensor, Tensor | None]:
     grad_x = torch.empty(size, dtype=grad_y.dtype, memory_format=format)
     grad_bias = grad_y.new_zeros(size[1]) if need_bias else None
+    if offsets is not None:  # a saved-tensor hook may have brought them back in other strides
+        offsets = offsets.contiguous(memory_format=format)
     if grad_x.numel():
         p = params(grad_x, grad_y, r, offsets, grad_bias, stages, format)
         p.threads = torch.get_num_threads()
@@ -112,11 +117,12 @@ def conv_block_forward(
         return y, a if save and stages.lrn and r is None else r, offsets
     keep = save and stages.lrn is not None
     shape = (count, *a.shape[1:])
-    outputs = y, r, offsets = _outputs(shape, a.dtype, memory_format(a), stages, keep, save)
+    format = memory_format(a)
+    outputs = y, r, offsets = _outputs(shape, a.dtype, format, stages, keep, save)
     for start in range(0, count, images):
         part = slice(start, start + images)
         if start:
             a = convolve(x[part], weight, conv)
         kept = (None if t is None else t[part] for t in (r, offsets))
-        _run(a, bias, stages, y[part], *kept)
+        _run(a, bias, stages, format, y[part], *kept)
     return outputs
