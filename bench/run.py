@@ -53,6 +53,7 @@ def main() -> None:
         "cases": [measure(case, args.repeats) for case in table.cases(args.batch)],
     }
     path = RESULTS / f"{args.name}.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(path)
 
