@@ -36,6 +36,16 @@ struct Geometry {
 
   int64_t top(int64_t oh) const { return oh * pool.sh - pool.ph; }
 
+  // Rows of output row oh's window, counted in it, that are in the image.
+  Rows inside(int64_t oh) const {
+    const int64_t above = -top(oh), below = p.H - top(oh);
+    return {above <= 0 ? 0 : (above + pool.dh - 1) / pool.dh,
+            std::min(pool.kh, (below + pool.dh - 1) / pool.dh)};
+  }
+
+  // The first output row, past the top padding, whose window leaves the image at the bottom.
+  int64_t whole_end() const { return (p.H + pool.ph - extent) / pool.sh + 1; }
+
   // Input rows that these output rows look at.
   Rows inputs_of(Rows out) const {
     if (!pooled) return out;

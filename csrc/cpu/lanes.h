@@ -57,10 +57,14 @@ inline void store(E* p, V v) {
   std::memcpy(p, &v, sizeof v);
 }
 
-// NaN counts as true: not (v <= m) and m is a number, or v is none.
-template <class V>
+// Whether v replaces m as a maximum: of equals the first stays, of NaNs the last, as in torch.
+// NANS: there may be any.
+template <bool NANS, class V>
 inline auto beats(V v, V m) {
-  return (v > m) | (v != v);
+  if constexpr (NANS)
+    return (v > m) | (v != v);
+  else
+    return v > m;
 }
 
 template <class A>
@@ -70,16 +74,14 @@ inline Vec<A> rectify(Vec<A> v) {
 }
 
 template <class A, int... i>
-inline void split(Vec<A> a, Vec<A> b, A* even, A* odd, std::integer_sequence<int, i...>) {
-  store(even, __builtin_shufflevector(a, b, (2 * i)...));
-  store(odd, __builtin_shufflevector(a, b, (2 * i + 1)...));
+inline Vec<A> even_lanes(Vec<A> a, Vec<A> b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (2 * i)...);
 }
 
-// Two vectors' values at even and at odd places.
+// Two neighbouring vectors' values at even places.
 template <class A>
-inline void split(const A* in, A* even, A* odd) {
-  split(load<Vec<A>>(in), load<Vec<A>>(in + lanes<A>), even, odd,
-        std::make_integer_sequence<int, lanes<A>>());
+inline Vec<A> even_lanes(Vec<A> a, Vec<A> b) {
+  return even_lanes<A>(a, b, std::make_integer_sequence<int, lanes<A>>());
 }
 
 // An element type: how one value, and a vector of them, become arithmetic ones and come back.

@@ -159,7 +159,7 @@ class PixelsForward : Pixels<T> {
         std::fill(out, out + pixel, -std::numeric_limits<A>::infinity());
         std::fill(place_, place_ + pixel, Int<A>(-1));
       } else {
-        maximum(from, pixel, out, p.offsets.data ? place_ : nullptr);
+        maximum(from, true, pixel, out, p.offsets.data ? place_ : nullptr);
       }
       if (p.offsets.data) write_places(oh, ow);
     }

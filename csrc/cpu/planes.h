@@ -67,107 +67,95 @@ struct Planes {
   }
 };
 
-// Max pooling of one channel's rows. Columns are first dealt out by their place in the stride, with
-// the padding, so that a window's candidates for neighbouring outputs lie side by side.
+// Max pooling of one channel's rows: first across each row, then down the columns of what is left,
+// so that a row is read once though windows overlap, and the first of equals wins in row-major
+// order.
 template <class A>
 class PlanePool {
  public:
-  PlanePool(const EpilogueParams& p, Scratch& scratch, int64_t rows)
-      : p_(p), pool_(p.pool), geometry_(p), stride_(p.OW == 1 ? 1 : p.pool.sw) {
-    columns_ = ((p.OW - 1) * stride_ + (pool_.kw - 1) * pool_.dw + stride_) / stride_;
-    phase_ = round_up(columns_, lanes<A>) + lanes<A>;
-    dealt_ = scratch.span<A>(rows * stride_ * phase_);
-    place_ = scratch.span<Int<A>>(p.OW);
-    spans_ = scratch.span<const A*>(pool_.kh * pool_.kw);
-    places_ = scratch.span<int32_t>(pool_.kh * pool_.kw);
-    shifts_ = scratch.span<int64_t>(pool_.kw);
-    if (!shifts_) return;
-    for (int64_t j = 0, column = 0; j < pool_.kw; ++j, column += pool_.dw)
-      shifts_[j] = column % stride_ * phase_ + column / stride_;
+  PlanePool(const EpilogueParams& p, Scratch& scratch, int64_t in_rows, int64_t out_rows)
+      : p_(p),
+        pool_(p.pool),
+        geometry_(p),
+        across_{pool_.kw, pool_.dw, p.OW == 1 ? 1 : pool_.sw},
+        reach_((p.OW - 1) * across_.stride + (pool_.kw - 1) * pool_.dw + 1),
+        padded_(pool_.pw > 0 || reach_ > p.W) {
+    const int64_t pitch = round_up(p.OW, lanes<A>);
+    padding_ = scratch.span<A>(padded_ ? in_rows * reach_ : 0);
+    rows_.pitch = pitch;
+    rows_.value = scratch.span<A>(in_rows * pitch);
+    rows_.column = p.offsets.data ? scratch.span<Int<A>>(in_rows * pitch) : nullptr;
+    place_ = scratch.span<Int<A>>(out_rows * p.OW);
   }
 
   // in: the rows `have` of channel c; out: the rows `want` of its pooled map.
   void run(const A* in, Rows have, Rows want, int64_t n, int64_t c, A* out) {
-    for (int64_t h = 0; h < have.count(); ++h) deal(in + h * p_.W, dealt_ + h * stride_ * phase_);
-    for (int64_t oh = want.begin; oh < want.end; ++oh, out += p_.OW) {
-      const Candidates<A> from = candidates(oh, have);
-      if (from.count == 0) {
+    const bool nans = any_nan(in, have.count() * p_.W);
+    if (padded_) pad(in, have.count());
+    maxima_across(padded_ ? padding_ : in, padded_ ? reach_ : p_.W, have.count(), across_, nans,
+                  p_.OW, rows_);
+    Int<A>* place = place_;
+    for (int64_t oh = want.begin, windows = 0; oh < want.end; oh += windows) {
+      const Rows inside = geometry_.inside(oh);
+      windows = inside.count() == pool_.kh ? std::min(geometry_.whole_end(), want.end) - oh : 1;
+      const int64_t row = geometry_.top(oh) + inside.begin * pool_.dh - have.begin;
+      if (inside.count() <= 0) {
         std::fill(out, out + p_.OW, -std::numeric_limits<A>::infinity());
-        std::fill(place_, place_ + p_.OW, Int<A>(-1));
+        std::fill(place, place + p_.OW, Int<A>(-1));
       } else {
-        maximum(from, p_.OW, out, p_.offsets.data ? place_ : nullptr);
-        leave_padding(from.places[0]);
+        const Maxima<A> from = rows_.from(row);
+        maxima_down(from, {inside.count(), pool_.dh, pool_.sh}, nans, windows, inside.begin,
+                    pool_.kw, p_.OW, out, place);
       }
-      if (p_.offsets.data) write_places(n, c, oh);
+      for (int64_t i = 0; p_.offsets.data && i < windows; ++i) {
+        leave_padding(inside.begin * pool_.kw, place + i * p_.OW);
+        write_places(place + i * p_.OW, n, c, oh + i);
+      }
+      out += windows * p_.OW;
+      place += windows * p_.OW;
     }
     std::fill(out, out + lanes<A>, A(0));  // what the last row's last vector spilt
   }
 
  private:
-  // Column j * stride + q - padding of the row goes to place j of phase q; -inf where there is
+  // Every row, from the first window's first column to the last one's last, -inf where there is
   // none.
-  void deal(const A* row, A* out) const {
-    constexpr A lowest = -std::numeric_limits<A>::infinity();
-    if (stride_ == 2) {  // past both ends of the row as well, in whole vectors
-      const int64_t there = std::min(columns_, (p_.W + pool_.pw + 1) / 2);
-      for (int64_t j = 0; j < there; j += lanes<A>)
-        split(row - pool_.pw + 2 * j, out + j, out + phase_ + j);
-    }
-    for (int64_t q = 0; q < stride_; ++q, out += phase_) {
-      const int64_t first = q - pool_.pw;
-      const int64_t begin = first >= 0 ? 0 : std::min((-first + stride_ - 1) / stride_, columns_);
-      const int64_t end =
-          p_.W <= first ? begin : clamp((p_.W - first + stride_ - 1) / stride_, begin, columns_);
-      std::fill(out, out + begin, lowest);
-      if (stride_ != 2)
-        for (int64_t j = begin; j < end; ++j) out[j] = row[first + j * stride_];
-      std::fill(out + end, out + columns_, lowest);
-    }
-  }
-
-  Candidates<A> candidates(int64_t oh, Rows have) {
-    int64_t count = 0;
-    for (int64_t i = 0; i < pool_.kh; ++i) {
-      const int64_t h = geometry_.top(oh) + i * pool_.dh;
-      if (h < 0 || h >= p_.H) continue;
-      const A* row = dealt_ + (h - have.begin) * stride_ * phase_;
-      for (int64_t j = 0; j < pool_.kw; ++j, ++count) {
-        spans_[count] = row + shifts_[j];
-        places_[count] = int32_t(i * pool_.kw + j);
-      }
-    }
-    return {spans_, places_, count};
+  void pad(const A* in, int64_t rows) {
+    const int64_t there = clamp(reach_ - pool_.pw, 0, p_.W);
+    std::fill(padding_, padding_ + rows * reach_, -std::numeric_limits<A>::infinity());
+    for (int64_t h = 0; h < rows && there; ++h)
+      std::copy_n(in + h * p_.W, there, padding_ + h * reach_ + pool_.pw);
   }
 
   // A window of nothing but -inf keeps the place it began with, which may be in the left padding:
   // its first place inside takes over, or none (-1) where dilation leaves no place inside.
-  void leave_padding(int32_t first_place) {
+  void leave_padding(int64_t first_place, Int<A>* place) const {
     for (int64_t ow = 0; ow < p_.OW && ow * pool_.sw < pool_.pw; ++ow) {
       const int64_t left = ow * pool_.sw - pool_.pw;
       const int64_t inside = (-left + pool_.dw - 1) / pool_.dw;
-      if (place_[ow] % pool_.kw >= inside) continue;
-      place_[ow] = left + inside * pool_.dw < p_.W && inside < pool_.kw ? first_place + inside : -1;
+      if (place[ow] % pool_.kw >= inside) continue;
+      place[ow] =
+          left + inside * pool_.dw < p_.W && inside < pool_.kw ? Int<A>(first_place + inside) : -1;
     }
   }
 
-  void write_places(int64_t n, int64_t c, int64_t oh) const {
+  void write_places(const Int<A>* place, int64_t n, int64_t c, int64_t oh) const {
     const int64_t start = n * p_.offsets.n + c * p_.offsets.c + oh * p_.offsets.h;
     if (p_.offset_bytes == 1)
-      std::copy(place_, place_ + p_.OW, static_cast<uint8_t*>(p_.offsets.data) + start);
+      std::copy(place, place + p_.OW, static_cast<uint8_t*>(p_.offsets.data) + start);
     else
-      std::copy(place_, place_ + p_.OW, static_cast<int32_t*>(p_.offsets.data) + start);
+      std::copy(place, place + p_.OW, static_cast<int32_t*>(p_.offsets.data) + start);
   }
 
   const EpilogueParams& p_;
   const Pool& pool_;
   Geometry geometry_;
-  int64_t stride_;           // of the columns; with a single window it does not matter
-  int64_t columns_, phase_;  // of a phase: those that windows reach, and from one phase to the next
-  A* dealt_;
+  Axis across_;    // with a single window, its stride does not matter
+  int64_t reach_;  // columns from the first window's first to the last one's last
+  bool padded_;    // whether any of those are outside
+  A* padding_;
+  Maxima<A> rows_;
   Int<A>* place_;
-  const A** spans_;
-  int32_t* places_;
-  int64_t* shifts_;  // of a window's columns, from its first
 };
 
 // Pooling backward on one channel: each pooled gradient goes to the input its offset names. The
@@ -229,17 +217,17 @@ class PlanesForward : Planes<T> {
         keeps_input_rows_(p.r.data && !pool_first),
         rows_(std::min(p.H,
                        pool ? bands_.band * p.pool.sh + geometry.extent + p.pool.ph : bands_.band)),
-        maxima_(p, scratch, pool ? rows_ : 0) {
+        maxima_(p, scratch, pool ? rows_ : 0, bands_.band) {
     const int64_t in = rows_ * p.W, out = bands_.band * p.OW;
     planes_ = scratch.span<A*>(ring);
     for (int64_t j = 0; j < ring; ++j) {
-      A* plane = scratch.span<A>(pool_first ? out : in, p.pool.pw);
+      A* plane = scratch.span<A>(pool_first ? out : in);
       if (planes_) planes_[j] = plane;
     }
     silent_ = scratch.span<A>(lrn ? (pool_first ? out : in) : 0);
     window_ = scratch.span<const A*>(ring);
-    raw_ = scratch.span<A>(pool_first ? in : 0, p.pool.pw);
-    normal_ = scratch.span<A>(lrn ? (pool_first ? out : in) : 0, p.pool.pw);
+    raw_ = scratch.span<A>(pool_first ? in : 0);
+    normal_ = scratch.span<A>(lrn ? (pool_first ? out : in) : 0);
     pooled_ = scratch.span<A>(out);
   }
 

@@ -72,22 +72,20 @@ inline Vec<A> denominator(const A* const* window, const Norm<A>& norm, int64_t i
   return norm.k + norm.scale * sum;
 }
 
-// d^-3/4 for d from 2^-60 to 2^60: the exponent by integer arithmetic (4 % off), then twice
-// p <- p (1 + e/4 + 5/32 e^2) with e = 1 - d^3 p^4, to one unit in the last place. Three times as
-// fast as two square roots and a division.
+// d^-3/4 for d from 2^-60 to 2^60: p from the exponent by integer arithmetic, 4 % off at most, then
+// p (1 - e)^-1/4 with e = 1 - d^3 p^4, a polynomial in e that is the series with its tail
+// economised for |e| < 0.17. Four times as fast as two square roots and a division.
 inline Vec<float> fast_inverse_power(Vec<float> d) {
   using V = Vec<float>;
   using I = IntVec<float>;
   const I bits = load<I>(&d);
-  const I estimate = 0x6f150000 - (bits - (bits >> 2));
-  V p = load<V>(&estimate);
-#pragma GCC unroll 2
-  for (int step = 0; step < 2; ++step) {
-    const V t = p * p * d;
-    const V e = 1.0f - t * t * d;
-    p += p * e * (0.25f + 0.15625f * e);
-  }
-  return p;
+  const I estimate = 0x6f144000 - (bits - (bits >> 2));
+  const V p = load<V>(&estimate);
+  const V t = p * p * d;
+  const V e = 1.0f - t * t * d;
+  V sum = V{} + 0.0747205f;
+  for (const float c : {0.0837669f, 0.0951446f, 0.1171563f, 0.1562503f, 0.25f}) sum = sum * e + c;
+  return p + p * e * sum;
 }
 
 // d^-beta for any d.
@@ -104,15 +102,19 @@ inline void with_power(int64_t n, A beta, Body body) {
   constexpr int L = lanes<A>;
   if constexpr (KIND == Beta::three_quarters && sizeof(A) == 4) {
     const auto usual = [](Vec<A> d) { return (d >= 0x1p-60f) & (d <= 0x1p60f); };
-    IntVec<A> unusual = {};
+    using Bits =
+        uint32_t __attribute__((vector_size(kVectorBytes)));  // NaN and negative: the largest
+    Bits least = Bits{} - 1, most = {};
     for (int64_t i = 0; i < n; i += L)
       body(i, [&](Vec<A> d) {
-        unusual |= ~usual(d);
+        const Bits bits = load<Bits>(&d);
+        least = bits < least ? bits : least;
+        most = bits > most ? bits : most;
         return fast_inverse_power(d);
       });
-    bool any = false;
-    for (int l = 0; l < L; ++l) any |= unusual[l] != 0;
-    if (!any) return;
+    bool all = true;
+    for (int l = 0; l < L; ++l) all &= least[l] >= 0x21800000 && most[l] <= 0x5d800000;
+    if (all) return;
     for (int64_t i = 0; i < n; i += L)
       body(i, [&](Vec<A> d) {
         return usual(d) ? fast_inverse_power(d) : exact_inverse_power<A, KIND>(d, beta);
@@ -206,6 +208,29 @@ inline double total(const A* g, int64_t n) {
   return sum;
 }
 
+template <class A>
+inline bool any_nan(const A* in, int64_t n) {
+  constexpr int L = lanes<A>;
+  IntVec<A> nan = {};
+  bool any = false;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) {
+    const Vec<A> v = load<Vec<A>>(in + i);
+    nan |= v != v;
+  }
+  for (int l = 0; l < L; ++l) any |= nan[l] != 0;
+  for (; i < n; ++i) any |= in[i] != in[i];
+  return any;
+}
+
+// Calls run with each flag as a compile-time constant.
+template <class Run>
+inline void with_flags(bool a, bool b, Run run) {
+  using yes = std::true_type;
+  using no = std::false_type;
+  a ? b ? run(yes{}, yes{}) : run(yes{}, no{}) : b ? run(no{}, yes{}) : run(no{}, no{});
+}
+
 // One window's candidates: where each place's values start, and which place it is (row-major).
 template <class A>
 struct Candidates {
@@ -214,9 +239,8 @@ struct Candidates {
   int64_t count;
 };
 
-// out = the largest candidate and place = where it was: the first of equals, the last NaN, as
-// torch.
-template <class A, int COUNT, bool PLACES>
+// out = the largest candidate and place = where it was.
+template <class A, int COUNT, bool NANS, bool PLACES>
 inline void maximum(const Candidates<A>& from, int64_t n, A* out, Int<A>* place) {
   const int64_t count = COUNT ? COUNT : from.count;
   for (int64_t i = 0; i < n; i += lanes<A>) {
@@ -225,7 +249,7 @@ inline void maximum(const Candidates<A>& from, int64_t n, A* out, Int<A>* place)
 #pragma GCC unroll 8
     for (int64_t j = 1; j < count; ++j) {
       const Vec<A> v = load<Vec<A>>(from.spans[j] + i);
-      const auto better = beats(v, best);
+      const auto better = beats<NANS>(v, best);
       best = better ? v : best;
       if constexpr (PLACES) at = better ? IntVec<A>{} + from.places[j] : at;
     }
@@ -234,16 +258,123 @@ inline void maximum(const Candidates<A>& from, int64_t n, A* out, Int<A>* place)
   }
 }
 
-// As above, with the common numbers of candidates (3x3, 2x2) unrolled; place may be null.
+// As above, with the common numbers of candidates (3x3, 2x2) unrolled; nans: there may be any;
+// place may be null.
 template <class A>
-inline void maximum(const Candidates<A>& from, int64_t n, A* out, Int<A>* place) {
-  const auto run = [&](auto places) {
-    constexpr bool PLACES = decltype(places)::value;
-    if (from.count == 9) return maximum<A, 9, PLACES>(from, n, out, place);
-    if (from.count == 4) return maximum<A, 4, PLACES>(from, n, out, place);
-    return maximum<A, 0, PLACES>(from, n, out, place);
-  };
-  return place ? run(std::true_type{}) : run(std::false_type{});
+inline void maximum(const Candidates<A>& from, bool nans, int64_t n, A* out, Int<A>* place) {
+  with_flags(nans, place != nullptr, [&](auto nans, auto places) {
+    constexpr bool N = decltype(nans)::value, P = decltype(places)::value;
+    if (from.count == 9) return maximum<A, 9, N, P>(from, n, out, place);
+    if (from.count == 4) return maximum<A, 4, N, P>(from, n, out, place);
+    return maximum<A, 0, N, P>(from, n, out, place);
+  });
+}
+
+// Of the n values at every stride-th place from in on, a vector of the first. STRIDE 0: any.
+template <class A, int STRIDE>
+inline Vec<A> load_strided(const A* in, int64_t stride, int64_t n) {
+  if constexpr (STRIDE == 1) return load<Vec<A>>(in);
+  if constexpr (STRIDE == 2) return even_lanes<A>(load<Vec<A>>(in), load<Vec<A>>(in + lanes<A>));
+  Vec<A> v = {};
+  for (int64_t l = 0; l < std::min<int64_t>(lanes<A>, n); ++l) v[l] = in[l * stride];
+  return v;
+}
+
+// Windows along one axis: places in a window, from one of them to the next, from window to window.
+struct Axis {
+  int64_t count, step, stride;
+};
+
+// Rows of values, and of where in its row's window each was; column is null where nobody asks.
+template <class A>
+struct Maxima {
+  A* value;
+  Int<A>* column;
+  int64_t pitch;  // from one row to the next
+
+  Maxima from(int64_t row) const {
+    return {value + row * pitch, column ? column + row * pitch : nullptr, pitch};
+  }
+};
+
+// Each row's maximum over the columns of each of n windows.
+template <class A, int COUNT, int STRIDE, bool NANS, bool PLACES>
+inline void maxima_across(const A* in, int64_t width, int64_t rows, Axis axis, int64_t n,
+                          Maxima<A> out) {
+  const int64_t count = COUNT ? COUNT : axis.count;
+  for (; rows > 0; --rows, in += width, out.value += out.pitch) {
+    for (int64_t i = 0; i < n; i += lanes<A>) {
+      const A* first = in + i * axis.stride;
+      Vec<A> best = load_strided<A, STRIDE>(first, axis.stride, n - i);
+      IntVec<A> at = {};
+#pragma GCC unroll 4
+      for (int64_t j = 1; j < count; ++j) {
+        const A* next = first + j * axis.step;
+        const Vec<A> v = load_strided<A, STRIDE>(next, axis.stride, n - i);
+        const auto better = beats<NANS>(v, best);
+        best = better ? v : best;
+        if constexpr (PLACES) at = better ? IntVec<A>{} + Int<A>(j) : at;
+      }
+      store(out.value + i, best);
+      if constexpr (PLACES) store(out.column + i, at);
+    }
+    if constexpr (PLACES) out.column += out.pitch;
+  }
+}
+
+// As above, with the common windows unrolled; nans: there may be any.
+template <class A>
+inline void maxima_across(const A* in, int64_t width, int64_t rows, Axis axis, bool nans, int64_t n,
+                          Maxima<A> out) {
+  with_flags(nans, out.column != nullptr, [&](auto nans, auto places) {
+    constexpr bool N = decltype(nans)::value, P = decltype(places)::value;
+    if (axis.stride == 2 && axis.count == 3)
+      return maxima_across<A, 3, 2, N, P>(in, width, rows, axis, n, out);
+    if (axis.stride == 2) return maxima_across<A, 0, 2, N, P>(in, width, rows, axis, n, out);
+    if (axis.stride == 1) return maxima_across<A, 0, 1, N, P>(in, width, rows, axis, n, out);
+    return maxima_across<A, 0, 0, N, P>(in, width, rows, axis, n, out);
+  });
+}
+
+// out and place, `windows` rows of n: the maximum over the rows of each window, and where it was,
+// row-major; in begins with the first window's first row, which is row `top` of a whole window of
+// `width` columns.
+template <class A, int COUNT, bool NANS, bool PLACES>
+inline void maxima_down(Maxima<A> in, Axis axis, int64_t windows, int64_t top, int64_t width,
+                        int64_t n, A* out, Int<A>* place) {
+  const int64_t count = COUNT ? COUNT : axis.count, step = axis.step * in.pitch;
+  for (; windows > 0; --windows, in.value += axis.stride * in.pitch, out += n) {
+    for (int64_t i = 0; i < n; i += lanes<A>) {
+      Vec<A> best = load<Vec<A>>(in.value + i);
+      IntVec<A> at = {};
+      if constexpr (PLACES) at = load<IntVec<A>>(in.column + i) + Int<A>(top * width);
+#pragma GCC unroll 4
+      for (int64_t j = 1; j < count; ++j) {
+        const Vec<A> v = load<Vec<A>>(in.value + j * step + i);
+        const auto better = beats<NANS>(v, best);
+        best = better ? v : best;
+        if constexpr (PLACES) {
+          const IntVec<A> here = load<IntVec<A>>(in.column + j * step + i);
+          at = better ? here + Int<A>((top + j) * width) : at;
+        }
+      }
+      store(out + i, best);
+      if constexpr (PLACES) store(place + i, at);
+    }
+    if constexpr (PLACES) in.column += axis.stride * in.pitch, place += n;
+  }
+}
+
+// As above, with the common windows unrolled; nans: there may be any.
+template <class A>
+inline void maxima_down(Maxima<A> in, Axis axis, bool nans, int64_t windows, int64_t top,
+                        int64_t width, int64_t n, A* out, Int<A>* place) {
+  with_flags(nans, in.column != nullptr, [&](auto nans, auto places) {
+    constexpr bool N = decltype(nans)::value, P = decltype(places)::value;
+    if (axis.count == 3)
+      return maxima_down<A, 3, N, P>(in, axis, windows, top, width, n, out, place);
+    return maxima_down<A, 0, N, P>(in, axis, windows, top, width, n, out, place);
+  });
 }
 
 }  // namespace fastcnn::FASTCNN_ISA
