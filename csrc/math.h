@@ -21,9 +21,10 @@ inline Beta kind_of(double beta) {
   return Beta::other;
 }
 
-// d^-beta; for beta = 3/4, q sqrt(q) with q = 1/sqrt(d).
+// d^-beta; for beta = 3/4, q sqrt(q) with q = 1/sqrt(d). Any other through double: rounded to
+// float, beta alone would cost as much as all the rest.
 template <Beta kind, class A>
-FASTCNN_HD inline A inverse_power(A d, A beta) {
+FASTCNN_HD inline A inverse_power(A d, double beta) {
   if constexpr (kind == Beta::three_quarters) {
     const A q = A(1) / std::sqrt(d);
     return q * std::sqrt(q);
@@ -32,7 +33,7 @@ FASTCNN_HD inline A inverse_power(A d, A beta) {
   } else if constexpr (kind == Beta::one) {
     return A(1) / d;
   } else {
-    return std::pow(d, -beta);
+    return A(std::pow(double(d), -beta));
   }
 }
 

@@ -69,13 +69,14 @@ struct Geometry {
   }
 };
 
-// N images in equal bands of rows: at most `most` rows, and about `tasks` bands in all or more.
+// N images in equal bands of rows: at most `most` rows, and about `tasks` bands in all or more,
+// unless they would have fewer than `least` rows.
 struct Bands {
   int64_t rows, band, per_image;
 
-  Bands(int64_t images, int64_t rows_of_image, int64_t most, int64_t tasks)
+  Bands(int64_t images, int64_t rows_of_image, int64_t least, int64_t most, int64_t tasks)
       : rows(rows_of_image),
-        band(clamp((rows * images + tasks - 1) / tasks, 1,
+        band(clamp(std::max(least, (rows * images + tasks - 1) / tasks), 1,
                    clamp(most, 1, std::max<int64_t>(rows, 1)))),
         per_image((rows + band - 1) / band) {}
 
@@ -89,7 +90,7 @@ struct Bands {
 // Forward's bands may follow the number of threads, since no output depends on them. Backward's may
 // not: each band's share of the bias gradient is rounded on its own.
 inline int64_t forward_tasks(const EpilogueParams& p) { return 4 * p.threads; }
-constexpr int64_t kBackwardTasks = 32;
+constexpr int64_t kBackwardTasks = 32, kBackwardRows = 8;  // fewer: windows are shared too often
 
 // A thread's scratch memory, zeroed before the first task, handed out in aligned pieces.
 class Scratch {

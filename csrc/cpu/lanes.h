@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <utility>
-#if defined(__F16C__)
+#if defined(__F16C__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -57,6 +57,31 @@ inline void store(E* p, V v) {
   std::memcpy(p, &v, sizeof v);
 }
 
+// The first n values of a vector; the others are 0, and their memory is not touched.
+template <class V, class E>
+inline V load_first(const E* p, int64_t n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(E) == 8) return (V)_mm512_maskz_loadu_epi64((1u << n) - 1, p);
+  if constexpr (sizeof(E) == 4) return (V)_mm512_maskz_loadu_epi32((1u << n) - 1, p);
+  if constexpr (sizeof(E) == 2) return (V)_mm256_maskz_loadu_epi16((1u << n) - 1, p);
+#else
+  V v = {};
+  std::memcpy(&v, p, n * sizeof(E));
+  return v;
+#endif
+}
+
+template <class V, class E>
+inline void store_first(E* p, V v, int64_t n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(E) == 8) _mm512_mask_storeu_epi64(p, (1u << n) - 1, (__m512i)v);
+  if constexpr (sizeof(E) == 4) _mm512_mask_storeu_epi32(p, (1u << n) - 1, (__m512i)v);
+  if constexpr (sizeof(E) == 2) _mm256_mask_storeu_epi16(p, (1u << n) - 1, (__m256i)v);
+#else
+  std::memcpy(p, &v, n * sizeof(E));
+#endif
+}
+
 // Whether v replaces m as a maximum: of equals the first stays, of NaNs the last, as in torch.
 // NANS: there may be any.
 template <bool NANS, class V>
@@ -84,29 +109,47 @@ inline Vec<A> even_lanes(Vec<A> a, Vec<A> b) {
   return even_lanes<A>(a, b, std::make_integer_sequence<int, lanes<A>>());
 }
 
-// An element type: how one value, and a vector of them, become arithmetic ones and come back.
+template <class A, int... i>
+inline void interleave(Vec<A> a, Vec<A> b, A* out, std::integer_sequence<int, i...>) {
+  constexpr int L = lanes<A>;
+  store(out, __builtin_shufflevector(a, b, (i / 2 + i % 2 * L)...));
+  store(out + L, __builtin_shufflevector(a, b, (L / 2 + i / 2 + i % 2 * L)...));
+}
+
+// a[0], b[0], a[1], b[1] and so on: two vectors.
+template <class A>
+inline void interleave(Vec<A> a, Vec<A> b, A* out) {
+  interleave<A>(a, b, out, std::make_integer_sequence<int, lanes<A>>());
+}
+
+// An element type: how one value, and a vector of them as they lie in memory (Raw), become
+// arithmetic ones and come back.
 struct F32 {
   using Acc = float;
+  using Raw = Vec<float>;
   float value;
   static float get(F32 x) { return x.value; }
   static F32 put(float a) { return {a}; }
-  static Vec<float> get(const F32* p) { return load<Vec<float>>(p); }
-  static void put(F32* p, Vec<float> v) { store(p, v); }
+  static Vec<float> widen(Raw v) { return v; }
+  static Raw narrow(Vec<float> v) { return v; }
 };
 
 struct F64 {
   using Acc = double;
+  using Raw = Vec<double>;
   double value;
   static double get(F64 x) { return x.value; }
   static F64 put(double a) { return {a}; }
-  static Vec<double> get(const F64* p) { return load<Vec<double>>(p); }
-  static void put(F64* p, Vec<double> v) { store(p, v); }
+  static Vec<double> widen(Raw v) { return v; }
+  static Raw narrow(Vec<double> v) { return v; }
 };
+
+using Halves = uint16_t __attribute__((vector_size(kVectorBytes / 2)));
 
 // The upper half of a float, rounded to nearest even.
 struct BF16 {
   using Acc = float;
-  using Half = uint16_t __attribute__((vector_size(kVectorBytes / 2)));
+  using Raw = Halves;
   using Bits = uint32_t __attribute__((vector_size(kVectorBytes)));
   uint16_t bits;
 
@@ -125,20 +168,21 @@ struct BF16 {
     std::memcpy(&u, &a, 4);
     return {uint16_t(a != a ? 0x7fc0 : round(u))};
   }
-  static Vec<float> get(const BF16* p) {
-    const Bits u = __builtin_convertvector(load<Half>(p), Bits) << 16;
+  static Vec<float> widen(Raw v) {
+    const Bits u = __builtin_convertvector(v, Bits) << 16;
     return load<Vec<float>>(&u);
   }
-  static void put(BF16* p, Vec<float> v) {
+  static Raw narrow(Vec<float> v) {
     const Bits nan = Bits{} + 0x7fc0;
     const Bits u = v != v ? nan : round(load<Bits>(&v));
-    store(p, __builtin_convertvector(u, Half));
+    return __builtin_convertvector(u, Raw);
   }
 };
 
 // IEEE binary16: by F16C where the instruction set has it, else bit by bit.
 struct F16 {
   using Acc = float;
+  using Raw = Halves;
   uint16_t bits;
 
 #if defined(__F16C__)
@@ -176,23 +220,25 @@ struct F16 {
 #endif
 
 #if defined(__AVX512F__)
-  static Vec<float> get(const F16* p) { return (Vec<float>)_mm512_cvtph_ps(load<__m256i>(p)); }
-  static void put(F16* p, Vec<float> v) {
-    store(p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+  static Vec<float> widen(Raw v) { return (Vec<float>)_mm512_cvtph_ps((__m256i)v); }
+  static Raw narrow(Vec<float> v) {
+    return (Raw)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
   }
 #elif defined(__F16C__)
-  static Vec<float> get(const F16* p) { return (Vec<float>)_mm256_cvtph_ps(load<__m128i>(p)); }
-  static void put(F16* p, Vec<float> v) {
-    store(p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+  static Vec<float> widen(Raw v) { return (Vec<float>)_mm256_cvtph_ps((__m128i)v); }
+  static Raw narrow(Vec<float> v) {
+    return (Raw)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
   }
 #else
-  static Vec<float> get(const F16* p) {
-    Vec<float> v;
-    for (int l = 0; l < lanes<float>; ++l) v[l] = get(p[l]);
-    return v;
+  static Vec<float> widen(Raw v) {
+    Vec<float> a;
+    for (int l = 0; l < lanes<float>; ++l) a[l] = get(F16{v[l]});
+    return a;
   }
-  static void put(F16* p, Vec<float> v) {
-    for (int l = 0; l < lanes<float>; ++l) p[l] = put(v[l]);
+  static Raw narrow(Vec<float> v) {
+    Raw r;
+    for (int l = 0; l < lanes<float>; ++l) r[l] = put(v[l]).bits;
+    return r;
   }
 #endif
 };

@@ -78,7 +78,7 @@ class PixelsForward : Pixels<T> {
  public:
   PixelsForward(const EpilogueParams& params, Scratch& scratch)
       : Base(params),
-        bands_(p.N, p.OH, p.OH, forward_tasks(p)),
+        bands_(p.N, p.OH, 1, p.OH, forward_tasks(p)),
         held_(pool ? std::min(geometry.extent, p.H) : 1) {
     rows_ = scratch.span<A*>(held_);
     for (int64_t i = 0; i < held_; ++i) {
@@ -213,7 +213,7 @@ class PixelsBackward : Pixels<T> {
  public:
   PixelsBackward(const EpilogueParams& params, Scratch& scratch)
       : Base(params),
-        bands_(p.N, p.H, 8, kBackwardTasks),
+        bands_(p.N, p.H, kBackwardRows, kBackwardRows, kBackwardTasks),
         held_(pool ? (geometry.extent - 1) / p.pool.sh + 1 : 1) {
     rows_ = scratch.span<A*>(held_);
     offsets_ = scratch.span<Int<A>*>(held_);

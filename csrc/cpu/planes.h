@@ -158,49 +158,61 @@ class PlanePool {
   Int<A>* place_;
 };
 
-// Pooling backward on one channel: each pooled gradient goes to the input its offset names. The
-// band of input rows belongs to one task, so the order of additions is fixed.
+// Pooling backward on one channel: each input row gathers from the pooled rows whose windows hold
+// it, where the offset names it.
 template <class A>
 class PlaneUnpool {
  public:
-  PlaneUnpool(const EpilogueParams& p, Scratch& scratch) : p_(p), geometry_(p) {
-    const Pool& pool = p.pool;
-    places_ = std::max<int64_t>(256, pool.kh * pool.kw);
-    steps_ = scratch.span<int64_t>(places_);
-    if (!steps_) return;
-    std::fill(steps_, steps_ + places_, kNowhere);
-    for (int64_t i = 0; i < pool.kh * pool.kw; ++i)
-      steps_[i] = i / pool.kw * pool.dh * p.W + i % pool.kw * pool.dw;
+  PlaneUnpool(const EpilogueParams& p, Scratch& scratch, int64_t in_rows, int64_t rows)
+      : p_(p), pool_(p.pool), geometry_(p), axis_{pool_.kw, pool_.dw, pool_.sw} {
+    if (!pool_.kh) return;
+    const int64_t before = round_up((pool_.kw - 1) * pool_.dw / axis_.stride + 1, lanes<A>);
+    const int64_t after = std::max(p.OW, (p.W + pool_.pw) / axis_.stride + 1) + 2 * lanes<A>;
+    pitch_ = before + round_up(after, lanes<A>);
+    g_ = scratch.span<A>(rows * pitch_, before);
+    offsets_ = scratch.span<Int<A>>(rows * pitch_, before);
+    holders_ = scratch.span<Holder<A>>(in_rows * pool_.kh);
+    held_ = scratch.span<int64_t>(in_rows);
+    if (offsets_) std::fill(offsets_ - before, offsets_ + rows * pitch_, Int<A>(-2));
   }
 
-  // g: pooled gradients of row oh of channel c; adds to out, the input rows `rows`.
-  void add_row(const A* g, int64_t n, int64_t c, int64_t oh, Rows rows, A* out) const {
-    const int64_t start = n * p_.offsets.n + c * p_.offsets.c + oh * p_.offsets.h;
-    if (p_.offset_bytes == 1)
-      add(g, static_cast<const uint8_t*>(p_.offsets.data) + start, oh, rows, out);
-    else
-      add(g, static_cast<const int32_t*>(p_.offsets.data) + start, oh, rows, out);
+  // Where the gradients of the i-th pooled row that run() will be told of belong.
+  A* row(int64_t i) const { return g_ + i * pitch_; }
+
+  // out: the gradient of input rows `in` of channel c, from pooled rows `from`.
+  void run(Rows from, Rows in, int64_t n, int64_t c, A* out) const {
+    std::fill(held_, held_ + in.count(), 0);
+    for (int64_t oh = from.begin; oh < from.end; ++oh) {
+      const int64_t row = (oh - from.begin) * pitch_;
+      read_offsets(n, c, oh, offsets_ + row);
+      for (int64_t i = 0; i < pool_.kh; ++i) {
+        const int64_t h = geometry_.top(oh) + i * pool_.dh - in.begin;
+        if (h >= 0 && h < in.count())
+          holders_[h * pool_.kh + held_[h]++] = {g_ + row, offsets_ + row, Int<A>(i * pool_.kw)};
+      }
+    }
+    for (int64_t h = 0; h < in.count(); ++h)
+      gather(holders_ + h * pool_.kh, held_[h], axis_, pool_.pw, p_.W, out + h * p_.W);
   }
 
  private:
-  static constexpr int64_t kNowhere = std::numeric_limits<int64_t>::min() / 2;
-
-  template <class O>
-  void add(const A* g, const O* offsets, int64_t oh, Rows rows, A* out) const {
-    const int64_t origin = (geometry_.top(oh) - rows.begin) * p_.W - p_.pool.pw;
-    const uint64_t size = uint64_t(rows.count() * p_.W);
-    for (int64_t ow = 0; ow < p_.OW; ++ow) {
-      const uint64_t place = uint64_t(offsets[ow]);
-      const int64_t step = place < uint64_t(places_) ? steps_[place] : kNowhere;
-      const uint64_t to = uint64_t(origin + ow * p_.pool.sw + step);
-      if (to < size) out[to] += g[ow];
-    }
+  void read_offsets(int64_t n, int64_t c, int64_t oh, Int<A>* out) const {
+    const int64_t start = n * p_.offsets.n + c * p_.offsets.c + oh * p_.offsets.h;
+    if (p_.offset_bytes == 1)
+      std::copy_n(static_cast<const uint8_t*>(p_.offsets.data) + start, p_.OW, out);
+    else
+      std::copy_n(static_cast<const int32_t*>(p_.offsets.data) + start, p_.OW, out);
   }
 
   const EpilogueParams& p_;
+  const Pool& pool_;
   Geometry geometry_;
-  int64_t places_;
-  int64_t* steps_;
+  Axis axis_;
+  int64_t pitch_ = 0;
+  A* g_;
+  Int<A>* offsets_;
+  Holder<A>* holders_;  // of each input row, pool.kh at most
+  int64_t* held_;       // how many
 };
 
 template <class T>
@@ -213,7 +225,7 @@ class PlanesForward : Planes<T> {
  public:
   PlanesForward(const EpilogueParams& params, Scratch& scratch)
       : Base(params),
-        bands_(p.N, p.OH, most_rows(), forward_tasks(p)),
+        bands_(p.N, p.OH, 1, most_rows(), forward_tasks(p)),
         keeps_input_rows_(p.r.data && !pool_first),
         rows_(std::min(p.H,
                        pool ? bands_.band * p.pool.sh + geometry.extent + p.pool.ph : bands_.band)),
@@ -311,11 +323,11 @@ class PlanesBackward : Planes<T> {
  public:
   PlanesBackward(const EpilogueParams& params, Scratch& scratch)
       : Base(params),
-        bands_(p.N, p.H, this->rows_within_budget(4 * ring + 2), kBackwardTasks),
+        bands_(p.N, p.H, kBackwardRows, this->rows_within_budget(4 * ring + 2), kBackwardTasks),
         width_(pool_first ? p.OW : p.W),
-        unpool_(p, scratch) {
-    const int64_t rows =
-        pool_first ? std::min(p.OH, (bands_.band + geometry.extent) / p.pool.sh + 1) : bands_.band;
+        pooled_rows_(pool ? std::min(p.OH, (bands_.band + geometry.extent) / p.pool.sh + 1) : 0),
+        unpool_(p, scratch, bands_.band, pooled_rows_) {
+    const int64_t rows = pool_first ? pooled_rows_ : bands_.band;
     for (A*** planes : {&r_, &direct_, &cross_}) {
       *planes = scratch.span<A*>(ring);
       for (int64_t j = 0; j < ring; ++j) {
@@ -330,7 +342,6 @@ class PlanesBackward : Planes<T> {
       A* plane = scratch.span<A>(rows * width_);
       if (g_) g_[j] = plane;
     }
-    row_ = scratch.span<A>(p.OW);
     result_ = scratch.span<A>(lrn ? rows * width_ : 0);
     spread_ = scratch.span<A>(pool_first ? bands_.band * p.W : 0);
   }
@@ -365,11 +376,9 @@ class PlanesBackward : Planes<T> {
     A* g = g_[c % ring];
     if (p.r.data) this->read_rows(p.r, n_, c, at_, width_, r_[c % ring], same);
     if (!pool || pool_first) return this->read_rows(p.y, n_, c, at_, width_, g, same);
-    std::fill(g, g + size_, A(0));
-    for (int64_t oh = out_.begin; oh < out_.end; ++oh) {
-      this->read_rows(p.y, n_, c, {oh, oh + 1}, p.OW, row_, same);
-      unpool_.add_row(row_, n_, c, oh, in_, g);
-    }
+    for (int64_t oh = out_.begin; oh < out_.end; ++oh)
+      this->read_rows(p.y, n_, c, {oh, oh + 1}, p.OW, unpool_.row(oh - out_.begin), same);
+    unpool_.run(out_, in_, n_, c, g);
   }
 
   void terms(int64_t c, Rows group) {
@@ -389,9 +398,8 @@ class PlanesBackward : Planes<T> {
     }
     if (p.relu) mask(r, size_, g);
     if (pool_first) {
-      std::fill(spread_, spread_ + in_.count() * p.W, A(0));
-      for (int64_t oh = out_.begin; oh < out_.end; ++oh)
-        unpool_.add_row(g + (oh - out_.begin) * p.OW, n_, c, oh, in_, spread_);
+      for (int64_t i = 0; i < out_.count(); ++i) std::copy_n(g + i * p.OW, p.OW, unpool_.row(i));
+      unpool_.run(out_, in_, n_, c, spread_);
       g = spread_;
     }
     if (p.bias) sums_[c] = total(g, in_.count() * p.W);
@@ -401,9 +409,10 @@ class PlanesBackward : Planes<T> {
   static constexpr auto same = [](Vec<A> v, int64_t) { return v; };
 
   Bands bands_;
-  int64_t width_;  // of the rows that the LRN works on
+  int64_t width_;        // of the rows that the LRN works on
+  int64_t pooled_rows_;  // at most, in a task
   PlaneUnpool<A> unpool_;
-  A **r_, **g_, **direct_, **cross_, *silent_, *row_, *result_, *spread_;
+  A **r_, **g_, **direct_, **cross_, *silent_, *result_, *spread_;
   const A** window_;
   int64_t n_, size_;
   Rows in_, out_, at_;

@@ -16,16 +16,19 @@ namespace fastcnn::FASTCNN_ISA {
 template <class T, class Op>
 inline void read(const T* x, int64_t stride, int64_t n, typename T::Acc* out, Op op) {
   using A = typename T::Acc;
+  using Raw = typename T::Raw;
   constexpr int L = lanes<A>;
-  int64_t i = 0;
-  if (stride == 1)
-    for (; i + L <= n; i += L) store(out + i, op(T::get(x + i), i));
-  for (; i < n; i += L) {
+  if (stride == 1) {
+    int64_t i = 0;
+    for (; i + L <= n; i += L) store(out + i, op(T::widen(load<Raw>(x + i)), i));
+    if (i < n) store_first(out + i, op(T::widen(load_first<Raw>(x + i, n - i)), i), n - i);
+    return;
+  }
+  for (int64_t i = 0; i < n; i += L) {
     const int64_t m = std::min<int64_t>(L, n - i);
     Vec<A> v = {};
     for (int64_t l = 0; l < m; ++l) v[l] = T::get(x[(i + l) * stride]);
-    v = op(v, i);
-    std::memcpy(out + i, &v, m * sizeof(A));
+    store_first(out + i, op(v, i), m);
   }
 }
 
@@ -39,15 +42,16 @@ inline void write(const typename T::Acc* in, int64_t n, T* out) {
   using A = typename T::Acc;
   constexpr int L = lanes<A>;
   int64_t i = 0;
-  for (; i + L <= n; i += L) T::put(out + i, load<Vec<A>>(in + i));
-  for (; i < n; ++i) out[i] = T::put(in[i]);
+  for (; i + L <= n; i += L) store(out + i, T::narrow(load<Vec<A>>(in + i)));
+  if (i < n) store_first(out + i, T::narrow(load<Vec<A>>(in + i)), n - i);
 }
 
 // An LRN's constants, in the precision of the arithmetic.
 template <class A>
 struct Norm {
   int64_t size, before, after;
-  A scale, k, beta, slope;
+  A scale, k, slope;
+  double beta;
 
   explicit Norm(const Lrn& lrn)
       : size(lrn.size),
@@ -55,8 +59,8 @@ struct Norm {
         after((lrn.size - 1) / 2),
         scale(A(lrn.alpha / std::max<int64_t>(1, lrn.size))),
         k(A(lrn.k)),
-        beta(A(lrn.beta)),
-        slope(A(2 * lrn.alpha * lrn.beta / std::max<int64_t>(1, lrn.size))) {}
+        slope(A(2 * lrn.alpha * lrn.beta / std::max<int64_t>(1, lrn.size))),
+        beta(lrn.beta) {}
 };
 
 // d = k + alpha/size * sum over the window of r^2. SIZE: the window's, where it is known; else 0.
@@ -88,9 +92,48 @@ inline Vec<float> fast_inverse_power(Vec<float> d) {
   return p + p * e * sum;
 }
 
+// d^-beta for d from 2^-60 to 2^60 and any beta, in double, to some 1e-9: d = 2^k m with m within
+// sqrt(2) of 1, log2 m by the series in f = (m - 1)/(m + 1), 2^-n by that of the exponential.
+inline Vec<double> fast_inverse_power(Vec<double> d, double beta) {
+  using V = Vec<double>;
+  using I = IntVec<double>;
+  const I bits = load<I>(&d);
+  const I k = (bits - 0x3fe6a09e667f3bcd) >> 52;
+  const I mantissa = bits - (k << 52);
+  const V m = load<V>(&mantissa), f = (m - 1.0) / (m + 1.0), s = f * f;
+  V log2 = V{} + 0.22195308321368667;
+  for (const double c : {0.2623081892525388, 0.3205988979753252, 0.4121985831111324,
+                         0.5770780163555853, 0.9617966939259756, 2.8853900817779268})
+    log2 = log2 * s + c;
+  constexpr double kWhole = 0x1.8p52;  // added to a number, leaves its whole part in the last bits
+  const V y = -beta * (log2 * f + __builtin_convertvector(k, V));
+  const V low = V{} - 1000.0, high = V{} + 1000.0;  // past what floats reach, within double's
+  const V n = y < low ? low : y > high ? high : y;
+  const V whole = n + kWhole, g = n - (whole - kWhole);
+  V power = V{} + 1.3215486790144305e-06;
+  for (const double c :
+       {1.5252733804059838e-05, 0.00015403530393381606, 0.0013333558146428441, 0.009618129107628477,
+        0.055504108664821576, 0.2402265069591007, 0.6931471805599453, 1.0})
+    power = power * g + c;
+  const I result = load<I>(&power) + (load<I>(&whole) << 52);
+  return load<V>(&result);
+}
+
+template <Beta KIND>
+inline Vec<float> fast_inverse_power(Vec<float> d, double beta) {
+  if constexpr (KIND == Beta::three_quarters) return fast_inverse_power(d);
+  typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
+  Half halves[2];
+  std::memcpy(halves, &d, sizeof d);
+  for (Half& half : halves)
+    half = __builtin_convertvector(
+        fast_inverse_power(__builtin_convertvector(half, Vec<double>), beta), Half);
+  return load<Vec<float>>(halves);
+}
+
 // d^-beta for any d.
 template <class A, Beta KIND>
-inline Vec<A> exact_inverse_power(Vec<A> d, A beta) {
+inline Vec<A> exact_inverse_power(Vec<A> d, double beta) {
   for (int l = 0; l < lanes<A>; ++l) d[l] = inverse_power<KIND>(A(d[l]), beta);
   return d;
 }
@@ -98,9 +141,9 @@ inline Vec<A> exact_inverse_power(Vec<A> d, A beta) {
 // Runs body(i, d^-beta's function) over a span; with the fast power, and once more if any d was out
 // of its range (or NaN). Each value depends on its own d alone, whatever else is in the span.
 template <class A, Beta KIND, class Body>
-inline void with_power(int64_t n, A beta, Body body) {
+inline void with_power(int64_t n, double beta, Body body) {
   constexpr int L = lanes<A>;
-  if constexpr (KIND == Beta::three_quarters && sizeof(A) == 4) {
+  if constexpr ((KIND == Beta::three_quarters || KIND == Beta::other) && sizeof(A) == 4) {
     const auto usual = [](Vec<A> d) { return (d >= 0x1p-60f) & (d <= 0x1p60f); };
     using Bits =
         uint32_t __attribute__((vector_size(kVectorBytes)));  // NaN and negative: the largest
@@ -110,14 +153,14 @@ inline void with_power(int64_t n, A beta, Body body) {
         const Bits bits = load<Bits>(&d);
         least = bits < least ? bits : least;
         most = bits > most ? bits : most;
-        return fast_inverse_power(d);
+        return fast_inverse_power<KIND>(d, beta);
       });
     bool all = true;
     for (int l = 0; l < L; ++l) all &= least[l] >= 0x21800000 && most[l] <= 0x5d800000;
     if (all) return;
     for (int64_t i = 0; i < n; i += L)
       body(i, [&](Vec<A> d) {
-        return usual(d) ? fast_inverse_power(d) : exact_inverse_power<A, KIND>(d, beta);
+        return usual(d) ? fast_inverse_power<KIND>(d, beta) : exact_inverse_power<A, KIND>(d, beta);
       });
   } else {
     for (int64_t i = 0; i < n; i += L)
@@ -375,6 +418,59 @@ inline void maxima_down(Maxima<A> in, Axis axis, bool nans, int64_t windows, int
       return maxima_down<A, 3, N, P>(in, axis, windows, top, width, n, out, place);
     return maxima_down<A, 0, N, P>(in, axis, windows, top, width, n, out, place);
   });
+}
+
+// A pooled row whose windows hold an input row: its gradients, its offsets, and which place the
+// input row's first column has in the windows.
+template <class A>
+struct Holder {
+  const A* g;
+  const Int<A>* offsets;
+  Int<A> place;
+};
+
+// The gradients for which column, column + stride and so on are the places chosen.
+template <class A, int COUNT, int STRIDE>
+inline Vec<A> chosen(const Holder<A>* holders, int64_t count, Axis axis, int64_t column) {
+  const int64_t places = COUNT ? COUNT : axis.count, stride = STRIDE ? STRIDE : axis.stride;
+  Vec<A> sum = {};
+#pragma GCC unroll 4
+  for (int64_t j = 0; j < places; ++j, column -= axis.step) {
+    if (column % stride != 0) continue;
+    const int64_t window = column / stride;
+    for (int64_t i = 0; i < count; ++i) {
+      const auto here =
+          load<IntVec<A>>(holders[i].offsets + window) == holders[i].place + Int<A>(j);
+      sum += here ? load<Vec<A>>(holders[i].g + window) : Vec<A>{};
+    }
+  }
+  return sum;
+}
+
+// out: an input row of n columns, of which the first is column `column` of the first window. Where
+// the holders have no window, their offsets must name no place.
+template <class A>
+inline void gather(const Holder<A>* holders, int64_t count, Axis axis, int64_t column, int64_t n,
+                   A* out) {
+  constexpr int L = lanes<A>;
+  const auto pairs = [&](auto of) {
+    for (int64_t i = 0; i < n; i += 2 * L)
+      interleave<A>(of(column + i), of(column + i + 1), out + i);
+  };
+  if (axis.stride == 2 && axis.count == 3 && axis.step == 1) {
+    pairs([&](int64_t at) { return chosen<A, 3, 2>(holders, count, {3, 1, 2}, at); });
+  } else if (axis.stride == 2) {
+    pairs([&](int64_t at) { return chosen<A, 0, 2>(holders, count, axis, at); });
+  } else if (axis.stride == 1) {
+    for (int64_t i = 0; i < n; i += L)
+      store(out + i, chosen<A, 0, 1>(holders, count, axis, column + i));
+  } else {
+    for (int64_t i = 0; i < n; i += axis.stride * L)
+      for (int64_t m = i; m < std::min(i + axis.stride, n); ++m) {
+        const Vec<A> v = chosen<A, 0, 0>(holders, count, axis, column + m);
+        for (int64_t l = 0; l < L && m + l * axis.stride < n; ++l) out[m + l * axis.stride] = v[l];
+      }
+  }
 }
 
 }  // namespace fastcnn::FASTCNN_ISA
