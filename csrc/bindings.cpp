@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "cpu/epilogue.h"
+#include "cpu/pages.h"
 #include "params.h"
 #ifdef FASTCNN_CUDA
 #include "cuda/device.h"
@@ -57,6 +58,7 @@ PYBIND11_MODULE(_C, m) {
                       bool first) { p.pool = Pool{kh, kw, sh, sw, ph, pw, dh, dw, first}; });
   m.def("build_info", &build_info);
   m.def("instruction_sets", &cpu::instruction_sets);
+  m.def("prefer_huge_pages", &cpu::prefer_huge_pages);
   m.def("epilogue_forward", &cpu::epilogue_forward, py::call_guard<py::gil_scoped_release>());
   m.def("epilogue_backward", &cpu::epilogue_backward, py::call_guard<py::gil_scoped_release>());
 }

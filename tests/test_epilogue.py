@@ -8,6 +8,7 @@ from torch.nn import functional as TF
 
 from fastcnn import LRN, MaxPool, use_backend
 from fastcnn import functional as F
+from fastcnn.backends import cpu
 from fastcnn.stages import Stages
 from fastcnn.testing import DTYPES, assert_close, backends, devices, plain_epilogue
 
@@ -216,6 +217,35 @@ def test_conv_block_is_convolution_then_epilogue(device, format, order):
     grad = torch.randn_like(theirs)
     for a, b in zip(*(torch.autograd.grad(y, leaves, grad) for y in (ours, theirs)), strict=True):
         assert_close(a, b)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("order", ["lrn_pool", "pool_lrn"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_conv_block_in_chunks_gives_the_same_bits(monkeypatch, dtype, order, format):
+    x = torch.randn(5, 3, 33, 31, dtype=dtype).contiguous(memory_format=format)
+    weight, bias = torch.randn(16, 3, 5, 5, dtype=dtype, requires_grad=True), torch.randn(16, dtype=dtype)
+
+    def run():
+        y = F.conv2d_block(x, weight, bias, 2, lrn=LRN(), pool=MaxPool(3, 2), order=order)
+        return y.detach(), *torch.autograd.grad(y.sum(), weight)
+
+    whole = run()
+    for images in (1, 2, 3):
+        monkeypatch.setattr(cpu, "_images_at_once", lambda *_, images=images: images)
+        assert all(torch.equal(a, b) for a, b in zip(run(), whole, strict=True)), images
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_conv_block_where_the_processor_lacks_the_dtype(monkeypatch, dtype):
+    x, weight = torch.randn(2, 3, 17, 17, dtype=dtype), torch.randn(8, 3, 3, 3, dtype=dtype)
+    results = []
+    for inner in (dtype, torch.float32):
+        monkeypatch.setattr(cpu, "_convolves_in", lambda _, inner=inner: inner)
+        results.append(F.conv2d_block(x, weight, pool=MaxPool(3, 2)))
+    assert results[1].dtype == dtype
+    eps = torch.finfo(dtype).eps  # both round the same sums, in different order
+    torch.testing.assert_close(*results, rtol=2 * eps, atol=eps)
 
 
 @pytest.mark.parametrize("kernel", [3, 4, (2, 5)])

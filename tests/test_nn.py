@@ -90,6 +90,7 @@ BAD = [
     (lambda x: F.conv2d_block(x, torch.zeros(4, 4, 3, 3), torch.zeros(5)), RuntimeError, r"\[5\]"),
     (lambda x: F.conv2d_block(x, torch.zeros(4, 4, 3, 3), padding="some"), RuntimeError, "'some'"),
     (lambda x: F.conv2d_block(x, torch.zeros(4, 4, 3, 3).half()), RuntimeError, "type|dtype"),
+    (lambda x: F.conv2d_block(x.half(), torch.zeros(4, 4, 3, 3)), RuntimeError, "type|dtype"),
     (
         lambda x: F.conv2d_block(x, torch.zeros(4, 4, 3, 3), stride=(1, 1, 1)),
         RuntimeError,
