@@ -19,7 +19,7 @@ struct Pixels {
   const EpilogueParams& p;
   Geometry geometry;
   Norm<A> norm;
-  NormFunctions<A> functions;
+  NormFunctions<T> functions;
   bool lrn, pool, pool_first;
   int64_t groups, channels;  // channels: of a group
   int64_t head, pitch;       // zeros ahead of a group's channels, and from one group to the next
@@ -29,7 +29,7 @@ struct Pixels {
       : p(params),
         geometry(params),
         norm(params.lrn),
-        functions(NormFunctions<A>::of(params.lrn)),
+        functions(NormFunctions<T>::of(params.lrn)),
         lrn(params.lrn.size > 0),
         pool(params.pool.kh > 0),
         pool_first(pool && (params.pool.first || !lrn)),

@@ -21,7 +21,7 @@ struct Planes {
   const EpilogueParams& p;
   Geometry geometry;
   Norm<A> norm;
-  NormFunctions<A> functions;
+  NormFunctions<T> functions;
   bool lrn, pool, pool_first;
   int64_t ring;  // planes held at once: the LRN's window
 
@@ -29,7 +29,7 @@ struct Planes {
       : p(params),
         geometry(params),
         norm(params.lrn),
-        functions(NormFunctions<A>::of(params.lrn)),
+        functions(NormFunctions<T>::of(params.lrn)),
         lrn(params.lrn.size > 0),
         pool(params.pool.kh > 0),
         pool_first(pool && (params.pool.first || !lrn)),
@@ -227,6 +227,7 @@ class PlanesForward : Planes<T> {
       : Base(params),
         bands_(p.N, p.OH, 1, most_rows(), forward_tasks(p)),
         keeps_input_rows_(p.r.data && !pool_first),
+        can_join_(lrn && !pool_first && p.x.w == 1 && p.x.h == p.W),
         rows_(std::min(p.H,
                        pool ? bands_.band * p.pool.sh + geometry.extent + p.pool.ph : bands_.band)),
         maxima_(p, scratch, pool ? rows_ : 0, bands_.band) {
@@ -264,14 +265,22 @@ class PlanesForward : Planes<T> {
   void run_group(Rows group) {
     const int64_t ahead = lrn ? norm.after : 0;
     for (int64_t c = group.begin; c < group.end + ahead; ++c) {
-      if (c < group.end) take(c);
-      if (c - ahead >= group.begin) give(c - ahead, group);
+      const bool comes = c < group.end, goes = c - ahead >= group.begin;
+      const bool together = comes && goes && can_join_;
+      if (comes && !together) take(c);
+      if (goes && lrn) normalise(c - ahead, together, group);
+      if (comes) keep(c);
+      if (goes) give(c - ahead);
     }
+  }
+
+  A bias(int64_t c) const {
+    return p.bias ? T::get(static_cast<const T*>(p.bias)[c]) : A(-0.0);  // x + -0 is x
   }
 
   // Bias, ReLU, pooling if it comes first: channel c's plane of the ring.
   void take(int64_t c) {
-    const A b = p.bias ? T::get(static_cast<const T*>(p.bias)[c]) : A(-0.0);  // x + -0 is x
+    const A b = bias(c);
     A* plane = planes_[c % ring];
     A* read_to = pool_first ? raw_ : plane;
     if (p.relu)
@@ -280,6 +289,22 @@ class PlanesForward : Planes<T> {
     else
       this->read_rows(p.x, n_, c, in_, p.W, read_to, [b](Vec<A> v, int64_t) { return v + b; });
     if (pool_first) maxima_.run(raw_, in_, out_, n_, c, plane);
+  }
+
+  // The LRN of channel c; on the way, bias and ReLU of the last channel in its window.
+  void normalise(int64_t c, bool take_last, Rows group) {
+    this->window(planes_, silent_, c, norm.before, group, window_);
+    const int64_t n = pool_first ? out_.count() * p.OW : in_.count() * p.W;
+    if (!take_last) return functions.normalise(window_, norm, n, normal_);
+    const int64_t last = c + norm.after;
+    const T* x = static_cast<const T*>(p.x.data) + n_ * p.x.n + last * p.x.c + in_.begin * p.x.h;
+    const Source<T> source{x, n, bias(last), p.relu ? A(0) : -std::numeric_limits<A>::infinity()};
+    functions.take_and_normalise(source, planes_[last % ring], window_, norm, normal_);
+  }
+
+  // What backward needs of channel c.
+  void keep(int64_t c) const {
+    const A* plane = planes_[c % ring];
     if (!p.r.data) return;
     if (pool_first)
       this->write_rows(plane, p.OW, p.r, n_, c, out_);
@@ -287,15 +312,9 @@ class PlanesForward : Planes<T> {
       this->write_rows(plane + (own_.begin - in_.begin) * p.W, p.W, p.r, n_, c, own_);
   }
 
-  // The LRN, and pooling if it comes last: channel c of the output.
-  void give(int64_t c, Rows group) {
-    const A* result = planes_[c % ring];
-    if (lrn) {
-      const int64_t n = pool_first ? out_.count() * p.OW : in_.count() * p.W;
-      this->window(planes_, silent_, c, norm.before, group, window_);
-      functions.normalise(window_, norm, n, normal_);
-      result = normal_;
-    }
+  // Pooling if it comes last: channel c of the output.
+  void give(int64_t c) {
+    const A* result = lrn ? normal_ : planes_[c % ring];
     if (pool && !pool_first) {
       maxima_.run(result, in_, out_, n_, c, pooled_);
       result = pooled_;
@@ -305,7 +324,8 @@ class PlanesForward : Planes<T> {
 
   Bands bands_;
   bool keeps_input_rows_;
-  int64_t rows_;  // of input, at most, in a task
+  bool can_join_;  // whether a channel can be taken while another is normalised
+  int64_t rows_;   // of input, at most, in a task
   PlanePool<A> maxima_;
   A **planes_, *silent_, *raw_, *normal_, *pooled_;
   const A** window_;

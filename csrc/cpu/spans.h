@@ -177,6 +177,46 @@ void normalise(const A* const* window, const Norm<A>& norm, int64_t n, A* out) {
   });
 }
 
+// A channel's values on their way in: n from x on, plus bias, and none below `least`.
+template <class T>
+struct Source {
+  using A = typename T::Acc;
+  const T* x;
+  int64_t n;
+  A bias, least;  // -0 and -inf where there is neither
+
+  Vec<A> operator()(int64_t i) const {
+    using Raw = typename T::Raw;
+    const bool whole = i + lanes<A> <= n;
+    const Vec<A> v = T::widen(whole ? load<Raw>(x + i) : load_first<Raw>(x + i, n - i)) + bias;
+    const Vec<A> low = Vec<A>{} + least;
+    return low > v ? low : v;  // a NaN stays
+  }
+};
+
+// The same, for windows of which the last span, `newest`, is yet to come from a source: a tenth
+// faster than reading it first, since memory and arithmetic then wait for each other less.
+template <class T, int SIZE, Beta KIND>
+void take_and_normalise(const Source<T>& source, typename T::Acc* newest,
+                        const typename T::Acc* const* window, const Norm<typename T::Acc>& norm,
+                        typename T::Acc* out) {
+  using A = typename T::Acc;
+  const A* r = window[norm.before];
+  const int64_t others = (SIZE ? SIZE : norm.size) - 1;
+  with_power<A, KIND>(source.n, norm.beta, [&](int64_t i, auto power) {
+    const Vec<A> last = source(i);
+    store(newest + i, last);
+    Vec<A> sum = {};
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < others; ++j) {
+      const Vec<A> v = load<Vec<A>>(window[j] + i);
+      sum += v * v;
+    }
+    sum += last * last;
+    store(out + i, load<Vec<A>>(r + i) * power(norm.k + norm.scale * sum));
+  });
+}
+
 // direct = g d^-beta and cross = g r d^(-beta-1), the two terms of the LRN's gradient.
 template <class A, int SIZE, Beta KIND>
 void gradient_terms(const A* g, const A* const* window, const Norm<A>& norm, int64_t n, A* direct,
@@ -204,16 +244,18 @@ void gradient(const A* direct, const A* r, const A* const* mirrored, const Norm<
 }
 
 // The LRN's functions for one window size and one exponent, chosen once per launch.
-template <class A>
+template <class T>
 struct NormFunctions {
+  using A = typename T::Acc;
   void (*normalise)(const A* const*, const Norm<A>&, int64_t, A*);
+  void (*take_and_normalise)(const Source<T>&, A*, const A* const*, const Norm<A>&, A*);
   void (*gradient_terms)(const A*, const A* const*, const Norm<A>&, int64_t, A*, A*);
   void (*gradient)(const A*, const A*, const A* const*, const Norm<A>&, int64_t, A*);
 
   template <int SIZE, Beta KIND>
   static NormFunctions of() {
-    return {&FASTCNN_ISA::normalise<A, SIZE, KIND>, &FASTCNN_ISA::gradient_terms<A, SIZE, KIND>,
-            &FASTCNN_ISA::gradient<A, SIZE>};
+    return {&FASTCNN_ISA::normalise<A, SIZE, KIND>, &FASTCNN_ISA::take_and_normalise<T, SIZE, KIND>,
+            &FASTCNN_ISA::gradient_terms<A, SIZE, KIND>, &FASTCNN_ISA::gradient<A, SIZE>};
   }
   static NormFunctions of(const Lrn& lrn) {
     switch (kind_of(lrn.beta)) {

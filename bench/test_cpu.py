@@ -1,0 +1,169 @@
+"""Every layer and model on the CPU against its peers; `make bench-cpu` runs it."""
+
+from __future__ import annotations
+
+import contenders
+import pytest
+import torch
+from conftest import DTYPES
+from torch import nn
+
+from fastcnn import LRN, MaxPool, functional
+from fastcnn.measure import bytes_kept
+from fastcnn.models import alexnet, lenet5
+
+SHAPES = {"epilogue 1": (32, 96, 55, 55), "epilogue 2": (32, 256, 27, 27)}
+FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+class Epilogue(nn.Module):
+    def __init__(self, **stages):
+        super().__init__()
+        self.stages = stages
+
+    def forward(self, x):
+        return functional.epilogue(x, **self.stages)
+
+
+def plain(relu, lrn, pool):
+    layers = [nn.ReLU()] if relu else []
+    layers += [nn.LocalResponseNorm(lrn.size, lrn.alpha, lrn.beta, lrn.k)] if lrn else []
+    layers += [nn.MaxPool2d(pool.kernel_size, pool.stride)] if pool else []
+    return nn.Sequential(*layers)
+
+
+STAGES = {
+    "relu, lrn, pool": {"relu": True, "lrn": LRN(5, k=2), "pool": MaxPool(3, 2)},
+    "lrn": {"relu": False, "lrn": LRN(5, k=2), "pool": None},
+    "pool": {"relu": False, "lrn": None, "pool": MaxPool(3, 2)},
+}
+
+
+def in_its_own_format(cases):
+    """Without those who would convert the tensor first."""
+    return {name: fn for name, fn in cases.items() if "channels_last" not in name}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("stages", STAGES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_epilogue(race, shape, stages, format, dtype):
+    x = torch.randn(SHAPES[shape]).to(DTYPES[dtype]).contiguous(memory_format=FORMATS[format])
+    spec = STAGES[stages]
+    cases = in_its_own_format(contenders.inference(plain(**spec), Epilogue(**spec), x))
+    moved = x.nbytes + functional.epilogue(x, **spec).nbytes
+    race(cases, 15, moved, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("format", FORMATS)
+def test_epilogue_with_backward(race, format, dtype):
+    x = torch.randn(SHAPES["epilogue 1"]).to(DTYPES[dtype]).contiguous(memory_format=FORMATS[format])
+    spec = STAGES["relu, lrn, pool"]
+    theirs, ours = plain(**spec), Epilogue(**spec)
+    cases = contenders.backward(theirs, ours, x)
+    y = functional.epilogue(x.detach(), **spec)
+    moved = 4 * x.nbytes + 2 * y.nbytes + 2 * y.numel()  # r written and read, offsets of one byte
+    kept = {"fastcnn": bytes_kept(lambda: ours(x)), "eager": bytes_kept(lambda: theirs(x))}
+    race(cases, 9, moved, dtype=dtype, check=False, bytes_kept=kept)
+
+
+def flops(module, x):
+    """Of the convolutions and dense layers, a multiplication and an addition being two."""
+    total = 0
+
+    def add(layer, _, output):
+        nonlocal total
+        weight = layer.weight
+        total += (
+            2 * output[0, 0].numel() * weight.numel() * len(x)
+            if weight.dim() == 4
+            else 2 * len(x) * weight.numel()
+        )
+
+    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_hook(add) for layer in layers]
+    with torch.no_grad():
+        contenders.upcast_lrn(module.eval())(x)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+def products_alone(module, x):
+    """The convolutions and dense layers of a plain model by themselves, on inputs of the right sizes."""
+    calls = []
+
+    def note(layer, inputs, _):
+        calls.append((layer, inputs[0]))
+
+    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    with torch.no_grad():
+        module.eval()(x)
+    for handle in handles:
+        handle.remove()
+
+    def run():
+        with torch.no_grad():
+            for layer, input in calls:
+                layer(input)
+
+    return run
+
+
+MODELS = {"AlexNet": (alexnet, (3, 224, 224)), "LeNet-5": (lenet5, (1, 28, 28))}
+
+
+def pair(name, batch, dtype):
+    make, size = MODELS[name]
+    torch.manual_seed(0)
+    ours, theirs = make(), make(fused=False)
+    for layer in ours.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.reset_parameters()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(batch, *size).to(DTYPES[dtype])
+    return theirs.to(DTYPES[dtype]), ours.to(DTYPES[dtype]), x
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+@pytest.mark.parametrize("block", [1, 2])
+def test_block(race, block, batch):
+    theirs, ours, x = pair("AlexNet", batch, "float32")
+    theirs, ours = theirs.eval(), ours.eval()
+    size = 4  # convolution, ReLU, LRN, pooling
+    with torch.no_grad():
+        for i in range(block - 1):
+            x = ours.features[i](x)
+    first = theirs.features[(block - 1) * size : block * size]
+    cases = contenders.inference(first, ours.features[block - 1], x)
+    race(cases, 9 if batch > 1 else 25, flops=flops(first, x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", [1, 8, 32, 128])
+@pytest.mark.parametrize("model", MODELS)
+def test_inference(race, model, batch, dtype):
+    theirs, ours, x = pair(model, batch, dtype)
+    work = flops(theirs, x)
+    cases = contenders.inference(theirs, ours, x)
+    if dtype == "float32":
+        cases["convolutions and dense layers alone"] = products_alone(theirs, x)
+    heavy = model == "AlexNet" and batch * (4 if dtype == "bfloat16" else 1) >= 128
+    rounds = 5 if heavy else 15 if batch > 8 else 31
+    weights = sum(p.nbytes for p in ours.parameters())
+    race(cases, rounds, weights, work, dtype, check=dtype == "float32")
+
+
+@pytest.mark.parametrize(("model", "batch"), [("AlexNet", 32), ("LeNet-5", 128)])
+def test_training_step(race, model, batch):
+    theirs, ours, x = pair(model, batch, "float32")
+    kept = {
+        name: bytes_kept(lambda m=m: m.train()(x), m.parameters())
+        for name, m in (("fastcnn", ours), ("eager", theirs))
+    }
+    work = 3 * flops(theirs, x)
+    cases = contenders.training(theirs, ours, x)
+    race(cases, 7 if model == "AlexNet" else 31, flops=work, check=False, bytes_kept=kept)
