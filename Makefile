@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile -c constraints.txt
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: help env demo test lint format sanitize wheel bench clean
+.PHONY: help env demo test lint format sanitize wheel bench-cpu sweep clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -64,9 +64,14 @@ sanitize: .venv/built  ## run the CPU tests under AddressSanitizer and UBSan
 wheel: .venv/built  ## build the source distribution, and from it the wheel, into dist/
 	$(BIN)/python -m build --no-isolation
 
-bench: .venv/built  ## time everything against plain torch; write bench/results and README's table
-	$(BIN)/python bench/run.py cpu
-	$(BIN)/python bench/report.py cpu
+.venv/bench: .venv/built
+	$(PIP) -e ".[bench]" --no-build-isolation
+	touch $@
+
+bench-cpu: .venv/bench  ## time the CPU kernels against every peer, half an hour; write bench/results and README's table
+	$(BIN)/python -m pytest bench/test_cpu.py -W ignore --benchmark-columns=median,iqr,rounds \
+	  --benchmark-json=bench/results/cpu.json
+	$(BIN)/python bench/report.py
 
 clean:  ## remove everything that make made
 	rm -rf .venv build dist fastcnn.egg-info fastcnn/_C.*.so

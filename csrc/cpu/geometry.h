@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 
 #include "../params.h"
 
@@ -87,9 +88,12 @@ struct Bands {
   int64_t image(int64_t task) const { return task / per_image; }
 };
 
-// Forward's bands may follow the number of threads, since no output depends on them. Backward's may
-// not: each band's share of the bias gradient is rounded on its own.
-inline int64_t forward_tasks(const EpilogueParams& p) { return 4 * p.threads; }
+// Forward's bands may follow the number of threads, since no output depends on them: as few as give
+// every thread the same number. Backward's may not: each band's share of the bias gradient is
+// rounded on its own.
+inline int64_t forward_tasks(const EpilogueParams& p) {
+  return p.N / std::gcd(p.N, p.threads) * p.threads;
+}
 constexpr int64_t kBackwardTasks = 32, kBackwardRows = 8;  // fewer: windows are shared too often
 
 // A thread's scratch memory, zeroed before the first task, handed out in aligned pieces.
