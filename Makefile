@@ -73,6 +73,9 @@ bench-cpu: .venv/bench  ## time the CPU kernels against every peer, half an hour
 	  --benchmark-json=bench/results/cpu.json
 	$(BIN)/python bench/report.py
 
+sweep: .venv/built  ## time random shapes of every op against plain torch
+	$(BIN)/python bench/sweep.py
+
 clean:  ## remove everything that make made
 	rm -rf .venv build dist fastcnn.egg-info fastcnn/_C.*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -50,6 +50,7 @@ def by_onnxruntime(module: nn.Module, x: Tensor) -> Callable[[], object]:
     torch.onnx.export(module, (x,), file, dynamo=True, verbose=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # into others' turns
     session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: x.numpy()}
     return lambda: torch.from_numpy(session.run(None, feed)[0])
@@ -62,7 +63,7 @@ def by_openvino(module: nn.Module, x: Tensor, precision: str) -> Callable[[], ob
         "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    model = openvino.convert_model(module.float(), example_input=x.float(), input=x.shape)
+    model = openvino.convert_model(torch.export.export(module.float(), (x.float(),)))
     network = openvino.compile_model(model, "CPU", config)
     feed = x.float().numpy()
     return lambda: torch.from_numpy(network([feed])[0])

@@ -71,7 +71,7 @@ def readme(data: dict, results: dict[str, Result]) -> str:
     before, rest = (ROOT / "README.md").read_text().split(BEGIN)
     after = rest.split(END)[1]
     caption = (
-        f"Milliseconds, medians of one run in turns, by `make bench-cpu`: {machine(data)}. Each side in the "
+        f"Milliseconds, medians, contenders in turns, by `make bench-cpu`: {machine(data)}. Each side in the "
         "memory format that suits it better; the best peer is the fastest of eager, torch.compile, ONNX "
         "Runtime and OpenVINO. All of it, with the spread: [docs/benchmarks.md](docs/benchmarks.md)."
     )
@@ -100,15 +100,19 @@ def details(r: Result) -> Iterator[str]:
 
 
 def document(data: dict, results: dict[str, Result]) -> str:
-    rates = next(iter(results.values())).info["rates"]
+    rates = [r.info["rates"] for r in results.values()]
+
+    def between(name: str) -> str:
+        values = [rate[name] / 1e9 for rate in rates]
+        return f"{min(values):.0f}–{max(values):.0f}"
+
     lines = [
         "# CPU benchmarks\n",
         f"By `make bench-cpu` on {machine(data)}. Contenders run in turns; ratios are taken round by round, "
         'against "fastcnn" in the default format. "Floor": the bytes that must move over the rate of a large '
-        f"copy ({rates['copy'] / 1e9:.0f} GB/s, read and written), plus the convolutions' and dense layers' "
-        f"arithmetic over a matmul's rate ({rates['float32'] / 1e9:.0f} GFLOP/s in float32, "
-        f'{rates["bfloat16"] / 1e9:.0f} in bfloat16), both of the same run. "Peak": memory resident during '
-        "one run beyond what was before.\n",
+        f"copy ({between('copy')} GB/s, read and written), plus the convolutions' and dense layers' "
+        f"arithmetic over a matmul's rate ({between('float32')} GFLOP/s in float32, {between('bfloat16')} in "
+        'bfloat16), both taken in the same session. "Peak": memory resident during one run beyond what was before.\n',
     ]
     for r in results.values():
         lines += details(r)

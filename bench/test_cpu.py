@@ -110,8 +110,7 @@ def products_alone(module, x):
 
     def run():
         with torch.no_grad():
-            for layer, input in calls:
-                layer(input)
+            return [layer(input) for layer, input in calls][-1]
 
     return run
 
@@ -145,9 +144,9 @@ def test_block(race, block, batch):
     race(cases, 9 if batch > 1 else 25, flops=flops(first, x))
 
 
-@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
-    ("batch", "dtype"), [*product([1, 8, 32, 128], ["float32"]), *product([1, 32], ["bfloat16"])]
+    ("batch", "dtype", "model"),
+    [*product([1, 8, 32, 128], ["float32"], MODELS), *product([1, 32], ["bfloat16"], ["AlexNet"])],
 )
 def test_inference(race, model, batch, dtype):
     theirs, ours, x = pair(model, batch, dtype)
