@@ -20,13 +20,13 @@ BEGIN, END = "<!-- begin results -->", "<!-- end results -->"
 # README's rows, by the benchmark's name.
 ROWS = {
     "test_epilogue[epilogue 1-relu, lrn, pool-NCHW-float32]": "ReLU, LRN, pool of [32, 96, 55, 55]",
-    "test_epilogue[epilogue 1-relu, lrn, pool-channels_last-bfloat16]": "the same, bfloat16",
-    "test_epilogue_with_backward[NCHW-float32]": "the same with backward",
-    "test_block[1-32]": "AlexNet's first block",
+    "test_epilogue[epilogue 1-relu, lrn, pool-channels_last-bfloat16]": "ReLU, LRN, pool in bfloat16",
+    "test_epilogue_with_backward[NCHW-float32]": "ReLU, LRN, pool with backward",
+    "test_block[1-32]": "AlexNet's first block, 32 images",
     "test_inference[1-float32-AlexNet]": "AlexNet, one image",
     "test_inference[32-float32-AlexNet]": "AlexNet, 32 images",
-    "test_inference[32-bfloat16-AlexNet]": "the same, bfloat16",
-    "test_training_step[AlexNet-32]": "AlexNet, a training step",
+    "test_inference[32-bfloat16-AlexNet]": "AlexNet, 32 images, bfloat16",
+    "test_training_step[AlexNet-32]": "AlexNet, a training step on 32",
 }
 
 
@@ -47,6 +47,10 @@ def milliseconds(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
+def times(value: float) -> str:
+    return f"{value:.1f}" if value >= 2 else f"{value:.2f}"
+
+
 def table(results: dict[str, Result]) -> str:
     """README's table, in Markdown."""
     lines = ["| | eager | best peer | | fastcnn | × eager | × best peer |", "|---|--:|--:|---|--:|--:|--:|"]
@@ -55,7 +59,7 @@ def table(results: dict[str, Result]) -> str:
         best = r.ms[r.peer]
         lines.append(
             f"| {label} | {milliseconds(r.eager)} | {milliseconds(best)} | {r.peer} | {milliseconds(r.ours)} "
-            f"| **{r.eager / r.ours:.1f}** | {best / r.ours:.1f} |"
+            f"| **{times(r.eager / r.ours)}** | {times(best / r.ours)} |"
         )
     return "\n".join(lines)
 
@@ -91,10 +95,10 @@ def details(r: Result) -> Iterator[str]:
     yield "|---|--:|--:|--:|--:|--:|"
     for name, seconds in r.info["seconds"].items():
         low, high = (milliseconds(1e3 * seconds[q]) for q in ("low", "high"))
-        times = r.info["times_faster"][name]
+        ratio = r.info["times_faster"][name]
         yield (
-            f"| {name} | {milliseconds(r.ms[name])} | {low}–{high} | {times['median']:.2f} "
-            f"| {times['low']:.2f}–{times['high']:.2f} | {r.info['peak_bytes'][name] / 1e6:.0f} |"
+            f"| {name} | {milliseconds(r.ms[name])} | {low}–{high} | {ratio['median']:.2f} "
+            f"| {ratio['low']:.2f}–{ratio['high']:.2f} | {r.info['peak_bytes'][name] / 1e6:.0f} |"
         )
     yield ""
 
@@ -135,7 +139,7 @@ def picture(results: dict[str, Result], path: Path) -> None:
     ):
         places = [i + offset for i in range(len(rows))]
         bars = axes.barh(places, gains, 0.36, color=color, label=label)
-        axes.bar_label(bars, fmt="%.1f×", padding=3, fontsize=8)
+        axes.bar_label(bars, [f"{times(gain)}×" for gain in gains], padding=3, fontsize=8)
     axes.set_yticks(range(len(rows)), ROWS.values())
     axes.invert_yaxis()
     axes.set_xscale("log")
