@@ -119,19 +119,19 @@ class MaxPool:
                 f"padding={self.padding}, kernel_size={self.kernel_size}"
             )
 
-    @functools.cached_property
+    @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """kernel_size, stride, padding and dilation, each (height, width)."""
         names = ("kernel_size", "stride", "padding", "dilation")
         return tuple(cast("tuple[int, int]", getattr(self, name)) for name in names)
 
-    @functools.cached_property
+    @property
     def extent(self) -> tuple[int, int]:
         """Rows and columns from a window's first place to its last, dilation included."""
         (kh, kw), _, _, (dh, dw) = self.pairs
         return (kh - 1) * dh + 1, (kw - 1) * dw + 1
 
-    @functools.cached_property
+    @property
     def offset_dtype(self) -> torch.dtype:
         """The type that holds a place in the window, row-major: uint8 up to 255 places."""
         kh, kw = self.pairs[0]
