@@ -16,23 +16,6 @@ Contenders = dict[str, Callable[[], object]]
 CHANNELS_LAST = torch.channels_last
 
 
-class UpcastLRN(nn.LocalResponseNorm):
-    """torch's LRN through float32 and back: by itself it has no half precision on the CPU."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.float()).to(input.dtype)
-
-
-def upcast_lrn(module: nn.Module) -> nn.Module:
-    """The module with every torch.nn.LocalResponseNorm in it upcast by hand."""
-    for name, child in module.named_children():
-        if type(child) is nn.LocalResponseNorm:
-            setattr(module, name, UpcastLRN(child.size, child.alpha, child.beta, child.k))
-        else:
-            upcast_lrn(child)
-    return module
-
-
 def inferring(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     def run() -> Tensor:
         with torch.no_grad():
@@ -77,8 +60,6 @@ def inference(plain: nn.Module, fused: nn.Module, x: Tensor) -> Contenders:
     """Both modules and their input are of one dtype; plain is torch's own layers."""
     plain, fused = plain.eval(), fused.eval()
     half = x.dtype != torch.float32
-    if half:
-        plain = upcast_lrn(plain)
     last = x.contiguous(memory_format=CHANNELS_LAST)
     plain_last, fused_last = (copy.deepcopy(m).to(memory_format=CHANNELS_LAST) for m in (plain, fused))
     result: Contenders = {
@@ -131,6 +112,4 @@ def backward(plain: nn.Module, fused: nn.Module, x: Tensor) -> Contenders:
         return lambda: torch.autograd.grad(module(x), leaves, grad)
 
     x.requires_grad_()
-    if x.dtype != torch.float32:
-        plain = upcast_lrn(plain)
     return {"fastcnn": run(fused), "eager": run(plain), "torch.compile": run(compiled(plain))}

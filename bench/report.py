@@ -116,7 +116,7 @@ def document(data: dict, results: dict[str, Result]) -> str:
         'against "fastcnn" in the default format. "Floor": the bytes that must move over the rate of a large '
         f"copy ({between('copy')} GB/s, read and written), plus the convolutions' and dense layers' "
         f"arithmetic over a matmul's rate ({between('float32')} GFLOP/s in float32, {between('bfloat16')} in "
-        'bfloat16), both taken in the same session. "Peak": memory resident during one run beyond what was '
+        'bfloat16), taken anew whenever some of these are run. "Peak": memory resident during one run beyond what was '
         "before.\n",
     ]
     for r in results.values():

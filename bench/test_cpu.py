@@ -13,6 +13,7 @@ from torch import nn
 from fastcnn import LRN, MaxPool, functional
 from fastcnn.measure import bytes_kept
 from fastcnn.models import alexnet, lenet5
+from fastcnn.models._blocks import GroupedLRN
 
 SHAPES = {"epilogue 1": (32, 96, 55, 55), "epilogue 2": (32, 256, 27, 27)}
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -29,7 +30,7 @@ class Epilogue(nn.Module):
 
 def plain(relu, lrn, pool):
     layers = [nn.ReLU()] if relu else []
-    layers += [nn.LocalResponseNorm(lrn.size, lrn.alpha, lrn.beta, lrn.k)] if lrn else []
+    layers += [GroupedLRN(lrn)] if lrn else []  # torch's function, upcast by hand in half precision
     layers += [nn.MaxPool2d(pool.kernel_size, pool.stride)] if pool else []
     return nn.Sequential(*layers)
 
@@ -72,41 +73,34 @@ def test_epilogue_with_backward(race, format, dtype):
     race(cases, 9, moved, dtype=dtype, check=False, bytes_kept=kept)
 
 
-def flops(module, x):
-    """Of the convolutions and dense layers, a multiplication and an addition being two."""
-    total = 0
-
-    def add(layer, _, output):
-        nonlocal total
-        weight = layer.weight
-        total += (
-            2 * output[0, 0].numel() * weight.numel() * len(x)
-            if weight.dim() == 4
-            else 2 * len(x) * weight.numel()
-        )
-
-    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    handles = [layer.register_forward_hook(add) for layer in layers]
-    with torch.no_grad():
-        contenders.upcast_lrn(module.eval())(x)
-    for handle in handles:
-        handle.remove()
-    return total
-
-
-def products_alone(module, x):
-    """The convolutions and dense layers of a plain model by themselves, on inputs of the right sizes."""
+def products(module, x):
+    """A plain model's convolutions and dense layers, each with the input it gets."""
     calls = []
-
-    def note(layer, inputs, _):
-        calls.append((layer, inputs[0]))
-
     layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    handles = [layer.register_forward_hook(note) for layer in layers]
+    handles = [
+        layer.register_forward_hook(lambda layer, inputs, _: calls.append((layer, inputs[0])))
+        for layer in layers
+    ]
     with torch.no_grad():
         module.eval()(x)
     for handle in handles:
         handle.remove()
+    return calls
+
+
+def flops(module, x):
+    """Of the convolutions and dense layers, a multiplication and an addition being two."""
+    total = 0
+    for layer, input in products(module, x):
+        with torch.no_grad():
+            pixels = layer(input)[0, 0].numel()  # 1 for a dense layer
+        total += 2 * len(x) * pixels * layer.weight.numel()
+    return total
+
+
+def products_alone(module, x):
+    """The convolutions and dense layers of a plain model by themselves."""
+    calls = products(module, x)
 
     def run():
         with torch.no_grad():
