@@ -116,8 +116,8 @@ def document(data: dict, results: dict[str, Result]) -> str:
         'against "fastcnn" in the default format. "Floor": the bytes that must move over the rate of a large '
         f"copy ({between('copy')} GB/s, read and written), plus the convolutions' and dense layers' "
         f"arithmetic over a matmul's rate ({between('float32')} GFLOP/s in float32, {between('bfloat16')} in "
-        'bfloat16), taken anew whenever some of these are run. "Peak": memory resident during one run beyond what was '
-        "before.\n",
+        'bfloat16), taken anew whenever some of these are run. "Peak": memory resident during one run '
+        "beyond what was before.\n",
     ]
     for r in results.values():
         lines += details(r)
