@@ -2,6 +2,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+#include <optional>
+#include <tuple>
+
 #include "cpu/epilogue.h"
 #include "cpu/pages.h"
 #include "params.h"
@@ -10,7 +14,43 @@
 #endif
 
 namespace py = pybind11;
+using namespace pybind11::literals;
 using namespace fastcnn;
+
+using Sizes = std::array<int64_t, 4>;                        // (N, C, H, W)
+using Address = std::optional<std::pair<uintptr_t, Sizes>>;  // a tensor's data and strides
+
+static Tensor tensor(const Address& address) {
+  if (!address) return {};
+  const auto [n, c, h, w] = address->second;
+  return {reinterpret_cast<void*>(address->first), n, c, h, w};
+}
+
+// One call for all of it: a small tensor's epilogue takes no longer than setting ten attributes.
+static EpilogueParams make_params(
+    Dtype dtype, bool channels_last, bool relu,
+    const std::optional<std::tuple<int64_t, double, double, double, int64_t>>& lrn,
+    const std::optional<std::array<int64_t, 8>>& pool, bool pool_first, const Sizes& input_size,
+    const Sizes& output_size, const Address& x, const Address& y, const Address& r,
+    const Address& offsets, int64_t offset_bytes, uintptr_t bias, int64_t threads) {
+  EpilogueParams p;
+  p.dtype = dtype, p.channels_last = channels_last, p.relu = relu;
+  p.N = input_size[0], p.C = input_size[1], p.H = input_size[2], p.W = input_size[3];
+  p.OH = output_size[2], p.OW = output_size[3];
+  if (lrn) {
+    const auto [size, alpha, beta, k, groups] = *lrn;
+    p.lrn = {size, groups, alpha, beta, k};
+  }
+  if (pool) {
+    const auto [kh, kw, sh, sw, ph, pw, dh, dw] = *pool;
+    p.pool = {kh, kw, sh, sw, ph, pw, dh, dw, pool_first};
+  }
+  p.x = tensor(x), p.y = tensor(y), p.r = tensor(r), p.offsets = tensor(offsets);
+  p.offset_bytes = offset_bytes;
+  p.bias = reinterpret_cast<void*>(bias);
+  p.threads = threads;
+  return p;
+}
 
 static py::dict build_info() {
   py::dict info;
@@ -31,31 +71,11 @@ PYBIND11_MODULE(_C, m) {
       .value("float16", Dtype::f16)
       .value("bfloat16", Dtype::bf16)
       .value("float64", Dtype::f64);
-  py::class_<Tensor>(m, "Tensor")
-      .def(py::init([](uintptr_t data, int64_t n, int64_t c, int64_t h, int64_t w) {
-        return Tensor{reinterpret_cast<void*>(data), n, c, h, w};
-      }));
   py::class_<EpilogueParams>(m, "EpilogueParams")
-      .def(py::init<>())
-      .def_readwrite("dtype", &EpilogueParams::dtype)
-      .def_readwrite("channels_last", &EpilogueParams::channels_last)
-      .def_readwrite("relu", &EpilogueParams::relu)
-      .def_readwrite("x", &EpilogueParams::x)
-      .def_readwrite("y", &EpilogueParams::y)
-      .def_readwrite("r", &EpilogueParams::r)
-      .def_readwrite("offsets", &EpilogueParams::offsets)
-      .def_readwrite("offset_bytes", &EpilogueParams::offset_bytes)
-      .def_readwrite("threads", &EpilogueParams::threads)
-      .def_readwrite("isa", &EpilogueParams::isa)
-      .def("sizes", [](EpilogueParams& p, int64_t n, int64_t c, int64_t h, int64_t w, int64_t oh,
-                       int64_t ow) { p.N = n, p.C = c, p.H = h, p.W = w, p.OH = oh, p.OW = ow; })
-      .def("bias",
-           [](EpilogueParams& p, uintptr_t data) { p.bias = reinterpret_cast<void*>(data); })
-      .def("lrn", [](EpilogueParams& p, int64_t size, double alpha, double beta, double k,
-                     int64_t groups) { p.lrn = Lrn{size, groups, alpha, beta, k}; })
-      .def("pool", [](EpilogueParams& p, int64_t kh, int64_t kw, int64_t sh, int64_t sw, int64_t ph,
-                      int64_t pw, int64_t dh, int64_t dw,
-                      bool first) { p.pool = Pool{kh, kw, sh, sw, ph, pw, dh, dw, first}; });
+      .def(py::init(&make_params), "dtype"_a, "channels_last"_a, "relu"_a, "lrn"_a, "pool"_a,
+           "pool_first"_a, "input_size"_a, "output_size"_a, "x"_a, "y"_a, "r"_a, "offsets"_a,
+           "offset_bytes"_a, "bias"_a, "threads"_a)
+      .def_readwrite("isa", &EpilogueParams::isa);
   m.def("build_info", &build_info);
   m.def("instruction_sets", &cpu::instruction_sets);
   m.def("prefer_huge_pages", &cpu::prefer_huge_pages);

@@ -2,7 +2,8 @@
 
 The public ops are composite: they decide whether backward will need anything, and call an inner
 ``_forward`` op that returns (y, r, offsets), with empty tensors for what is not kept. An exported or
-compiled graph so holds one node per block, and inference never saves.
+compiled graph so holds one node per block, and inference never saves. :func:`epilogue` and
+:func:`conv2d_block` call them, or a backend by itself where there is nothing to dispatch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import backends
+from ._dispatch import idle, records, transforms
 from .backends import reference
 from .backends.reference import conv_output_size, convolve
 from .stages import Stages, check, memory_format
@@ -54,6 +56,23 @@ def _fake(x: Tensor, stages: Stages, save: bool, keep: bool) -> tuple[Tensor, ..
     r = empty(shape if stages.pool_first else x.shape, x.dtype) if save and keep else None
     offsets = empty(shape, stages.pool.offset_dtype) if save and stages.pool else None
     return _empty_for_none(x, y, r, offsets)
+
+
+def epilogue(x: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
+    """The stages on x (N, C, H, W)."""
+    if not idle(x, bias):
+        return _ops.epilogue(x, bias, *stages.flat())
+    check(x, bias, stages)
+    return backends.choose(x, stages).epilogue_forward(x, bias, stages, False)[0]
+
+
+def conv2d_block(
+    x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages
+) -> Tensor:
+    """The stages on the convolution of x (N, C, H, W); conv: stride, padding, dilation, groups."""
+    if not idle(x, weight, bias):
+        return _ops.conv2d_block(x, weight, bias, *conv, *stages.flat())
+    return backends.choose(x, stages).conv_block_forward(x, weight, bias, conv, stages, False)[0]
 
 
 @torch.library.impl("fastcnn::epilogue_forward", "CompositeExplicitAutograd")
@@ -214,34 +233,21 @@ torch.library.register_autograd("fastcnn::conv2d_block_forward", _backward_block
 # The composite ops, and how they behave under autocast, vmap and the other function transforms.
 
 
-def _saves(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def _under_transforms() -> bool:
-    """Whether torch.func transforms are active.
-
-    They refuse an op with a Python autograd formula; the reference composition, which they see through,
-    stands in for it.
-    """
-    return torch._C._are_functorch_transforms_active()
-
-
 @torch.library.impl("fastcnn::epilogue", "CompositeImplicitAutograd")
 def _epilogue(x: Tensor, bias: Tensor | None, *flat: Any) -> Tensor:
-    if _under_transforms():
+    if transforms():  # they refuse, or pass over, an op with an autograd formula in Python
         stages = Stages.unflat(*flat)
         check(x, bias, stages)
         return reference.epilogue(x, bias, stages)
-    return _ops.epilogue_forward(x, bias, *flat, _saves(x, bias))[0]
+    return _ops.epilogue_forward(x, bias, *flat, records(x, bias))[0]
 
 
 @torch.library.impl("fastcnn::conv2d_block", "CompositeImplicitAutograd")
 def _conv2d_block(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
-    if _under_transforms():
+    if transforms():
         *conv, relu, lrn, pool, order = args
         return _ops.epilogue(convolve(x, weight, conv), bias, relu, lrn, pool, order)
-    return _ops.conv2d_block_forward(x, weight, bias, *args, _saves(x, weight, bias))[0]
+    return _ops.conv2d_block_forward(x, weight, bias, *args, records(x, weight, bias))[0]
 
 
 def _vmap(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:

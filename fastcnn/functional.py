@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import _ops as _ops  # registers torch.ops.fastcnn
+from . import _ops
 from .backends import reference
 from .stages import DTYPES, LRN, MaxPool, Pair, Stages
 
@@ -28,7 +27,7 @@ def _run(input: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
         return _run(input.unsqueeze(0), bias, stages).squeeze(0)
     if input.dtype not in DTYPES:
         return reference.epilogue(input, bias, stages)
-    return torch.ops.fastcnn.epilogue(input, bias, *stages.flat())
+    return _ops.epilogue(input, bias, stages)
 
 
 def epilogue(
@@ -177,7 +176,7 @@ def _block(
     if isinstance(padding, str):
         input, padding = _named_padding(input, weight, stride, padding, dilation)
     conv = (_ints(stride), _ints(padding), _ints(dilation), groups)
-    return torch.ops.fastcnn.conv2d_block(input, weight, bias, *conv, *stages.flat())
+    return _ops.conv2d_block(input, weight, bias, conv, stages)
 
 
 def _ints(value: Pair) -> list[int]:

@@ -17,6 +17,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 def pair(name: str, value: Pair) -> tuple[int, int]:
     """``value`` as (height, width); torch's errors for anything that is not one int or two."""
+    if type(value) is int:
+        return value, value
     items = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(items) == 1:
         items = items * 2
@@ -122,8 +124,8 @@ class MaxPool:
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """kernel_size, stride, padding and dilation, each (height, width)."""
-        names = ("kernel_size", "stride", "padding", "dilation")
-        return tuple(cast("tuple[int, int]", getattr(self, name)) for name in names)
+        pairs = (self.kernel_size, self.stride, self.padding, self.dilation)
+        return cast("tuple[tuple[int, int], ...]", pairs)
 
     @property
     def extent(self) -> tuple[int, int]:
@@ -142,23 +144,24 @@ class MaxPool:
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of the pooled map; RuntimeError where there would be none."""
-        sizes = []
-        _, strides, paddings, _ = self.pairs
-        for size, extent, stride, padding in zip(
-            (height, width), self.extent, strides, paddings, strict=True
-        ):
-            span = size + 2 * padding - extent
-            out = -(-span // stride) + 1 if self.ceil_mode else span // stride + 1
-            if self.ceil_mode and (out - 1) * stride >= size + padding:
-                out -= 1
-            sizes.append(out)
-        if height < 1 or width < 1 or min(sizes) < 1:
+        rows = self._windows(height, 0)
+        columns = self._windows(width, 1)
+        if height < 1 or width < 1 or rows < 1 or columns < 1:
             raise RuntimeError(
-                f"max_pool2d: input of {height}x{width} gives an output of {sizes[0]}x{sizes[1]}, "
+                f"max_pool2d: input of {height}x{width} gives an output of {rows}x{columns}, "
                 f"which is too small (kernel_size={self.kernel_size}, stride={self.stride}, "
                 f"padding={self.padding}, dilation={self.dilation})"
             )
-        return sizes[0], sizes[1]
+        return rows, columns
+
+    def _windows(self, size: int, axis: int) -> int:
+        """How many windows there are over ``size`` rows (axis 0) or columns (axis 1)."""
+        kernel, stride, padding, dilation = (p[axis] for p in self.pairs)
+        span = size + 2 * padding - dilation * (kernel - 1) - 1
+        if not self.ceil_mode:
+            return span // stride + 1
+        windows = -(-span // stride) + 1
+        return windows - 1 if (windows - 1) * stride >= size + padding else windows
 
 
 class Flat(NamedTuple):

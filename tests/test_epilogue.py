@@ -236,6 +236,23 @@ def test_conv_block_in_chunks_gives_the_same_bits(monkeypatch, dtype, order, for
         assert all(torch.equal(a, b) for a, b in zip(run(), whole, strict=True)), images
 
 
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("pool", [None, MaxPool(3, 2, 1, ceil_mode=True)])
+def test_few_values_left_to_torch_give_what_our_kernels_give(monkeypatch, pool, format):
+    x = torch.randn(2, 3, 12, 11).contiguous(memory_format=format)
+    weight, bias = torch.randn(4, 3, 3, 3), torch.randn(4)
+
+    def run():
+        block = F.conv2d_block(x, weight, bias, pool=pool)
+        return block, F.max_pool2d(x, 3, 2, 1, ceil_mode=True), F.epilogue(x, pool=pool)
+
+    by_torch = run()
+    monkeypatch.setattr(cpu, "_SMALL", 0)
+    for a, b in zip(by_torch, run(), strict=True):
+        assert_close(a, b)
+        assert a.stride() == b.stride()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_conv_block_where_the_processor_lacks_the_dtype(monkeypatch, dtype):
     x, weight = torch.randn(2, 3, 17, 17, dtype=dtype), torch.randn(8, 3, 3, 3, dtype=dtype)

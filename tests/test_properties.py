@@ -95,13 +95,10 @@ def laid_out(layout, n, c, h, w, values):
     return values(n, c, h, w)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors: a second thread would only wait. Equal bits for any count are tests/test_ops.py's."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(autouse=True)
+def always_our_kernels(monkeypatch):
+    """However small the tensor."""
+    monkeypatch.setattr(cpu, "_SMALL", 0)
 
 
 def with_isa(monkeypatch, isa):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import importlib
 from collections.abc import Iterator
 from types import ModuleType
@@ -23,6 +24,7 @@ PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference
 _current: contextvars.ContextVar[str] = contextvars.ContextVar("fastcnn_backend", default="auto")
 
 
+@functools.cache
 def module(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _native
-from ..stages import Stages
+from ..stages import LRN, MaxPool, Stages
+
+_NAMES = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float64: "float64",
+}
 
 
-def _tensor(native: Any, t: Tensor | None) -> Any:
-    return native.Tensor(0, 0, 0, 0, 0) if t is None else native.Tensor(t.data_ptr(), *t.stride())
+@functools.cache
+def _dtype(dtype: torch.dtype) -> Any:
+    return getattr(_native.load().Dtype, _NAMES[dtype])
+
+
+def _address(t: Tensor | None) -> tuple[int, tuple[int, ...]] | None:
+    return None if t is None else (t.data_ptr(), t.stride())
+
+
+def _lrn(lrn: LRN) -> tuple[int, float, float, float, int]:
+    return lrn.size, lrn.alpha, lrn.beta, lrn.k, lrn.groups
+
+
+def _pool(pool: MaxPool) -> tuple[int, ...]:
+    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = pool.pairs
+    return kh, kw, sh, sw, ph, pw, dh, dw
 
 
 def params(
@@ -23,24 +45,26 @@ def params(
     bias: Tensor | None,
     stages: Stages,
     format: torch.memory_format,
+    threads: int,
 ) -> Any:
     """x and y: the input and output, or in backward their gradients; bias likewise.
 
     Every tensor was checked, or allocated, by the caller: x, y (N, C, ., .), bias (C,) contiguous.
     """
-    native = _native.load()
-    p = native.EpilogueParams()
-    p.dtype = getattr(native.Dtype, str(x.dtype).removeprefix("torch."))
-    p.channels_last = format == torch.channels_last
-    p.relu = stages.relu
-    p.sizes(*x.shape, *y.shape[2:])
-    p.x, p.y = _tensor(native, x), _tensor(native, y)
-    p.r, p.offsets = _tensor(native, r), _tensor(native, offsets)
-    p.bias(0 if bias is None else bias.data_ptr())
-    if stages.lrn:
-        lrn = stages.lrn
-        p.lrn(lrn.size, lrn.alpha, lrn.beta, lrn.k, lrn.groups)
-    if stages.pool:
-        p.offset_bytes = stages.pool.offset_dtype.itemsize
-        p.pool(*(i for pair in stages.pool.pairs for i in pair), stages.pool_first)
-    return p
+    return _native.load().EpilogueParams(
+        _dtype(x.dtype),
+        format == torch.channels_last,
+        stages.relu,
+        stages.lrn and _lrn(stages.lrn),
+        stages.pool and _pool(stages.pool),
+        stages.pool_first,
+        x.shape,
+        y.shape,
+        _address(x),
+        _address(y),
+        _address(r),
+        _address(offsets),
+        stages.pool.offset_dtype.itemsize if stages.pool else 1,
+        0 if bias is None else bias.data_ptr(),
+        threads,
+    )

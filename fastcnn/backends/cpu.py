@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import _native
 from ..stages import DTYPES, Stages, check, memory_format
@@ -39,9 +40,29 @@ def _empty(shape: Sequence[int], dtype: torch.dtype, format: torch.memory_format
     return tensor
 
 
+# Values below which torch's own pooling, a few microseconds a call, is done before a launch of ours is
+# ready; past it ours is, which takes a tenth as long for each value.
+_SMALL = 8192
+
+
+def _by_torch(values: int, stages: Stages, save: bool) -> bool:
+    """Whether these stages, but for a bias, are best left to torch; values: how many they read."""
+    return values < _SMALL and not save and stages.lrn is None
+
+
+def _rectify_and_pool(v: Tensor, stages: Stages) -> Tensor:
+    """By torch; v is overwritten."""
+    v = v.relu_() if stages.relu else v
+    if stages.pool is None:
+        return v
+    return F.max_pool2d(v, *stages.pool.pairs, stages.pool.ceil_mode)  # type: ignore[call-overload]
+
+
 def epilogue_forward(
     x: Tensor, bias: Tensor | None, stages: Stages, save: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    if bias is None and not stages.relu and _by_torch(x.numel(), stages, save):
+        return _rectify_and_pool(x, stages), None, None
     keep = save and stages.residual(bias is not None) == "r"
     format = memory_format(x)
     outputs = _outputs(x.shape, x.dtype, format, stages, keep, save)
@@ -66,6 +87,15 @@ def _outputs(
     )
 
 
+# Values for which another thread is worth waking: below, it takes longer than the work (torch's own
+# grain for elementwise work is as large).
+_GRAIN = 32768
+
+
+def _threads(x: Tensor) -> int:
+    return min(torch.get_num_threads(), 1 + x.numel() // _GRAIN)
+
+
 def _run(
     x: Tensor,
     bias: Tensor | None,
@@ -79,9 +109,7 @@ def _run(
     if x.numel() == 0:
         return
     bias = bias if bias is None else bias.contiguous()
-    p = params(x, y, r, offsets, bias, stages, format)
-    p.threads = torch.get_num_threads()
-    _native.load().epilogue_forward(p)
+    _native.load().epilogue_forward(params(x, y, r, offsets, bias, stages, format, _threads(x)))
 
 
 def epilogue_backward(
@@ -98,8 +126,7 @@ def epilogue_backward(
     if offsets is not None:  # a saved-tensor hook may have brought them back in other strides
         offsets = offsets.contiguous(memory_format=format)
     if grad_x.numel():
-        p = params(grad_x, grad_y, r, offsets, grad_bias, stages, format)
-        p.threads = torch.get_num_threads()
+        p = params(grad_x, grad_y, r, offsets, grad_bias, stages, format, _threads(grad_x))
         _native.load().epilogue_backward(p)
     return grad_x, grad_bias
 
@@ -125,40 +152,50 @@ def _convolves_in(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if emulated else dtype
 
 
-def _images_at_once(x: Tensor, weight: Tensor, conv: Sequence[Any]) -> int:
-    image = weight.shape[0] * math.prod(conv_output_size(x, weight, conv)) * x.element_size()
-    return max(1, _CHUNK_BYTES // max(1, image))
+def _images_at_once(values: int, dtype: torch.dtype) -> int:
+    """values: of one image's convolution."""
+    return max(1, _CHUNK_BYTES // max(1, values * dtype.itemsize))
 
 
 def conv_block_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    count, images = x.shape[0], _images_at_once(x, weight, conv)
-    inner = x.dtype
-    if x.dtype == weight.dtype:  # if not, the convolution refuses
-        inner = _convolves_in(x.dtype)
-        weight = weight.to(inner)
-
-    def convolved(start: int) -> Tensor:
-        return convolve(x[start : start + images].to(inner), weight, conv).to(x.dtype)
-
-    if images >= count and inner == x.dtype and stages.lrn is None and stages.pool is None:
-        # oneDNN adds the bias as it writes: nothing is left but a ReLU in place.
-        y = torch.conv2d(x, weight, bias, *conv)
-        return y.relu_() if stages.relu else y, None, None
-    a = convolved(0)
+    same = x.dtype == weight.dtype  # if not, the convolution refuses
+    inner = _convolves_in(x.dtype) if same else x.dtype
+    image = weight.shape[0] * math.prod(conv_output_size(x, weight, conv))
+    images = _images_at_once(image, x.dtype)
+    if images < x.shape[0] or (inner != x.dtype and x.shape[0]):
+        return _in_chunks(x, weight.to(inner), bias, conv, stages, save, images)
+    if (stages.lrn is None and stages.pool is None) or _by_torch(image * x.shape[0], stages, save):
+        # oneDNN adds the bias as it writes: nothing is left but a ReLU in place, and pooling a few values.
+        return _rectify_and_pool(torch.conv2d(x, weight, bias, *conv), stages), None, None
+    a = convolve(x, weight, conv)
     check(a, bias, stages)
-    if images >= count:
-        y, r, offsets = epilogue_forward(a, bias, stages, save)
-        return y, a if save and stages.lrn and r is None else r, offsets
-    keep = save and stages.lrn is not None
-    shape = (count, *a.shape[1:])
-    format = memory_format(a)
-    outputs = y, r, offsets = _outputs(shape, a.dtype, format, stages, keep, save)
-    for start in range(0, count, images):
+    y, r, offsets = epilogue_forward(a, bias, stages, save)
+    return y, a if save and stages.lrn and r is None else r, offsets
+
+
+def _in_chunks(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    conv: Sequence[Any],
+    stages: Stages,
+    save: bool,
+    images: int,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """So many images at a time, convolved in weight's dtype."""
+    outputs: tuple[Tensor, Tensor | None, Tensor | None] | None = None
+    for start in range(0, x.shape[0], images):
         part = slice(start, start + images)
-        if start:
-            a = convolved(start)
-        kept = (None if t is None else t[part] for t in (r, offsets))
-        _run(a, bias, stages, format, y[part], *kept)
+        a = convolve(x[part].to(weight.dtype), weight, conv).to(x.dtype)
+        if outputs is None:
+            check(a, bias, stages)
+            format = memory_format(a)
+            keep = save and stages.lrn is not None
+            outputs = _outputs((x.shape[0], *a.shape[1:]), a.dtype, format, stages, keep, save)
+        y, r, offsets = (None if t is None else t[part] for t in outputs)
+        assert y is not None
+        _run(a, bias, stages, format, y, r, offsets)
+    assert outputs is not None  # an empty batch is not in chunks
     return outputs
