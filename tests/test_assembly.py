@@ -17,8 +17,9 @@ pytestmark = [
 
 REGISTER = {"avx2": "ymm", "avx512": "zmm"}
 FUNCTIONS = {  # the innermost loop's least arithmetic, in whole registers
-    "normalise<float, 5, (fastcnn::Beta)0>": {"vf[n]?madd": 11, "vmulps": 4},
-    "gradient_terms<float, 5, (fastcnn::Beta)0>": {"vf[n]?madd": 11, "vmulps": 4},
+    "normalise<float, 5, (fastcnn::Beta)0>": {"vf[n]?madd": 11, "vmulps": 2},
+    "normalise_pixels<fastcnn::{isa}::F32, (fastcnn::Beta)0>": {"vf[n]?madd": 6, "vaddps": 3, "vmulps": 3},
+    "gradient_terms<float, 5, (fastcnn::Beta)0>": {"vf[n]?madd": 17, "vmulps": 4},
     "gradient<float, 5>": {"vaddps": 4, "vf[n]?madd": 1},
 }
 
@@ -38,28 +39,27 @@ def disassembly():
 
 
 def loops(instructions):
-    """What lies between a backward jump's target and the jump, where nothing else jumps in between."""
+    """What lies between a backward jump's target and the jump."""
     place = {address: i for i, (address, _) in enumerate(instructions)}
     for i, (address, text) in enumerate(instructions):
         jump = re.match(r"j\w+ +([0-9a-f]+)", text)
         if jump and int(jump[1], 16) <= address and int(jump[1], 16) in place:
-            body = [text for _, text in instructions[place[int(jump[1], 16)] : i]]
-            if not any(re.match(r"j\w+ ", text) for text in body):
-                yield body
+            yield [text for _, text in instructions[place[int(jump[1], 16)] : i]]
 
 
 @pytest.mark.parametrize("isa", REGISTER)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_the_hot_loop_is_vector_code(disassembly, isa, function):
-    name = next(n for n in disassembly if n.startswith(f"void fastcnn::{isa}::{function}("))
+    name = f"fastcnn::{isa}::{function.format(isa=isa)}("
+    bodies = [body for n, code in disassembly.items() if name in n for body in loops(code)]
 
     def has_it_all(body):
         whole = [i for i in body if REGISTER[isa] in i]
         counts = {op: sum(bool(re.match(op, i)) for i in whole) for op in FUNCTIONS[function]}
         return all(counts[op] >= least for op, least in FUNCTIONS[function].items())
 
-    hot = [body for body in loops(disassembly[name]) if has_it_all(body)]
+    # The innermost, and of those the one with the near formula, which runs nearly always.
+    hot = [body for body in bodies if has_it_all(body)]
     assert hot, f"no loop of {name} has {FUNCTIONS[function]} in {REGISTER[isa]}"
-    assert not [i for i in hot[0] if i.startswith("call")]
-    if function.startswith("normalise"):
-        assert not [i for i in hot[0] if re.match(r"v(div|sqrt)", i)]
+    shortest = min(hot, key=len)
+    assert not [i for i in shortest if re.match(r"call|v(div|sqrt)", i)]

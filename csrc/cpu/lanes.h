@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 #if defined(__F16C__) || defined(__AVX512F__)
 #include <immintrin.h>
@@ -18,6 +19,9 @@ constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
+
+// For a lambda whose captures belong in registers.
+#define FASTCNN_INLINE __attribute__((always_inline))
 
 template <class A>
 struct Lanes;
@@ -122,6 +126,25 @@ inline void interleave(Vec<A> a, Vec<A> b, A* out) {
   interleave<A>(a, b, out, std::make_integer_sequence<int, lanes<A>>());
 }
 
+template <class A, int FROM, int... i>
+inline Vec<A> lanes_from(Vec<A> a, Vec<A> b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (FROM + i)...);
+}
+
+// A vector of the lanes of a and b, which follow each other, from lane FROM on.
+template <class A, int FROM>
+inline Vec<A> lanes_from(Vec<A> a, Vec<A> b) {
+  return lanes_from<A, FROM>(a, b, std::make_integer_sequence<int, lanes<A>>());
+}
+
+// v with zeros from lane n on.
+template <class A>
+inline Vec<A> first_lanes(Vec<A> v, int64_t n) {
+  IntVec<A> lane;
+  for (int l = 0; l < lanes<A>; ++l) lane[l] = l;
+  return lane < Int<A>(n) ? v : Vec<A>{};
+}
+
 // An element type: how one value, and a vector of them as they lie in memory (Raw), become
 // arithmetic ones and come back.
 struct F32 {
@@ -143,6 +166,10 @@ struct F64 {
   static Vec<double> widen(Raw v) { return v; }
   static Raw narrow(Vec<double> v) { return v; }
 };
+
+// The element type that needs no conversion.
+template <class A>
+using Plain = std::conditional_t<sizeof(A) == 4, F32, F64>;
 
 using Halves = uint16_t __attribute__((vector_size(kVectorBytes / 2)));
 
@@ -169,14 +196,22 @@ struct BF16 {
     return {uint16_t(a != a ? 0x7fc0 : round(u))};
   }
   static Vec<float> widen(Raw v) {
-    const Bits u = __builtin_convertvector(v, Bits) << 16;
+    const Bits u = wide(v) << 16;
     return load<Vec<float>>(&u);
   }
   static Raw narrow(Vec<float> v) {
     const Bits nan = Bits{} + 0x7fc0;
-    const Bits u = v != v ? nan : round(load<Bits>(&v));
-    return __builtin_convertvector(u, Raw);
+    return low_halves(v != v ? nan : round(load<Bits>(&v)));
   }
+
+ private:
+#if defined(__AVX512F__)  // one instruction, where gcc 12 makes three or four of the conversion
+  static Bits wide(Raw v) { return (Bits)_mm512_cvtepu16_epi32((__m256i)v); }
+  static Raw low_halves(Bits u) { return (Raw)_mm512_cvtepi32_epi16((__m512i)u); }
+#else
+  static Bits wide(Raw v) { return __builtin_convertvector(v, Bits); }
+  static Raw low_halves(Bits u) { return __builtin_convertvector(u, Raw); }
+#endif
 };
 
 // IEEE binary16: by F16C where the instruction set has it, else bit by bit.

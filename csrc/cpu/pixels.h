@@ -1,12 +1,14 @@
-// channels_last: vectors lie over the channels of a pixel. Each LRN group of a pixel stands in
-// scratch with zeros around it, `before` ahead and `after` behind, so a whole row of pixels is one
-// span and a window is that span, shifted. A task is a band of rows of one image.
+// channels_last: vectors lie over the channels of a pixel. A row of pixels in scratch is dense, or
+// padded: then each LRN group of a pixel has zeros around it, `before` ahead and `after` behind, so
+// that the whole row is one span and a window is that span, shifted. A task is a band of rows of
+// one image.
 #pragma once
 
 #include <limits>
 
 #include "geometry.h"
-#include "spans.h"
+#include "maxima.h"
+#include "norms.h"
 
 namespace fastcnn::FASTCNN_ISA {
 
@@ -25,7 +27,8 @@ struct Pixels {
   int64_t head, pitch;       // zeros ahead of a group's channels, and from one group to the next
   int64_t pixel;             // from one pixel to the next
 
-  explicit Pixels(const EpilogueParams& params)
+  // padded: whether rows are.
+  Pixels(const EpilogueParams& params, bool padded)
       : p(params),
         geometry(params),
         norm(params.lrn),
@@ -35,8 +38,8 @@ struct Pixels {
         pool_first(pool && (params.pool.first || !lrn)),
         groups(lrn ? params.lrn.groups : 1),
         channels(params.C / groups),
-        head(lrn ? norm.before : 0),
-        pitch(channels + (lrn ? norm.before + norm.after : 0)),
+        head(padded ? norm.before : 0),
+        pitch(channels + (padded ? norm.before + norm.after : 0)),
         pixel(groups * pitch) {}
 
   A* row_span(Scratch& scratch, int64_t width) const {
@@ -57,6 +60,7 @@ struct Pixels {
 
   void write_row(const A* in, const Tensor& t, int64_t n, int64_t h, int64_t width) const {
     T* out = static_cast<T*>(t.data) + n * t.n + h * t.h;
+    if (pixel == p.C && t.w == p.C) return write(in, width * pixel, out);
     for (int64_t w = 0; w < width; ++w)
       for (int64_t g = 0; g < groups; ++g)
         write(in + w * pixel + g * pitch + head, channels, out + w * t.w + g * channels);
@@ -73,21 +77,25 @@ class PixelsForward : Pixels<T> {
   using Base = Pixels<T>;
   using A = typename T::Acc;
   using Base::p, Base::geometry, Base::norm, Base::functions, Base::lrn, Base::pool,
-      Base::pool_first, Base::pixel;
+      Base::pool_first, Base::groups, Base::channels, Base::pixel;
 
  public:
   PixelsForward(const EpilogueParams& params, Scratch& scratch)
-      : Base(params),
+      : Base(params, params.lrn.size > 0 && !has_own_norm(params)),
+        own_norm_(has_own_norm(params)),
+        in_place_(can_stay_in_place()),
         bands_(p.N, p.OH, 1, p.OH, forward_tasks(p)),
         held_(pool ? std::min(geometry.extent, p.H) : 1) {
-    rows_ = scratch.span<A*>(held_);
+    rows_ = scratch.span<const A*>(held_);
+    scratch_rows_ = scratch.span<A*>(held_);
     for (int64_t i = 0; i < held_; ++i) {
-      A* row = this->row_span(scratch, p.W);
-      if (rows_) rows_[i] = row;
+      A* row = this->row_span(scratch, in_place_ ? 0 : p.W);
+      if (rows_) rows_[i] = scratch_rows_[i] = row;
     }
+    nans_ = scratch.span<char>(held_);
     bias_ = scratch.span<A>(p.bias ? p.C : 0);
     if (bias_ && p.bias) read(static_cast<const T*>(p.bias), 1, p.C, bias_);
-    input_ = this->row_span(scratch, lrn && !pool_first ? p.W : 0);
+    input_ = this->row_span(scratch, lrn && !pool_first && !own_norm_ ? p.W : 0);
     pooled_ = this->row_span(scratch, pool ? p.OW : 0);
     normal_ = this->row_span(scratch, lrn && pool_first ? p.OW : 0);
     window_ = scratch.span<const A*>(norm.size);
@@ -114,43 +122,91 @@ class PixelsForward : Pixels<T> {
   }
 
  private:
-  A* held(int64_t h) const { return rows_[h % held_]; }
+  // Whether the LRN takes dense rows.
+  static bool has_own_norm(const EpilogueParams& p) {
+    return p.lrn.size && p.x.c == 1 && NormFunctions<T>::of(p.lrn).normalise_pixels;
+  }
+
+  // Whether pooling can look at the input where it is, bias and ReLU coming after it: they change
+  // no maximum, only which of several equals is the first.
+  bool can_stay_in_place() const {
+    return pool_first && std::is_same_v<T, Plain<A>> && p.C % lanes<A> == 0 && pixel == p.C &&
+           p.x.c == 1 && p.x.w == p.C && !(p.offsets.data && (p.bias || p.relu));
+  }
+
+  // A tensor's row h, as arithmetic values.
+  A* in_memory(const Tensor& t, int64_t h) const {
+    return static_cast<A*>(t.data) + n_ * t.n + h * t.h;
+  }
+
+  A least() const { return p.relu ? A(0) : -std::numeric_limits<A>::infinity(); }
+
+  auto bias_and_relu() const {
+    return [bias = p.bias ? bias_ : nullptr, relu = p.relu](Vec<A> v, int64_t c) {
+      if (bias) v += load<Vec<A>>(bias + c);
+      return relu ? rectify<A>(v) : v;
+    };
+  }
 
   // Bias and ReLU, and the LRN if pooling comes after it: input row h, among those held.
   void take(int64_t h, bool keep) {
-    A* row = lrn && !pool_first ? input_ : held(h);
-    const A* bias = p.bias ? bias_ : nullptr;
-    this->read_row(p.x, n_, h, p.W, row, [&](Vec<A> v, int64_t c) {
-      if (bias) v += load<Vec<A>>(bias + c);
-      return p.relu ? rectify<A>(v) : v;
-    });
-    if (keep) this->write_row(row, p.r, n_, h, p.W);
-    if (row == input_) {
-      this->window(row, norm.before, window_);
-      functions.normalise(window_, norm, p.W * pixel, held(h));
+    const int64_t slot = h % held_;
+    if (in_place_) {
+      rows_[slot] = in_memory(p.x, h);
+      nans_[slot] = any_nan(rows_[slot], p.W * pixel);
+      return;
     }
+    A* row = scratch_rows_[slot];
+    if (own_norm_ && !pool_first) {
+      const auto at = [&](const Tensor& t) { return static_cast<T*>(t.data) + n_ * t.n + h * t.h; };
+      nans_[slot] = !functions.take_and_normalise_pixels(
+          {at(p.x), p.W, p.x.w, groups, channels, p.bias ? bias_ : nullptr, least(),
+           keep ? at(p.r) : nullptr, p.r.w},
+          norm, row);
+      return;
+    }
+    A* read_to = lrn && !pool_first ? input_ : row;
+    this->read_row(p.x, n_, h, p.W, read_to, bias_and_relu());
+    if (keep) this->write_row(read_to, p.r, n_, h, p.W);
+    if (read_to == input_) {
+      this->window(input_, norm.before, window_);
+      functions.normalise(window_, norm, p.W * pixel, row);
+    }
+    nans_[slot] = pool && any_nan(row, p.W * pixel);
   }
 
   // Pooling, the LRN if it comes last, and row oh of the output.
   void give(int64_t oh) {
-    const A* result = pool ? pooled_ : held(oh);
+    const A* result = pool ? pooled_ : rows_[oh % held_];
     if (pool) pool_row(oh);
     if (pool_first) {
       if (p.r.data) this->write_row(pooled_, p.r, n_, oh, p.OW);
-      if (lrn) {
-        this->window(pooled_, norm.before, window_);
-        functions.normalise(window_, norm, p.OW * pixel, normal_);
-        result = normal_;
-      }
+      if (lrn) result = normalise_pooled();
     }
     this->write_row(result, p.y, n_, oh, p.OW);
   }
 
+  const A* normalise_pooled() {
+    if (own_norm_) {
+      const auto* x = reinterpret_cast<const Plain<A>*>(pooled_);
+      const A none = -std::numeric_limits<A>::infinity();
+      functions.normalise_pixels({x, p.OW, pixel, groups, channels, nullptr, none, nullptr, 0},
+                                 norm, normal_);
+    } else {
+      this->window(pooled_, norm.before, window_);
+      functions.normalise(window_, norm, p.OW * pixel, normal_);
+    }
+    return normal_;
+  }
+
   void pool_row(int64_t oh) {
     const Pool& pool = p.pool;
+    bool nans = false;
     for (int64_t i = 0; i < pool.kh; ++i) {
       const int64_t h = geometry.top(oh) + i * pool.dh;
-      seen_[i] = h >= 0 && h < p.H ? held(h) : nullptr;
+      const bool inside = h >= 0 && h < p.H;
+      seen_[i] = inside ? rows_[h % held_] : nullptr;
+      nans |= inside && nans_[h % held_];
     }
     for (int64_t ow = 0; ow < p.OW; ++ow) {
       A* out = pooled_ + ow * pixel;
@@ -159,7 +215,10 @@ class PixelsForward : Pixels<T> {
         std::fill(out, out + pixel, -std::numeric_limits<A>::infinity());
         std::fill(place_, place_ + pixel, Int<A>(-1));
       } else {
-        maximum(from, true, pixel, out, p.offsets.data ? place_ : nullptr);
+        maximum(from, nans, pixel, out, p.offsets.data ? place_ : nullptr);
+        if (in_place_ && (p.bias || p.relu))
+          for (int64_t c = 0; c < p.C; c += lanes<A>)
+            store(out + c, bias_and_relu()(load<Vec<A>>(out + c), c));
       }
       if (p.offsets.data) write_places(oh, ow);
     }
@@ -194,9 +253,12 @@ class PixelsForward : Pixels<T> {
     }
   }
 
+  bool own_norm_, in_place_;
   Bands bands_;
-  int64_t held_;  // rows of a window
-  A **rows_, *bias_, *input_, *pooled_, *normal_;
+  int64_t held_;    // rows of a window
+  const A** rows_;  // the held rows: in scratch, or in the input
+  A **scratch_rows_, *bias_, *input_, *pooled_, *normal_;
+  char* nans_;                           // whether a held row may have any
   const A **window_, **spans_, **seen_;  // seen: the held rows of a window, null outside
   int32_t* places_;
   Int<A>* place_;
@@ -212,7 +274,7 @@ class PixelsBackward : Pixels<T> {
 
  public:
   PixelsBackward(const EpilogueParams& params, Scratch& scratch)
-      : Base(params),
+      : Base(params, params.lrn.size > 0),
         bands_(p.N, p.H, kBackwardRows, kBackwardRows, kBackwardTasks),
         held_(pool ? (geometry.extent - 1) / p.pool.sh + 1 : 1) {
     rows_ = scratch.span<A*>(held_);

@@ -5,7 +5,8 @@
 #include <limits>
 
 #include "geometry.h"
-#include "spans.h"
+#include "maxima.h"
+#include "norms.h"
 
 namespace fastcnn::FASTCNN_ISA {
 
@@ -89,8 +90,9 @@ class PlanePool {
   }
 
   // in: the rows `have` of channel c; out: the rows `want` of its pooled map.
-  void run(const A* in, Rows have, Rows want, int64_t n, int64_t c, A* out) {
-    const bool nans = any_nan(in, have.count() * p_.W);
+  // no_nan: in is known to have none.
+  void run(const A* in, bool no_nan, Rows have, Rows want, int64_t n, int64_t c, A* out) {
+    const bool nans = !no_nan && any_nan(in, have.count() * p_.W);
     if (padded_) pad(in, have.count());
     maxima_across(padded_ ? padding_ : in, padded_ ? reach_ : p_.W, have.count(), across_, nans,
                   p_.OW, rows_);
@@ -288,18 +290,21 @@ class PlanesForward : Planes<T> {
                       [b](Vec<A> v, int64_t) { return rectify<A>(v + b); });
     else
       this->read_rows(p.x, n_, c, in_, p.W, read_to, [b](Vec<A> v, int64_t) { return v + b; });
-    if (pool_first) maxima_.run(raw_, in_, out_, n_, c, plane);
+    if (pool_first) maxima_.run(raw_, false, in_, out_, n_, c, plane);
   }
 
   // The LRN of channel c; on the way, bias and ReLU of the last channel in its window.
   void normalise(int64_t c, bool take_last, Rows group) {
     this->window(planes_, silent_, c, norm.before, group, window_);
     const int64_t n = pool_first ? out_.count() * p.OW : in_.count() * p.W;
-    if (!take_last) return functions.normalise(window_, norm, n, normal_);
+    if (!take_last) {
+      finite_ = functions.normalise(window_, norm, n, normal_);
+      return;
+    }
     const int64_t last = c + norm.after;
     const T* x = static_cast<const T*>(p.x.data) + n_ * p.x.n + last * p.x.c + in_.begin * p.x.h;
     const Source<T> source{x, n, bias(last), p.relu ? A(0) : -std::numeric_limits<A>::infinity()};
-    functions.take_and_normalise(source, planes_[last % ring], window_, norm, normal_);
+    finite_ = functions.take_and_normalise(source, planes_[last % ring], window_, norm, normal_);
   }
 
   // What backward needs of channel c.
@@ -316,7 +321,7 @@ class PlanesForward : Planes<T> {
   void give(int64_t c) {
     const A* result = lrn ? normal_ : planes_[c % ring];
     if (pool && !pool_first) {
-      maxima_.run(result, in_, out_, n_, c, pooled_);
+      maxima_.run(result, lrn && finite_, in_, out_, n_, c, pooled_);
       result = pooled_;
     }
     this->write_rows(result, p.OW, p.y, n_, c, out_);
@@ -329,6 +334,7 @@ class PlanesForward : Planes<T> {
   PlanePool<A> maxima_;
   A **planes_, *silent_, *raw_, *normal_, *pooled_;
   const A** window_;
+  bool finite_ = false;  // whether normal_ is, as far as is known
   int64_t n_;
   Rows out_, in_, own_;
 };
