@@ -55,11 +55,12 @@ template <class T>
 struct Source {
   using A = typename T::Acc;
   const T* x;
-  int64_t n;
-  A bias, least;  // -0 and -inf where there is neither
+  int64_t n, ahead;  // ahead: from x to what is taken next
+  A bias, least;     // -0 and -inf where there is neither
 
   Vec<A> operator()(int64_t i) const {
     using Raw = typename T::Raw;
+    prefetch(x + i + ahead);
     const bool whole = i + lanes<A> <= n;
     const Vec<A> v = T::widen(whole ? load<Raw>(x + i) : load_first<Raw>(x + i, n - i)) + bias;
     const Vec<A> low = least - Vec<A>{};

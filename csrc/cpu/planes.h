@@ -46,7 +46,7 @@ struct Planes {
                  Op op) const {
     const T* x = static_cast<const T*>(t.data) + n * t.n + c * t.c;
     if (t.w == 1 && t.h == width)
-      return read(x + rows.begin * t.h, 1, rows.count() * width, out, op);
+      return read(x + rows.begin * t.h, 1, rows.count() * width, out, op, lrn || pool ? t.c : 0);
     for (int64_t h = rows.begin; h < rows.end; ++h, out += width)
       read(x + h * t.h, t.w, width, out, op);
   }
@@ -303,7 +303,8 @@ class PlanesForward : Planes<T> {
     }
     const int64_t last = c + norm.after;
     const T* x = static_cast<const T*>(p.x.data) + n_ * p.x.n + last * p.x.c + in_.begin * p.x.h;
-    const Source<T> source{x, n, bias(last), p.relu ? A(0) : -std::numeric_limits<A>::infinity()};
+    const Source<T> source{x, n, p.x.c, bias(last),
+                           p.relu ? A(0) : -std::numeric_limits<A>::infinity()};
     finite_ = functions.take_and_normalise(source, planes_[last % ring], window_, norm, normal_);
   }
 
