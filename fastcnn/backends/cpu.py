@@ -45,14 +45,19 @@ def _empty(shape: Sequence[int], dtype: torch.dtype, format: torch.memory_format
 _SMALL = 8192
 
 
-def _by_torch(values: int, stages: Stages, save: bool) -> bool:
-    """Whether these stages, but for a bias, are best left to torch; values: how many they read."""
-    return values < _SMALL and not save and stages.lrn is None
+def _best_by_torch(values: int, dtype: torch.dtype, stages: Stages, save: bool) -> bool:
+    """Whether torch's own functions do as well: without LRN, and with few values to pool if any."""
+    if stages.lrn is not None:
+        return False
+    if stages.pool is None:
+        return values * dtype.itemsize <= _FRESH_BYTES
+    return values < _SMALL and not save
 
 
-def _rectify_and_pool(v: Tensor, stages: Stages) -> Tensor:
-    """By torch; v is overwritten."""
-    v = v.relu_() if stages.relu else v
+def _by_torch(v: Tensor, stages: Stages, overwrite: bool) -> Tensor:
+    """ReLU and pooling; overwrite: whether v may be."""
+    if stages.relu:
+        v = v.relu_() if overwrite else v.relu()
     if stages.pool is None:
         return v
     return F.max_pool2d(v, *stages.pool.pairs, stages.pool.ceil_mode)  # type: ignore[call-overload]
@@ -61,8 +66,10 @@ def _rectify_and_pool(v: Tensor, stages: Stages) -> Tensor:
 def epilogue_forward(
     x: Tensor, bias: Tensor | None, stages: Stages, save: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    if bias is None and not stages.relu and _by_torch(x.numel(), stages, save):
-        return _rectify_and_pool(x, stages), None, None
+    if _best_by_torch(x.numel(), x.dtype, stages, save):
+        v = x if bias is None else x + bias.view(-1, 1, 1)
+        y = _by_torch(v, stages, overwrite=v is not x)
+        return y.contiguous(memory_format=memory_format(x)), None, None
     keep = save and stages.residual(bias is not None) == "r"
     format = memory_format(x)
     outputs = _outputs(x.shape, x.dtype, format, stages, keep, save)
@@ -166,9 +173,10 @@ def conv_block_forward(
     images = _images_at_once(image, x.dtype)
     if images < x.shape[0] or (inner != x.dtype and x.shape[0]):
         return _in_chunks(x, weight.to(inner), bias, conv, stages, save, images)
-    if (stages.lrn is None and stages.pool is None) or _by_torch(image * x.shape[0], stages, save):
+    if _best_by_torch(image * x.shape[0], x.dtype, stages, save):
         # oneDNN adds the bias as it writes: nothing is left but a ReLU in place, and pooling a few values.
-        return _rectify_and_pool(torch.conv2d(x, weight, bias, *conv), stages), None, None
+        y = torch.conv2d(x, weight, bias, *conv)
+        return _by_torch(y, stages, overwrite=True), None, None
     a = convolve(x, weight, conv)
     check(a, bias, stages)
     y, r, offsets = epilogue_forward(a, bias, stages, save)
