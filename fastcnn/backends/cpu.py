@@ -26,7 +26,10 @@ def unsupported_reason(x: Tensor, stages: Stages) -> str | None:
         return f"input is on {x.device}, not on the CPU"
     if x.dtype not in DTYPES:
         return f"input is {x.dtype}, not one of {DTYPES}"
-    return missing_reason()
+    reason = missing_reason()
+    if reason is None:
+        _native.load()  # raises if it is broken, even where torch's own functions would do
+    return reason
 
 
 # glibc's largest mmap threshold: what is bigger comes fresh from the system each time, and goes back.
@@ -60,6 +63,7 @@ def _by_torch(v: Tensor, stages: Stages, overwrite: bool) -> Tensor:
         v = v.relu_() if overwrite else v.relu()
     if stages.pool is None:
         return v
+    stages.output_shape(v.shape)  # refuses to pool to nothing, in our words
     return F.max_pool2d(v, *stages.pool.pairs, stages.pool.ceil_mode)  # type: ignore[call-overload]
 
 
