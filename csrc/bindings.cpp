@@ -11,6 +11,7 @@
 #include "params.h"
 #ifdef FASTCNN_CUDA
 #include "cuda/device.h"
+#include "cuda/epilogue.h"
 #endif
 
 namespace py = pybind11;
@@ -81,4 +82,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("prefer_huge_pages", &cpu::prefer_huge_pages);
   m.def("epilogue_forward", &cpu::epilogue_forward, py::call_guard<py::gil_scoped_release>());
   m.def("epilogue_backward", &cpu::epilogue_backward, py::call_guard<py::gil_scoped_release>());
+#ifdef FASTCNN_CUDA
+  m.def("cuda_epilogue_forward", &cuda::epilogue_forward, "params"_a, "device"_a, "stream"_a);
+  m.def("cuda_epilogue_backward", &cuda::epilogue_backward, "params"_a, "device"_a, "stream"_a,
+        "partial_sums"_a);
+  m.def("cuda_bias_parts", &cuda::bias_parts, "params"_a);
+#endif
 }

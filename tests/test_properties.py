@@ -116,8 +116,8 @@ def wide(t):
     return None if t is None else t.double()
 
 
-def check_forward(x, bias, stages):
-    y, r, offsets = cpu.epilogue_forward(x, bias, stages, save=True)
+def check_forward(backend, x, bias, stages):
+    y, r, offsets = backend.epilogue_forward(x, bias, stages, save=True)
     exact, exact_r, _ = reference.epilogue_forward(wide(x), wide(bias), stages, save=True)
     assert_within_twice(y, plain_epilogue(x, bias, stages), exact)
     assert (r is None) == (exact_r is None)
@@ -126,20 +126,20 @@ def check_forward(x, bias, stages):
         plain = plain_epilogue(x, bias, Stages(stages.relu, None, pool))
         assert_within_twice(r, plain, exact_r)
     assert y.is_contiguous(memory_format=memory_format(x))
-    inference, *nothing = cpu.epilogue_forward(x, bias, stages, save=False)
+    inference, *nothing = backend.epilogue_forward(x, bias, stages, save=False)
     assert torch.equal(inference.nan_to_num(), y.nan_to_num())
     assert nothing == [None, None]
     return y, r, offsets
 
 
-def check_backward(x, bias, stages, saved, generator):
+def check_backward(backend, x, bias, stages, saved, generator):
     """With the same r and offsets, so that no near-tie in a window decides for one side."""
     y, r, offsets = saved
     keeps = stages.residual(bias is not None)
     kept = {"input": x, "output": y, "r": r, None: None}[keeps]
     grad = torch.randn(y.shape, dtype=torch.float64, generator=generator).to(x.dtype)
     rest = (stages, list(x.shape), memory_format(x), True)
-    grad_x, grad_bias = cpu.epilogue_backward(grad, kept, offsets, *rest)
+    grad_x, grad_bias = backend.epilogue_backward(grad, kept, offsets, *rest)
     plain_x, plain_bias = reference.epilogue_backward(grad, kept, offsets, *rest)
     exact_x, exact_bias = reference.epilogue_backward(wide(grad), wide(kept), offsets, *rest)
     summed = terms(grad, kept, offsets, rest[1], stages)
@@ -184,8 +184,8 @@ def check_offsets(x, bias, stages, offsets):
 @given(cases())
 def test_epilogue_follows_the_reference(case):
     (x, bias), stages = case.tensors(), case.stages
-    saved = check_forward(x, bias, stages)
-    check_backward(x, bias, stages, saved, case.generator)
+    saved = check_forward(cpu, x, bias, stages)
+    check_backward(cpu, x, bias, stages, saved, case.generator)
     if stages.pool:
         check_offsets(x, bias, stages, saved[2])
 
@@ -198,6 +198,6 @@ def test_every_instruction_set_follows_the_reference(isa, monkeypatch):
     @given(cases())
     def check(case):
         (x, bias), stages = case.tensors(), case.stages
-        check_backward(x, bias, stages, check_forward(x, bias, stages), case.generator)
+        check_backward(cpu, x, bias, stages, check_forward(cpu, x, bias, stages), case.generator)
 
     check()

@@ -34,24 +34,9 @@ const std::vector<Kernels>& kernels() {
 }
 
 const Kernels& choose(const EpilogueParams& p) {
+  check(p.threads >= 1, "threads must be at least 1");
   check(p.isa < int64_t(kernels().size()), "isa: there is no such instruction set here");
   return p.isa < 0 ? kernels().back() : kernels()[p.isa];
-}
-
-void check_params(const EpilogueParams& p) {
-  check(p.N >= 0 && p.C >= 0 && p.H >= 0 && p.W >= 0, "sizes must not be negative");
-  check(p.x.data && p.y.data, "x and y must be given");
-  check(p.threads >= 1, "threads must be at least 1");
-  check(p.offset_bytes == 1 || p.offset_bytes == 4, "offset_bytes must be 1 or 4");
-  check(p.lrn.size >= 0 && p.lrn.groups >= 1 && p.C % p.lrn.groups == 0,
-        "lrn groups must divide the channels");
-  const Pool& pool = p.pool;
-  check(pool.kh >= 0 && pool.kw >= 0 && (pool.kh == 0) == (pool.kw == 0), "bad pool size");
-  check(
-      pool.sh >= 1 && pool.sw >= 1 && pool.dh >= 1 && pool.dw >= 1 && pool.ph >= 0 && pool.pw >= 0,
-      "bad pool stride, dilation or padding");
-  check(pool.kh || (p.OH == p.H && p.OW == p.W), "without pooling the sizes must agree");
-  check(p.offset_bytes == 4 || pool.kh * pool.kw <= 255, "offsets of one byte hold 255 places");
 }
 
 }  // namespace
@@ -62,9 +47,7 @@ void epilogue_forward(const EpilogueParams& p) {
 }
 
 void epilogue_backward(const EpilogueParams& p) {
-  check_params(p);
-  check(p.r.data || !(p.relu || p.lrn.size), "r must be given");
-  check(p.offsets.data || !p.pool.kh, "offsets must be given");
+  check_backward_params(p);
   choose(p).backward(p);
 }
 

@@ -20,8 +20,9 @@ constexpr double kNear = 0.25;
 template <class A>
 struct NearPower {
   static constexpr int kTerms = 7;
-  A c[kTerms];  // of u^0, u^1 and so on
+  A c[kTerms] = {};  // of u^0, u^1 and so on
 
+  NearPower() = default;
   NearPower(double factor, double beta) {
     double u[kTerms], divided[kTerms];  // Newton's divided differences
     for (int i = 0; i < kTerms; ++i) {
@@ -67,9 +68,12 @@ struct Norm {
         slope(A(2 * lrn.alpha * lrn.beta / std::max<int64_t>(1, lrn.size))),
         beta(lrn.beta),
         ratio(scale / k),
-        near_power(std::pow(lrn.k, -lrn.beta), lrn.beta),
-        near_next(std::pow(lrn.k, -lrn.beta - 1), lrn.beta + 1),
-        near(sizeof(A) == 4 && lrn.k > 1e-6 && lrn.k < 1e6 && lrn.beta >= 0 && lrn.beta <= 1) {}
+        near(lrn.size > 0 && sizeof(A) == 4 && lrn.k > 1e-6 && lrn.k < 1e6 && lrn.beta >= 0 &&
+             lrn.beta <= 1) {
+    if (!near) return;
+    near_power = {std::pow(lrn.k, -lrn.beta), lrn.beta};
+    near_next = {std::pow(lrn.k, -lrn.beta - 1), lrn.beta + 1};
+  }
 };
 
 // d^-3/4 for d from 2^-60 to 2^60: p from the exponent by integer arithmetic, 4 % off at most, then

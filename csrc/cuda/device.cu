@@ -1,21 +1,8 @@
 #include "device.h"
 
-#include <cuda_runtime.h>
-
-#include <stdexcept>
+#include "runtime.h"
 
 namespace fastcnn::cuda {
-
-namespace {
-
-void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // else the next launch would be blamed for it
-  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(error) + ", " +
-                           cudaGetErrorString(error));
-}
-
-}  // namespace
 
 int device_count() {
   int count = 0;

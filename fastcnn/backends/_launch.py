@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +38,27 @@ def _pool(pool: MaxPool) -> tuple[int, ...]:
     return kh, kw, sh, sw, ph, pw, dh, dw
 
 
+def allocate(
+    empty: Callable[..., Tensor],
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    format: torch.memory_format,
+    stages: Stages,
+    keep: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """y, r if it is to be kept, and the offsets if backward will want them, for an input of this shape.
+
+    empty: makes a tensor of a shape, dtype and format.
+    """
+    out = stages.output_shape(shape)
+    return (
+        empty(out, dtype, format),
+        empty(out if stages.pool_first else shape, dtype, format) if keep else None,
+        empty(out, stages.pool.offset_dtype, format) if save and stages.pool else None,
+    )
+
+
 def params(
     x: Tensor,
     y: Tensor,
@@ -45,11 +67,12 @@ def params(
     bias: Tensor | None,
     stages: Stages,
     format: torch.memory_format,
-    threads: int,
+    threads: int = 1,
 ) -> Any:
     """x and y: the input and output, or in backward their gradients; bias likewise.
 
     Every tensor was checked, or allocated, by the caller: x, y (N, C, ., .), bias (C,) contiguous.
+    threads: of the CPU.
     """
     one_pixel = x.shape[2:] == y.shape[2:] == (1, 1)  # both formats at once: vectors need channels then
     return _native.load().EpilogueParams(

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from .. import _native
 from ..stages import DTYPES, Stages, check, memory_format
-from ._launch import params
-from .reference import conv_output_size, convolve
+from ._launch import allocate, params
+from .reference import conv_output_size, convolve, convolve_then
 
 
 def missing_reason() -> str | None:
@@ -76,26 +76,9 @@ def epilogue_forward(
         return y.contiguous(memory_format=memory_format(x)), None, None
     keep = save and stages.residual(bias is not None) == "r"
     format = memory_format(x)
-    outputs = _outputs(x.shape, x.dtype, format, stages, keep, save)
+    outputs = allocate(_empty, x.shape, x.dtype, format, stages, keep, save)
     _run(x, bias, stages, format, *outputs)
     return outputs
-
-
-def _outputs(
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    format: torch.memory_format,
-    stages: Stages,
-    keep: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """y, r if it is to be kept, and the offsets if backward will want them, for an input of this shape."""
-    out = stages.output_shape(shape)
-    return (
-        _empty(out, dtype, format),
-        _empty(out if stages.pool_first else shape, dtype, format) if keep else None,
-        _empty(out, stages.pool.offset_dtype, format) if save and stages.pool else None,
-    )
 
 
 # Values for which another thread is worth waking: below, it takes longer than the work (torch's own
@@ -181,10 +164,7 @@ def conv_block_forward(
         # oneDNN adds the bias as it writes: nothing is left but a ReLU in place, and pooling a few values.
         y = torch.conv2d(x, weight, bias, *conv)
         return _by_torch(y, stages, overwrite=True), None, None
-    a = convolve(x, weight, conv)
-    check(a, bias, stages)
-    y, r, offsets = epilogue_forward(a, bias, stages, save)
-    return y, a if save and stages.lrn and r is None else r, offsets
+    return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)
 
 
 def _in_chunks(
@@ -205,7 +185,7 @@ def _in_chunks(
             check(a, bias, stages)
             format = memory_format(a)
             keep = save and stages.lrn is not None
-            outputs = _outputs((x.shape[0], *a.shape[1:]), a.dtype, format, stages, keep, save)
+            outputs = allocate(_empty, (x.shape[0], *a.shape[1:]), a.dtype, format, stages, keep, save)
         y, r, offsets = (None if t is None else t[part] for t in outputs)
         assert y is not None
         _run(a, bias, stages, format, y, r, offsets)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -151,14 +151,26 @@ def convolve(x: Tensor, weight: Tensor, conv: Sequence[Any]) -> Tensor:
     return torch.conv2d(x, weight, None, *conv)
 
 
-def conv_block_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
+def convolve_then(
+    epilogue_forward: Callable[..., tuple[Tensor, Tensor | None, Tensor | None]],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    conv: Sequence[Any],
+    stages: Stages,
+    save: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """As epilogue_forward on the convolution of x, which is r itself where nothing comes before the LRN."""
+    """A backend's epilogue on the convolution of x, which is r itself where nothing comes before the LRN."""
     a = convolve(x, weight, conv)
     check(a, bias, stages)
     y, r, offsets = epilogue_forward(a, bias, stages, save)
     return y, a if save and stages.lrn and r is None else r, offsets
+
+
+def conv_block_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)
 
 
 def epilogue(x: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:

@@ -1,0 +1,43 @@
+// CUDA's runtime, or in tests a host that acts as one: kernels are launched by FASTCNN_LAUNCH,
+// which both understand.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#ifdef FASTCNN_CUDA_ON_HOST
+#include "cuda_on_host.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#define FASTCNN_LAUNCH(kernel, grid, block, stream, ...) \
+  kernel<<<grid, block, 0, stream>>>(__VA_ARGS__)
+#endif
+
+namespace fastcnn::cuda {
+
+// Throws std::runtime_error with CUDA's name for the error; what: the call or the kernel.
+inline void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // else the next launch would be blamed for it
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(error) + ", " +
+                           cudaGetErrorString(error));
+}
+
+// Makes a device the current one for as long as it lives.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    if (device != before_) check(cudaSetDevice(device), "cudaSetDevice");
+  }
+  ~DeviceGuard() { cudaSetDevice(before_); }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
+}  // namespace fastcnn::cuda
