@@ -24,7 +24,7 @@ from fastcnn import LRN, MaxPool
 from fastcnn import functional as F
 
 RESULTS = Path(__file__).parent / "results" / "sweep.json"
-LONG = 500e-6  # seconds; below, it is the op's own 60 µs of Python that tells
+LONG = 500e-6  # seconds; below, it is the call's own 15 to 20 µs of Python that tell
 Pair = tuple[str, Callable[[], Tensor], Callable[[], Tensor]]
 
 
