@@ -112,6 +112,16 @@ def test_a_window_with_no_place_inside_is_minus_infinity_without_gradient(device
     assert not x.grad.any()
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_infinite_bias_makes_nan_as_in_torch(device, format):
+    x = torch.randn(2, 32, 20, 20, device=device).contiguous(memory_format=format)
+    x[:, ::2, ::4, ::4] = -float("inf")
+    bias = torch.full((32,), float("inf"), device=device)
+    assert_close(
+        F.epilogue(x, bias, pool=MaxPool(3, 2)), plain_epilogue(x, bias, Stages(True, None, MaxPool(3, 2)))
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_lrn_does_not_overflow_in_half_precision(device, dtype):
     x = torch.full((1, 5, 2, 2), 300.0, device=device, dtype=dtype)

@@ -4,6 +4,7 @@
 // one image.
 #pragma once
 
+#include <cmath>
 #include <limits>
 
 #include "geometry.h"
@@ -128,8 +129,11 @@ class PixelsForward : Pixels<T> {
   }
 
   // Whether pooling can look at the input where it is, bias and ReLU coming after it: they change
-  // no maximum, only which of several equals is the first.
+  // no maximum, only which of several equals is the first; but an infinite bias can make a NaN of
+  // what was none.
   bool can_stay_in_place() const {
+    for (int64_t c = 0; p.bias && c < p.C; ++c)
+      if (!std::isfinite(T::get(static_cast<const T*>(p.bias)[c]))) return false;
     return pool_first && std::is_same_v<T, Plain<A>> && p.C % lanes<A> == 0 && pixel == p.C &&
            p.x.c == 1 && p.x.w == p.C && !(p.offsets.data && (p.bias || p.relu));
   }
