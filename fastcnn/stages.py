@@ -110,6 +110,7 @@ class MaxPool:
             if name == "stride" and (value is None or value == () or value == []):
                 value = self.kernel_size
             object.__setattr__(self, name, pair(f"max_pool2d: {name}", value))
+        object.__setattr__(self, "ceil_mode", bool(self.ceil_mode))
         for name, least in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
             value = getattr(self, name)
             if min(value) < least:

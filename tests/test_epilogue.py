@@ -113,6 +113,26 @@ def test_a_window_with_no_place_inside_is_minus_infinity_without_gradient(device
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_a_nan_of_an_infinite_power_reaches_the_pooling(device, format):
+    x = torch.zeros(1, 4, 6, 6, device=device)
+    x[..., 0, 0] = 1
+    stages = Stages(False, LRN(3, 1e-4, 4.0, 1e-13), MaxPool(3))
+    x = x.contiguous(memory_format=format)
+    y = F.epilogue(x, relu=False, lrn=stages.lrn, pool=stages.pool)
+    assert_close(y.isnan(), plain_epilogue(x, None, stages).isnan())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("value", "k"), [(0.0, 1e-23), (1e17, 1.0)])
+def test_gradients_where_a_power_alone_leaves_the_type(format, value, k):
+    x = torch.full((1, 5, 2, 2), value).contiguous(memory_format=format)
+    ours, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
+    F.local_response_norm(ours, 5, k=k).sum().backward()
+    TF.local_response_norm(theirs, 5, k=k).sum().backward()
+    assert_close(ours.grad / theirs.grad.abs().max(), (theirs.grad / theirs.grad.abs().max()).float())
+
+
+@pytest.mark.parametrize("format", FORMATS)
 def test_an_infinite_bias_makes_nan_as_in_torch(device, format):
     x = torch.randn(2, 32, 20, 20, device=device).contiguous(memory_format=format)
     x[:, ::2, ::4, ::4] = -float("inf")
@@ -273,6 +293,17 @@ def test_conv_block_where_the_processor_lacks_the_dtype(monkeypatch, dtype):
     assert results[1].dtype == dtype
     eps = torch.finfo(dtype).eps  # both round the same sums, in different order
     torch.testing.assert_close(*results, rtol=2 * eps, atol=eps)
+
+
+def test_the_inner_op_keeps_its_dtype_under_autocast():
+    x, weight, bias = torch.randn(1, 3, 9, 9), torch.randn(4, 3, 3, 3), torch.randn(4)
+    conv = ([1, 1], [0, 0], [1, 1], 1)
+    with torch.autocast("cpu"):
+        for lrn in (None, LRN()):
+            y, *_ = torch.ops.fastcnn.conv2d_block_forward(
+                x, weight, bias, *conv, *Stages(True, lrn).flat(), False
+            )
+            assert y.dtype == torch.float32
 
 
 @pytest.mark.parametrize("kernel", [3, 4, (2, 5)])

@@ -150,10 +150,10 @@ void gradient_terms(const A* g, const A* const* spans, Norm<A>& norm, int64_t n,
   const A* r = spans[norm.before];
   with_powers<A, KIND>(norm, [=](auto& powers) FASTCNN_INLINE {
     for (int64_t i = 0; i < n; i += lanes<A>) {
-      const Powers<A> d = powers(sum_of_squares<A>(window, window.size(), i));
+      const auto d = powers(sum_of_squares<A>(window, window.size(), i));
       const Vec<A> g_i = load<Vec<A>>(g + i);
       store(direct + i, g_i * d.power);
-      store(cross + i, g_i * load<Vec<A>>(r + i) * d.next);
+      store(cross + i, d.cross(g_i, load<Vec<A>>(r + i)));
     }
   });
 }

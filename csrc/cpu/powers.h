@@ -138,10 +138,21 @@ inline Vec<A> exact_inverse_power(Vec<A> d, double beta) {
   return d;
 }
 
-// d^-beta and d^(-beta-1).
+// What a near d gives: d^-beta, and g r d^(-beta-1).
 template <class A>
 struct Powers {
   Vec<A> power, next;
+
+  Vec<A> cross(Vec<A> g, Vec<A> r) const { return g * r * next; }
+};
+
+// The same of any d, of which d^(-beta-1) alone may be too large or too small for its type.
+template <class A>
+struct WidePowers {
+  Vec<A> power, d, next;  // next: where near
+  IntVec<A> near;
+
+  Vec<A> cross(Vec<A> g, Vec<A> r) const { return near ? g * r * next : g * power * r / d; }
 };
 
 // The least and the largest of vectors of floats that are 0 or more, by their bits: a NaN and what
@@ -166,13 +177,6 @@ struct Range {
     return all;
   }
 };
-
-// Any d, by the scalar formula.
-template <class A, Beta KIND>
-inline Powers<A> exact_powers(Vec<A> d, double beta) {
-  const Vec<A> power = exact_inverse_power<A, KIND>(d, beta);
-  return {power, power / d};
-}
 
 // The three formulas, each as the powers of d for a sum of squares; and within(), whether all sums
 // so far were within its range.
@@ -212,19 +216,17 @@ struct FarPowers {
 
   Vec<A> d(Vec<A> sum) const { return k + scale * sum; }
 
-  Powers<A> operator()(Vec<A> sum) {
+  WidePowers<A> operator()(Vec<A> sum) {
     const Vec<A> d = this->d(sum), u = near.ratio * sum;
     range.add(d);
-    Powers<A> far;
-    if constexpr (KIND == Beta::half || KIND == Beta::one) {
-      far = exact_powers<A, KIND>(d, beta);
-    } else {
-      far.power = fast_inverse_power<KIND>(d, beta);
-      far.next = far.power / d;
-    }
+    Vec<A> far;
+    if constexpr (KIND == Beta::half || KIND == Beta::one)
+      far = exact_inverse_power<A, KIND>(d, beta);
+    else
+      far = fast_inverse_power<KIND>(d, beta);
     const Powers<A> close = near(sum);
-    const auto is_near = (u >= 0) & (u <= A(kNear)) & may_be_near;
-    return {is_near ? close.power : far.power, is_near ? close.next : far.next};
+    const IntVec<A> is_near = (u >= 0) & (u <= A(kNear)) & may_be_near;
+    return {is_near ? close.power : far, d, close.next, is_near};
   }
   bool within() const { return range.within(kLow, kHigh); }
 };
@@ -233,11 +235,11 @@ template <class A, Beta KIND>
 struct AllPowers {
   FarPowers<A, KIND> far;
 
-  Powers<A> operator()(Vec<A> sum) {
-    const Vec<A> d = far.d(sum);
-    const Powers<A> usual = far(sum), others = exact_powers<A, KIND>(d, far.beta);
-    const auto is_usual = (d >= far.kLow) & (d <= far.kHigh);
-    return {is_usual ? usual.power : others.power, is_usual ? usual.next : others.next};
+  WidePowers<A> operator()(Vec<A> sum) {
+    WidePowers<A> result = far(sum);
+    const Vec<A> d = result.d, exact = exact_inverse_power<A, KIND>(d, far.beta);
+    result.power = (d >= far.kLow) & (d <= far.kHigh) ? result.power : exact;
+    return result;
   }
 };
 
@@ -245,8 +247,9 @@ template <Beta KIND>
 struct DoublePowers {
   const Norm<double>& norm;
 
-  Powers<double> operator()(Vec<double> sum) const {
-    return exact_powers<double, KIND>(norm.k + norm.scale * sum, norm.beta);
+  WidePowers<double> operator()(Vec<double> sum) const {
+    const Vec<double> d = norm.k + norm.scale * sum;
+    return {exact_inverse_power<double, KIND>(d, norm.beta), d, Vec<double>{}, IntVec<double>{}};
   }
 };
 
@@ -269,7 +272,7 @@ inline bool with_powers(Norm<A>& norm, Pass pass) {
     FarPowers<A, KIND> far(norm);
     pass(far);
     norm.far = !far.near.within();
-    if (far.within()) return true;
+    if (far.within()) return KIND != Beta::other;  // of which a power of such a d may be infinite
     AllPowers<A, KIND> all{FarPowers<A, KIND>(norm)};
     pass(all);
     return false;

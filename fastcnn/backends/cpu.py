@@ -162,7 +162,7 @@ def conv_block_forward(
         return _in_chunks(x, weight.to(inner), bias, conv, stages, save, images)
     if _best_by_torch(image * x.shape[0], x.dtype, stages, save):
         # oneDNN adds the bias as it writes: nothing is left but a ReLU in place, and pooling a few values.
-        y = torch.conv2d(x, weight, bias, *conv)
+        y = convolve(x, weight, conv, bias)
         return _by_torch(y, stages, overwrite=True), None, None
     return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)
 

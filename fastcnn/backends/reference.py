@@ -146,9 +146,10 @@ def conv_output_size(x: Tensor, weight: Tensor, conv: Sequence[Any]) -> list[int
     return [(n + 2 * p - d * (k - 1) - 1) // max(1, s) + 1 for n, k, s, p, d in sizes]
 
 
-def convolve(x: Tensor, weight: Tensor, conv: Sequence[Any]) -> Tensor:
-    """The convolution without its bias; conv: stride, padding, dilation, groups."""
-    return torch.conv2d(x, weight, None, *conv)
+def convolve(x: Tensor, weight: Tensor, conv: Sequence[Any], bias: Tensor | None = None) -> Tensor:
+    """The convolution, in x's dtype under autocast too; conv: stride, padding, dilation, groups."""
+    stride, padding, dilation, groups = conv
+    return torch.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
 
 
 def convolve_then(
