@@ -163,6 +163,7 @@ def conv_block_forward(
     if _best_by_torch(image * x.shape[0], x.dtype, stages, save):
         # oneDNN adds the bias as it writes: nothing is left but a ReLU in place, and pooling a few values.
         y = convolve(x, weight, conv, bias)
+        check(y, bias, stages)
         return _by_torch(y, stages, overwrite=True), None, None
     return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)
 
