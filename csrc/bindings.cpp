@@ -76,7 +76,7 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&make_params), "dtype"_a, "channels_last"_a, "relu"_a, "lrn"_a, "pool"_a,
            "pool_first"_a, "input_size"_a, "output_size"_a, "x"_a, "y"_a, "r"_a, "offsets"_a,
            "offset_bytes"_a, "bias"_a, "threads"_a)
-      .def_readwrite("isa", &EpilogueParams::isa);
+      .def_readwrite("variant", &EpilogueParams::variant);
   m.def("build_info", &build_info);
   m.def("instruction_sets", &cpu::instruction_sets);
   m.def("prefer_huge_pages", &cpu::prefer_huge_pages);

@@ -40,7 +40,7 @@ struct EpilogueParams {
   int64_t offset_bytes = 1;
   void* bias = nullptr;  // (C,); in backward its gradient
   int64_t threads = 1;
-  int64_t isa = -1;  // of the instruction sets that run here, which; -1: the best
+  int64_t variant = -1;  // instruction set; on a GPU general (0) or special (1); -1: the best
 };
 
 }  // namespace fastcnn

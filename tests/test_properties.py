@@ -106,7 +106,7 @@ def with_isa(monkeypatch, isa):
 
     def params(*args):
         p = make(*args)
-        p.isa = ISAS.index(isa)
+        p.variant = ISAS.index(isa)
         return p
 
     monkeypatch.setattr(cpu, "params", params)

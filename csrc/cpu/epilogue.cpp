@@ -35,8 +35,8 @@ const std::vector<Kernels>& kernels() {
 
 const Kernels& choose(const EpilogueParams& p) {
   check(p.threads >= 1, "threads must be at least 1");
-  check(p.isa < int64_t(kernels().size()), "isa: there is no such instruction set here");
-  return p.isa < 0 ? kernels().back() : kernels()[p.isa];
+  check(p.variant < int64_t(kernels().size()), "variant: there is no such instruction set here");
+  return p.variant < 0 ? kernels().back() : kernels()[p.variant];
 }
 
 }  // namespace

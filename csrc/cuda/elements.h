@@ -1,6 +1,7 @@
 // Element types: how a value gets in and out of a tensor, and in what it is computed.
 #pragma once
 
+#include "../params.h"
 #include "runtime.h"
 
 namespace fastcnn::cuda {
@@ -15,15 +16,36 @@ struct Element {  // float and double
 template <>
 struct Element<__half> {
   using Acc = float;
+  using Pair = __half2;
   static __device__ float get(__half x) { return __half2float(x); }
   static __device__ __half put(float a) { return __float2half_rn(a); }
+  static __device__ float2 get(Pair x) { return __half22float2(x); }
+  static __device__ Pair put(float a, float b) { return __floats2half2_rn(a, b); }
 };
 
 template <>
 struct Element<__nv_bfloat16> {
   using Acc = float;
+  using Pair = __nv_bfloat162;
   static __device__ float get(__nv_bfloat16 x) { return __bfloat162float(x); }
   static __device__ __nv_bfloat16 put(float a) { return __float2bfloat16_rn(a); }
+  static __device__ float2 get(Pair x) { return __bfloat1622float2(x); }
+  static __device__ Pair put(float a, float b) { return __floats2bfloat162_rn(a, b); }
 };
+
+// Calls run with a null pointer to p's element type.
+template <class Run>
+void with_type(const EpilogueParams& p, Run run) {
+  switch (p.dtype) {
+    case Dtype::f32:
+      return run(static_cast<float*>(nullptr));
+    case Dtype::f64:
+      return run(static_cast<double*>(nullptr));
+    case Dtype::f16:
+      return run(static_cast<__half*>(nullptr));
+    case Dtype::bf16:
+      return run(static_cast<__nv_bfloat16*>(nullptr));
+  }
+}
 
 }  // namespace fastcnn::cuda

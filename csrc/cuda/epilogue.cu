@@ -3,101 +3,36 @@
 #include <type_traits>
 
 #include "../check.h"
-#include "stages.h"
+#include "elements.h"
+#include "general.h"
+#include "special.h"
 
 namespace fastcnn::cuda {
 
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int64_t kMostBlocks = 65535;
+constexpr int kAdders = 128;
 
-int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
-
-// One output a thread, and where backward will want them one value of r.
-template <class T>
-__global__ void forward(Stages<T> s) {
-  const EpilogueParams& p = s.p;
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  const auto rectified = [&](Place at) { return s.rectified(at); };
-  const auto pooled = [&](Place at) { return s.largest(at, rectified).value; };
-  const auto normalised = [&](Place at) { return s.normalised(at, rectified); };
-
-  for (int64_t i = first; i < p.N * p.C * p.OH * p.OW; i += step) {
-    const Place at = s.place(i, p.OH, p.OW);
-    if (s.pool_first) {
-      const auto best = s.largest(at, rectified);
-      s.store_offset(at, best.place);
-      if (p.r.data) Stages<T>::store(p.r, at, best.value);
-      Stages<T>::store(p.y, at, s.lrn ? s.normalised(at, pooled) : best.value);
-    } else if (s.pool) {
-      const auto best = s.largest(at, normalised);
-      s.store_offset(at, best.place);
-      Stages<T>::store(p.y, at, best.value);
-    } else {
-      Stages<T>::store(p.y, at, s.lrn ? normalised(at) : rectified(at));
-    }
-  }
-  if (!p.r.data || s.pool_first) return;
-  for (int64_t i = first; i < p.N * p.C * p.H * p.W; i += step) {
-    const Place at = s.place(i, p.H, p.W);
-    Stages<T>::store(p.r, at, rectified(at));
-  }
+bool special_runs(const EpilogueParams& p) {
+  const bool fits = special::fits(p);
+  fastcnn::check(p.variant <= 1 && (p.variant != 1 || fits),
+                 "variant: there are no such kernels for this");
+  return fits && p.variant != 0;
 }
 
-// One input a thread at a time. A block has a channel (x) and a part of its places (y), whose
-// gradients it sums for the bias in sums[c * gridDim.y + part].
+// The bias gradient of a channel, a block's, from its parts: each thread's in order, then by
+// halves.
 template <class T>
-__global__ void backward(Stages<T> s, double* sums) {
-  using A = typename Stages<T>::A;
-  __shared__ double shared[kThreads];
-  const EpilogueParams& p = s.p;
-  const auto given = [&](Place at) { return Stages<T>::load(p.y, at); };
-  const auto after_pool = [&](Place at) { return s.pool ? s.unpooled(at, given) : given(at); };
-  const auto at_pool = [&](Place at) { return s.through(at, given); };
-
+__global__ void add_parts(const double* sums, int64_t parts, T* bias) {
+  __shared__ double shared[kAdders];
   double sum = 0;
-  const int64_t step = int64_t(gridDim.y) * blockDim.x;
-  const int64_t first = int64_t(blockIdx.y) * blockDim.x + threadIdx.x;
-  for (int64_t i = first; i < p.N * p.H * p.W; i += step) {
-    const Place at{i / p.W / p.H, int64_t(blockIdx.x), i / p.W % p.H, i % p.W};
-    const A g = s.pool_first ? s.unpooled(at, at_pool) : s.through(at, after_pool);
-    Stages<T>::store(p.x, at, g);
-    sum += double(g);
-  }
-  if (!sums) return;
+  for (int64_t i = threadIdx.x; i < parts; i += kAdders) sum += sums[blockIdx.x * parts + i];
   shared[threadIdx.x] = sum;
-  for (int half = kThreads / 2; half > 0; half /= 2) {
+  for (int half = kAdders / 2; half > 0; half /= 2) {
     __syncthreads();
     if (int(threadIdx.x) < half) shared[threadIdx.x] += shared[threadIdx.x + half];
   }
-  if (threadIdx.x == 0) sums[int64_t(blockIdx.x) * gridDim.y + blockIdx.y] = shared[0];
-}
-
-// The bias gradient of a channel from its parts, in their order.
-template <class T>
-__global__ void add_parts(const double* sums, int64_t channels, int64_t parts, T* bias) {
-  const int64_t c = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (c >= channels) return;
-  double sum = 0;
-  for (int64_t i = 0; i < parts; ++i) sum += sums[c * parts + i];
-  bias[c] = Element<T>::put(typename Element<T>::Acc(sum));
-}
-
-// Calls run with a null pointer to p's element type.
-template <class Run>
-void with_type(const EpilogueParams& p, Run run) {
-  switch (p.dtype) {
-    case Dtype::f32:
-      return run(static_cast<float*>(nullptr));
-    case Dtype::f64:
-      return run(static_cast<double*>(nullptr));
-    case Dtype::f16:
-      return run(static_cast<__half*>(nullptr));
-    case Dtype::bf16:
-      return run(static_cast<__nv_bfloat16*>(nullptr));
-  }
+  if (threadIdx.x == 0) bias[blockIdx.x] = Element<T>::put(typename Element<T>::Acc(shared[0]));
 }
 
 }  // namespace
@@ -105,36 +40,25 @@ void with_type(const EpilogueParams& p, Run run) {
 void epilogue_forward(const EpilogueParams& p, int device, uintptr_t stream) {
   check_params(p);
   const DeviceGuard guard(device);
-  with_type(p, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    const int64_t inputs = p.N * p.C * p.H * p.W, outputs = p.N * p.C * p.OH * p.OW;
-    const int64_t values = inputs > outputs ? inputs : outputs;
-    const int blocks = int(clamp((values + kThreads - 1) / kThreads, 1, kMostBlocks));
-    FASTCNN_LAUNCH(forward<T>, dim3(blocks), dim3(kThreads), reinterpret_cast<cudaStream_t>(stream),
-                   Stages<T>(p));
-    check(cudaGetLastError(), "fastcnn::cuda::forward");
-  });
+  const auto on = reinterpret_cast<cudaStream_t>(stream);
+  special_runs(p) ? special::forward(p, on) : general::forward(p, on);
 }
 
 int64_t bias_parts(const EpilogueParams& p) {
-  return clamp(p.N * p.H * p.W / (16 * kThreads), 1, 128);
+  return special_runs(p) ? special::parts(p) : general::parts(p);
 }
 
 void epilogue_backward(const EpilogueParams& p, int device, uintptr_t stream,
                        uintptr_t partial_sums) {
   check_backward_params(p);
   const DeviceGuard guard(device);
+  const auto on = reinterpret_cast<cudaStream_t>(stream);
+  double* sums = p.bias ? reinterpret_cast<double*>(partial_sums) : nullptr;
+  special_runs(p) ? special::backward(p, on, sums) : general::backward(p, on, sums);
+  if (!sums) return;
   with_type(p, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const auto on = reinterpret_cast<cudaStream_t>(stream);
-    double* sums = p.bias ? reinterpret_cast<double*>(partial_sums) : nullptr;
-    const int64_t parts = bias_parts(p);
-    FASTCNN_LAUNCH(backward<T>, dim3(unsigned(p.C), unsigned(parts)), dim3(kThreads), on,
-                   Stages<T>(p), sums);
-    check(cudaGetLastError(), "fastcnn::cuda::backward");
-    if (!sums) return;
-    const int blocks = int((p.C + kThreads - 1) / kThreads);
-    FASTCNN_LAUNCH(add_parts<T>, dim3(blocks), dim3(kThreads), on, sums, p.C, parts,
+    FASTCNN_LAUNCH(add_parts<T>, dim3(unsigned(p.C)), dim3(kAdders), 0, on, sums, bias_parts(p),
                    static_cast<T*>(p.bias));
     check(cudaGetLastError(), "fastcnn::cuda::add_parts");
   });

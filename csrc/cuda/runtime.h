@@ -11,8 +11,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-#define FASTCNN_LAUNCH(kernel, grid, block, stream, ...) \
-  kernel<<<grid, block, 0, stream>>>(__VA_ARGS__)
+// shared: bytes of a block's FASTCNN_SHARED array.
+#define FASTCNN_LAUNCH(kernel, grid, block, shared, stream, ...) \
+  kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
+#define FASTCNN_SHARED(type, name) extern __shared__ type name[]
 #endif
 
 namespace fastcnn::cuda {

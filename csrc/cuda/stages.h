@@ -9,7 +9,7 @@
 #include "../params.h"
 #include "elements.h"
 
-namespace fastcnn::cuda {
+namespace fastcnn::cuda::general {
 
 struct Place {
   int64_t n, c, h, w;
@@ -182,4 +182,4 @@ struct Stages {
   }
 };
 
-}  // namespace fastcnn::cuda
+}  // namespace fastcnn::cuda::general

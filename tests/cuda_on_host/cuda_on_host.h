@@ -10,8 +10,10 @@
 #include <vector_types.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <numeric>
@@ -25,18 +27,35 @@
 #undef __device__
 #undef __host__
 #undef __shared__
+#undef __launch_bounds__
 #define __global__
 #define __device__
 #define __host__
 #define __shared__ static  // one block at a time
+#define __launch_bounds__(...)
 
-#define FASTCNN_LAUNCH(kernel, grid, block, stream, ...) \
-  ((void)(stream), ::fastcnn::cuda::launch(grid, block, [&] { kernel(__VA_ARGS__); }))
+#define FASTCNN_LAUNCH(kernel, grid, block, shared, stream, ...) \
+  ((void)(stream), ::fastcnn::cuda::launch(grid, block, shared, [&] { kernel(__VA_ARGS__); }))
+#define FASTCNN_SHARED(type, name) \
+  type* name = reinterpret_cast<type*>(::fastcnn::cuda::shared_memory.get())
 
 namespace fastcnn::cuda {
 
+using std::max, std::min;
+
 inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
+inline std::unique_ptr<char[]>
+    shared_memory;  // of the exact size, so that a step over its end shows
+
+// As far from the true value as the GPU's may be, now above and now below.
+inline float off_by(float x, double most) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return float(x * (1 + (bits * 2654435761u >> 31 ? most : -most)));
+}
+inline float rsqrt_approx(float d) { return off_by(1 / std::sqrt(d), std::exp2(-22.9)); }
+inline float sqrt_approx(float d) { return off_by(std::sqrt(d), std::exp2(-23.0)); }
 
 // The order of a block's threads between two barriers, from the environment.
 enum class Order { forward, backward, shuffled };
@@ -134,11 +153,12 @@ inline void run_block(const std::function<void()>& body, std::vector<Fiber>& fib
   }
 }
 
-inline void launch(dim3 grid, dim3 block, const std::function<void()>& body) {
+inline void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()>& body) {
   static std::vector<Fiber> fibers;
   if (fibers.size() != size_t(block.x) * block.y * block.z)
     fibers = std::vector<Fiber>(size_t(block.x) * block.y * block.z);
   gridDim = grid, blockDim = block;
+  shared_memory.reset(new char[shared]);
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) {

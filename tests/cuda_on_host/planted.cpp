@@ -28,8 +28,8 @@ int main(int, char** argv) {
   const int bug = std::atoi(argv[1]), n = 1000;
   std::vector<float> in(n), out(n);
   for (int i = 0; i < n; ++i) in[i] = float(i % 17);
-  FASTCNN_LAUNCH(sum_of_three, dim3((n + kThreads - 1) / kThreads), dim3(kThreads), 0, in.data(), n,
-                 out.data(), bug);
+  FASTCNN_LAUNCH(sum_of_three, dim3((n + kThreads - 1) / kThreads), dim3(kThreads), 0, 0, in.data(),
+                 n, out.data(), bug);
   double checksum = 0;
   for (int i = 0; i < n; ++i) checksum += out[i] * (i + 1);
   std::printf("%.17g\n", checksum);

@@ -1,0 +1,103 @@
+// Max pooling of the fast kernels: windows of K x K places two apart, and the largest of what is
+// there.
+#pragma once
+
+#include "lanes.h"
+
+namespace fastcnn::cuda::special {
+
+// The window of an output.
+template <int K>
+struct Window {
+  static constexpr int stride = 2;
+  int h, w, H, W;
+
+  __device__ Window(const EpilogueParams& p, int oh, int ow)
+      : h(oh * stride - int(p.pool.ph)),
+        w(ow * stride - int(p.pool.pw)),
+        H(int(p.H)),
+        W(int(p.W)) {}
+
+  // The first of its places inside the map.
+  __device__ int first() const { return (h < 0 ? -h * K : 0) + (w < 0 ? -w : 0); }
+
+  __device__ bool inside() const { return h >= 0 && w >= 0 && h + K <= H && w + K <= W; }
+
+  // visit(place, row, column) for its places inside the map, in row-major order.
+  template <class Visit>
+  __device__ void each(Visit visit) const {
+#pragma unroll
+    for (int i = 0; i < K; ++i)
+#pragma unroll
+      for (int j = 0; j < K; ++j)
+        if (unsigned(h + i) < unsigned(H) && unsigned(w + j) < unsigned(W))
+          visit(i * K + j, h + i, w + j);
+  }
+};
+
+// The largest so far of each lane, and its place: the last NaN, else the first of equals.
+template <int W, bool kPlaces>
+struct Largest {
+  float value[W];
+  int place[W];
+
+  __device__ explicit Largest(int first) {
+#pragma unroll
+    for (int i = 0; i < W; ++i) value[i] = -INFINITY, place[i] = first;
+  }
+
+  __device__ void take(const float (&v)[W], int at) {
+#pragma unroll
+    for (int i = 0; i < W; ++i)
+      if (v[i] > value[i] || v[i] != v[i]) {
+        value[i] = v[i];
+        if constexpr (kPlaces) place[i] = at;
+      }
+  }
+};
+
+template <int V, class Layout>
+__device__ void store_offsets(const Tensor& t, int n, int h, int w, const Channels& of,
+                              const int* places) {
+  Pack<uint8_t, V> bytes;
+#pragma unroll
+  for (int i = 0; i < V; ++i) bytes.at[i] = uint8_t(places[i]);
+  uint8_t* pixel = static_cast<uint8_t*>(t.data) + n * t.n + (h * int(t.h) + w * int(t.w));
+  Layout::store(pixel, t.c, of, bytes);
+}
+
+// a, but b where that is larger; NaN if a is.
+__device__ inline float max_or_nan(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float most;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
+  return most;
+#else
+  return a < b ? b : a;
+#endif
+}
+
+template <class T, int W>
+__device__ Words<T, W> lowest() {
+  float least[W];
+#pragma unroll
+  for (int i = 0; i < W; ++i) least[i] = -INFINITY;
+  return Words<T, W>(least);
+}
+
+// Lane by lane, a NaN if either is one.
+template <class T, int W>
+__device__ Words<T, W> larger(Words<T, W> a, const Words<T, W>& b) {
+#pragma unroll
+  for (int i = 0; i < W * int(sizeof(T)) / 4; ++i)
+    if constexpr (sizeof(T) == 4) {
+      const float x = bits<float>(a.at[i]), y = bits<float>(b.at[i]);
+      if (y > x || y != y) a.at[i] = b.at[i];
+    } else {
+      using Pair = typename Element<T>::Pair;
+      a.at[i] = bits<uint32_t>(__hmax2_nan(bits<Pair>(a.at[i]), bits<Pair>(b.at[i])));
+    }
+  return a;
+}
+
+}  // namespace fastcnn::cuda::special
