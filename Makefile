@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-com
 NATIVE := $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help env demo test lint format sanitize wheel bench-cpu sweep clean
+.PHONY: help env demo test lint format sanitize wheel bench-cpu sweep gpu resources clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -77,6 +77,14 @@ bench-cpu: .venv/bench  ## time the CPU kernels against every peer, half an hour
 
 sweep: .venv/built  ## time random shapes of every op against plain torch
 	$(BIN)/python bench/sweep.py
+
+# With the Python that has torch for the GPU, whose extension is built in place; no network is needed.
+gpu:  ## on a machine with an NVIDIA GPU: build, test, sanitize and time all of it; ARGS="--only blocks"
+	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
+	$(PYTHON) bench/gpu.py $(ARGS)
+
+resources: .venv/built  ## write docs/cuda_resources.md from the compiled CUDA kernels
+	$(BIN)/python bench/resources.py
 
 clean:  ## remove everything that make made
 	rm -rf .venv build dist fastcnn.egg-info fastcnn/_C.*.so

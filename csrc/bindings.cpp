@@ -83,6 +83,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("epilogue_forward", &cpu::epilogue_forward, py::call_guard<py::gil_scoped_release>());
   m.def("epilogue_backward", &cpu::epilogue_backward, py::call_guard<py::gil_scoped_release>());
 #ifdef FASTCNN_CUDA
+  m.def("cuda_runs_on", &cuda::runs_on, "device"_a);
+  m.def("cuda_architectures", &cuda::architectures);
   m.def("cuda_epilogue_forward", &cuda::epilogue_forward, "params"_a, "device"_a, "stream"_a);
   m.def("cuda_epilogue_backward", &cuda::epilogue_backward, "params"_a, "device"_a, "stream"_a,
         "partial_sums"_a);

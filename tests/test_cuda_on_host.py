@@ -1,6 +1,6 @@
 """The CUDA kernels without a GPU: compiled for the host, where sanitizers watch them (`make sanitize`)."""
 
-import contextlib
+import inspect
 import os
 import subprocess
 from pathlib import Path
@@ -8,20 +8,32 @@ from pathlib import Path
 import pytest
 import test_epilogue
 import torch
+from cuda_kernels import (
+    BEST,
+    EACH_STAGES,
+    GENERAL,
+    SPECIAL,
+    Kernels,
+    follows_the_reference,
+    run_each_kernel,
+    special_cases,
+)
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from test_properties import PHASES, Case, cases, check_backward, check_forward, check_offsets
+from test_properties import PHASES, cases
 
 from fastcnn import LRN, MaxPool, _native, use_backend
 from fastcnn.backends import cuda
 from fastcnn.stages import ORDERS, Stages
 
 HERE = Path(__file__).parent / "cuda_on_host"
-# All of test_epilogue.py once more, by this file's device.
-globals().update({name: test for name, test in vars(test_epilogue).items() if name.startswith("test_")})
+# test_epilogue.py once more, with this file's device.
+globals().update({
+    name: test
+    for name, test in vars(test_epilogue).items()
+    if name.startswith("test_") and "device" in inspect.signature(test).parameters
+})  # fmt: skip
 
 THREAD_ORDERS = ("forward", "backward", "shuffled")
-BEST, GENERAL, SPECIAL = -1, 0, 1
 HEADERS = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
 has_headers = pytest.mark.skipif(
     not (HEADERS / "cuda_fp16.h").exists(), reason=f"no CUDA headers in {HEADERS}"
@@ -35,6 +47,7 @@ on_host = pytest.mark.skipif(
 def host_for_device():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "_where", lambda x: (0, 0))
+        patch.setattr(cuda, "_chunk_bytes", lambda device: 1 << 30)
         yield
 
 
@@ -47,79 +60,27 @@ def device(request, monkeypatch):
         yield "cpu"
 
 
-class Kernels:
-    """The cuda backend with these kernels, or an error where they can't run."""
-
-    def __init__(self, variant):
-        self.variant = variant
-
-    def epilogue_forward(self, *args, save):
-        with self.chosen():
-            return cuda.epilogue_forward(*args, save=save)
-
-    def epilogue_backward(self, grad, kept, offsets, stages, size, format, need_bias):
-        grad = grad.contiguous(memory_format=format)
-        with self.chosen():
-            return cuda.epilogue_backward(grad, kept, offsets, stages, size, format, need_bias)
-
-    @contextlib.contextmanager
-    def chosen(self):
-        def params(*args, make=cuda.params):
-            p = make(*args)
-            p.variant = self.variant
-            return p
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cuda, "params", params)
-            yield
-
-
-@st.composite
-def special_cases(draw):
-    """What the fast kernels take: shapes that end within and at their vectors and tiles."""
-    layout = draw(st.sampled_from(["contiguous", "channels_last", "sliced"]))
-    groups = draw(st.integers(1, 3))
-    vectors = st.integers(1, 9).map(lambda n: 8 * n)
-    channels = groups * draw(vectors if layout == "channels_last" else st.integers(1, 20))
-    lrn = None
-    if draw(st.booleans()):
-        alpha = draw(st.sampled_from([1e-4, 5e-2, 5.0]))
-        lrn = LRN(5, alpha, 0.75, draw(st.sampled_from([1.0, 2.0])), groups)
-    pool = None
-    if width := draw(st.sampled_from([0, 3] if lrn else [0, 2, 3])):
-        pool = MaxPool(width, 2, draw(st.integers(0, 1)), 1, draw(st.booleans()))
-    bias = draw(st.booleans())
-    return Case(
-        (draw(st.integers(1, 2)), channels, draw(st.integers(3, 40)), draw(st.integers(3, 72))),
-        layout,
-        draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16])),
-        bias,
-        Stages(draw(st.booleans()) or not (lrn or pool or bias), lrn, pool, draw(st.sampled_from(ORDERS))),
-        draw(st.sampled_from([1.0, 30.0, 1e-3])),
-        draw(st.integers(0, 2**31)),
-    )
-
-
-def follows_the_reference(case, variant):
-    (x, bias), stages = case.tensors(), case.stages
-    saved = check_forward(Kernels(variant), x, bias, stages)
-    check_backward(Kernels(variant), x, bias, stages, saved, case.generator)
-    if stages.pool:
-        check_offsets(x, bias, stages, saved[2])
+@on_host
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stages", EACH_STAGES.values(), ids=EACH_STAGES)
+@pytest.mark.parametrize("variant", [GENERAL, SPECIAL])
+def test_each_kernel(variant, stages, dtype, format):
+    run_each_kernel(variant, stages, dtype, format, "cpu")
 
 
 @on_host
 @settings(max_examples=300, deadline=None, phases=PHASES)
 @given(cases())
 def test_general_kernels_follow_the_reference(case):
-    follows_the_reference(case, GENERAL)
+    follows_the_reference(case, GENERAL, "cpu")
 
 
 @on_host
 @settings(max_examples=300, deadline=None, phases=PHASES)
 @given(special_cases())
 def test_special_kernels_follow_the_reference(case):
-    follows_the_reference(case, SPECIAL)
+    follows_the_reference(case, SPECIAL, "cpu")
 
 
 @on_host
@@ -139,6 +100,24 @@ def test_the_same_bits_in_any_order_of_threads(monkeypatch, variant, order, form
     first, *others = map(run, THREAD_ORDERS)
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@on_host
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_block_in_chunks_gives_the_same_bits(monkeypatch, order):
+    x, weight = torch.randn(5, 3, 33, 31), torch.randn(16, 3, 5, 5)
+    args = (
+        x,
+        weight,
+        torch.randn(16),
+        ((2, 2), (0, 0), (1, 1), 1),
+        Stages(True, LRN(), MaxPool(3, 2), order),
+    )
+    whole = cuda.conv_block_forward(*args, save=True)
+    for images in (1, 2, 3):
+        monkeypatch.setattr(cuda, "_chunk_bytes", lambda _, images=images: images * 4 * 16 * 15 * 14)
+        parts = cuda.conv_block_forward(*args, save=True)
+        assert all(torch.equal(a, b) for a, b in zip(parts, whole, strict=True)), images
 
 
 @pytest.fixture(scope="module")

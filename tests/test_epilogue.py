@@ -283,6 +283,14 @@ def test_few_values_left_to_torch_give_what_our_kernels_give(monkeypatch, pool, 
         assert a.stride() == b.stride()
 
 
+@pytest.mark.parametrize("images", [1, 64])
+def test_a_weight_of_another_dtype_is_refused_however_many_images(device, images):
+    x = torch.randn(images, 3, 64, 64, device=device)
+    weight = torch.randn(96, 3, 3, 3, device=device, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"expected scalar type|should be the same"):
+        F.conv2d_block(x, weight)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_conv_block_where_the_processor_lacks_the_dtype(monkeypatch, dtype):
     x, weight = torch.randn(2, 3, 17, 17, dtype=dtype), torch.randn(8, 3, 3, 3, dtype=dtype)

@@ -43,10 +43,10 @@ class Case:
     def values(self, *shape):
         return self.scale * torch.randn(shape, dtype=torch.float64, generator=self.generator)
 
-    def tensors(self):
+    def tensors(self, device="cpu"):
         """The input, and the bias or None."""
-        x = laid_out(self.layout, *self.shape, self.values).to(self.dtype)
-        return x, self.values(self.shape[1]).to(self.dtype) if self.bias else None
+        x = laid_out(self.layout, *self.shape, lambda *shape: self.values(*shape).to(device, self.dtype))
+        return x, self.values(self.shape[1]).to(device, self.dtype) if self.bias else None
 
 
 @st.composite
@@ -137,7 +137,7 @@ def check_backward(backend, x, bias, stages, saved, generator):
     y, r, offsets = saved
     keeps = stages.residual(bias is not None)
     kept = {"input": x, "output": y, "r": r, None: None}[keeps]
-    grad = torch.randn(y.shape, dtype=torch.float64, generator=generator).to(x.dtype)
+    grad = torch.randn(y.shape, dtype=torch.float64, generator=generator).to(x)
     rest = (stages, list(x.shape), memory_format(x), True)
     grad_x, grad_bias = backend.epilogue_backward(grad, kept, offsets, *rest)
     plain_x, plain_bias = reference.epilogue_backward(grad, kept, offsets, *rest)

@@ -15,15 +15,67 @@ struct Square {
   static constexpr int E = K > 2 ? 2 : 1;
 };
 
-template <class T, class Layout>
+__device__ inline int nearest(int i, int64_t size) { return min(max(i, 0), int(size) - 1); }
+
+// The gradients of C channels at a square's inputs: for each input the sum over the windows whose
+// maximum was there.
+template <int K, int C>
+struct Unpooled {
+  static constexpr int S = Square<K>::S, E = Square<K>::E;
+  float g[S * S][C] = {};
+
+  // The e-th of E x E windows, from the one that begins with the square on backwards.
+  template <class Places>
+  __device__ void add(int e, const float (&from)[C], const Places& places) {
+#pragma unroll
+    for (int i = 0; i < S * S; ++i) {
+      const int row = i / S + e / E * S, column = i % S + e % E * S;
+      if (row >= K || column >= K) continue;
+#pragma unroll
+      for (int c = 0; c < C; ++c)
+        if (places.at(c) == row * K + column) g[i][c] += from[c];
+    }
+  }
+};
+
+// Two of a thread's values and two of its last for the threads beside it. Two sets in turns, so
+// that one barrier does: whoever writes a set again has passed the barrier after its last reading.
+struct Edges {
+  float4* shared;
+  int turn = 0;
+
+  // own, with the neighbours' two on either side, 0 where outside the group. All of a block come
+  // here.
+  template <int V>
+  __device__ void add_to(const float (&own)[V], const Channels& of, float (&all)[V + 4]) {
+    float4* const mine = shared + turn * kThreads + threadIdx.y * blockDim.x + threadIdx.x;
+    *mine = {own[0], own[1], own[V - 2], own[V - 1]};
+    turn ^= 1;
+    __syncthreads();
+    const bool left = of.c > of.begin, right = of.c + V < of.end;
+    const float4 before = mine[left ? -1 : 0], after = mine[right ? 1 : 0];
+    all[0] = left ? before.z : 0, all[1] = left ? before.w : 0;
+#pragma unroll
+    for (int i = 0; i < V; ++i) all[i + 2] = own[i];
+    all[V + 2] = right ? after.x : 0, all[V + 3] = right ? after.y : 0;
+  }
+};
+
+template <class T, class Layout, bool kLrn>
 struct Backward : Lanes<T, Layout> {
   using Base = Lanes<T, Layout>;
   using Base::V, Base::H, Base::p;
 
+  // Neighbours' terms of an LRN's gradient: in channels_last from their threads, which are in the
+  // same block; in NCHW made again, from their gradients and r of two more on either side.
+  static constexpr bool kShares = kLrn && Layout::channels_last;
+  static constexpr int Halo = kLrn && !kShares ? H : 0, W = V + 2 * Halo;
+  static constexpr int R = kLrn ? H + Halo : 0;
+
   int down, across, parts;  // squares of an image; in how many parts all of them are taken
 
   Backward(const EpilogueParams& params, int stride)
-      : Base(params),
+      : Base(params, kShares),
         down(int((p.H + p.pool.ph + stride - 1) / stride)),
         across(int((p.W + p.pool.pw + stride - 1) / stride)) {
     // Enough blocks for any GPU, of some squares for each thread.
@@ -34,152 +86,139 @@ struct Backward : Lanes<T, Layout> {
 
   __host__ __device__ int squares() const { return int(p.N) * down * across; }
 
-  // The gradient g at the LRN's output as that at its input, with r of two more channels on either
-  // side: dr[i] = g[i] d[i]^-3/4 - slope r[i] sum of g[j] r[j] d[j]^-3/4 / d[j] over the window.
-  __device__ void through_lrn(const float (&g)[V + 2 * H], const float (&r)[V + 4 * H],
-                              float (&to)[V]) const {
-    float d[V + 2 * H], power[V + 2 * H], term[V + 2 * H];
-    Base::denominators(r, d);
-#pragma unroll
-    for (int i = 0; i < V + 2 * H; ++i) {
-      power[i] = minus_three_quarters<T>(d[i]);
-      term[i] = g[i] * r[i + H] * power[i] * inverse<T>(d[i], power[i]);
-    }
-    float seen[V];
-    sums_of_five(term, seen);
-#pragma unroll
-    for (int i = 0; i < V; ++i)
-      to[i] = g[i + H] * power[i + H] - Base::slope * r[i + 2 * H] * seen[i];
-  }
-
-  // The gradient at the output of LRN and ReLU as that at their input; at: a pixel of r.
-  template <bool kLrn, int Halo>
-  __device__ void through(const float (&g)[V + 2 * Halo], int n, int h, int w, const Channels& of,
-                          float (&to)[V]) const {
-    constexpr int R = kLrn ? 2 * H : 0;
-    float r[V + 2 * R] = {};
-    if (kLrn || p.relu) Base::template load<R>(p.r, n, h, w, of).unpack(r);
+  // The gradient g at the output of LRN and ReLU as that at their input, with r of the channels
+  // that it needs. Through an LRN: dr[i] = g[i] d[i]^-3/4 - slope r[i] sum of g[j] r[j] d[j]^-3/4 /
+  // d[j] over the window.
+  __device__ void through(const float (&g)[W], const Loaded<T, Layout, V, R>& loaded,
+                          const Channels& of, Edges& edges, float (&to)[V]) const {
+    float r[V + 2 * R];
+    loaded.unpack(r);
     if constexpr (kLrn) {
-      through_lrn(g, r, to);
+      float d[W], direct[W], term[W], terms[V + 2 * H], seen[V];
+      Base::denominators(r, d);
+#pragma unroll
+      for (int i = 0; i < W; ++i) {
+        const float power = minus_three_quarters<T>(d[i]);
+        direct[i] = g[i] * power;
+        term[i] = direct[i] * r[i + H] * inverse<T>(d[i], power);
+      }
+      if constexpr (kShares)
+        edges.add_to(term, of, terms);
+      else
+        memcpy(terms, term, sizeof terms);
+      sums_of_five(terms, seen);
+#pragma unroll
+      for (int i = 0; i < V; ++i) to[i] = direct[i + Halo] - Base::slope * r[i + R] * seen[i];
     } else {
 #pragma unroll
-      for (int i = 0; i < V; ++i) to[i] = g[i + Halo];
+      for (int i = 0; i < V; ++i) to[i] = g[i];
     }
 #pragma unroll
     for (int i = 0; i < V; ++i)
       if (p.relu && r[i + R] <= 0) to[i] = 0;
   }
-};
 
-// The gradients at a square's inputs: for each the sum over the windows whose maximum was there.
-// kAtOnce: windows whose loads are in flight together, by the registers that there are.
-template <class T, class Layout, int K, int Halo, int kAtOnce>
-struct Unpooled {
-  using B = Backward<T, Layout>;
-  static constexpr int S = Square<K>::S, E = Square<K>::E, W = B::V + 2 * Halo;
-  float g[S * S][W] = {};
-
-  // get(g, row, column) gives an output's gradient.
-  template <class Get>
-  __device__ Unpooled(const B& s, int n, int a, int b, const Channels& of, Get get) {
-#pragma unroll kAtOnce
-    for (int e = 0; e < E * E; ++e) {
-      const int oh = a - e / E, ow = b - e % E;
-      if (unsigned(oh) >= unsigned(s.p.OH) || unsigned(ow) >= unsigned(s.p.OW)) continue;
-      const auto places = B::template load<Halo, uint8_t>(s.p.offsets, n, oh, ow, of);
-      float from[W];
-      get(from, oh, ow);
-      add(from, places, e / E * S, e % E * S);
-    }
-  }
-
-  // A window that begins so many rows and columns before the square.
-  template <class Places>
-  __device__ void add(const float (&from)[W], const Places& places, int row, int column) {
-#pragma unroll
-    for (int i = 0; i < S * S; ++i) {
-      const int h = row + i / S, w = column + i % S;
-      if (h >= K || w >= K) continue;
-#pragma unroll
-      for (int c = 0; c < W; ++c)
-        if (places.at(c) == h * K + w) g[i][c] += from[c];
-    }
+  // Of r, or nothing where neither LRN nor ReLU needs it.
+  __device__ Loaded<T, Layout, V, R> load_r(int n, int h, int w, const Channels& of) const {
+    return Base::template load<R>(kLrn || p.relu ? p.r : p.x, n, h, w, of);
   }
 };
 
-// Sums a value of each thread over the block's pixels, in double and always in the same order.
+// Sums V values of each thread over the block's pixels, in double and always in the same order.
 template <int V>
 __device__ void add_up(const float (&sum)[V], const Channels& of, int part, int parts,
                        double* sums) {
-  __shared__ double shared[kThreads];
-  const int me = int(threadIdx.y * blockDim.x + threadIdx.x), rows = int(blockDim.y);
+  __shared__ double shared[V][kThreads];
+  const int me = int(threadIdx.y * blockDim.x + threadIdx.x);
 #pragma unroll
-  for (int i = 0; i < V; ++i) {
-    shared[me] = double(sum[i]);
-    for (int left = rows; left > 1;) {
-      __syncthreads();
-      const int half = (left + 1) / 2;
-      if (int(threadIdx.y) < left - half) shared[me] += shared[me + half * int(blockDim.x)];
-      left = half;
-    }
-    if (threadIdx.y == 0 && of.c + i < of.end) sums[int64_t(of.c + i) * parts + part] = shared[me];
+  for (int i = 0; i < V; ++i) shared[i][me] = double(sum[i]);
+  for (int left = int(blockDim.y); left > 1;) {
     __syncthreads();
+    const int half = (left + 1) / 2;
+    if (int(threadIdx.y) < left - half)
+#pragma unroll
+      for (int i = 0; i < V; ++i) shared[i][me] += shared[i][me + half * int(blockDim.x)];
+    left = half;
   }
+  if (threadIdx.y > 0) return;
+#pragma unroll
+  for (int i = 0; i < V; ++i)
+    if (of.c + i < of.end) sums[int64_t(of.c + i) * parts + part] = shared[i][me];
 }
 
-// A thread has its channels of one square after another, and their sum for the bias.
+// A thread has its channels of one square after another, and their sum for the bias. All loads of a
+// square are asked for before the first is used: they are made whether or not the place is inside,
+// from the nearest one that is.
 template <class T, class Layout, bool kLrn, int K, bool kPoolFirst>
-__global__ void __launch_bounds__(kThreads, kLrn && K && kPoolFirst ? 1 : 2)
-    each_square(Backward<T, Layout> s, double* sums) {
-  using B = Backward<T, Layout>;
-  constexpr int V = B::V, S = Square<K>::S, Halo = kLrn ? B::H : 0, W = V + 2 * Halo;
+__global__ void __launch_bounds__(kThreads, kLrn && !Layout::channels_last ? 1 : 2)
+    each_square(Backward<T, Layout, kLrn> s, double* sums) {
+  using B = Backward<T, Layout, kLrn>;
+  constexpr int V = B::V, W = B::W, S = Square<K>::S, E = Square<K>::E;
+  [[maybe_unused]] constexpr int kAtOnce =
+      Layout::channels_last ? E * E : 1;  // else the registers do not do
+  __shared__ float4 shared[B::kShares ? 2 * kThreads : 1];
+  Edges edges{shared};
   const EpilogueParams& p = s.p;
   const Channels of = s.channels(blockIdx.x % s.chunks);
   const int part = blockIdx.x / s.chunks;
+  const int share = (s.squares() + s.parts - 1) / s.parts;
+  const int end = min((part + 1) * share, s.squares());
 
   float sum[V] = {};
-  const int squares = s.squares(), share = (squares + s.parts - 1) / s.parts;
-  const int end = min((part + 1) * share, squares);
 #pragma unroll 1
-  for (int q = part * share + int(threadIdx.y); q < end && of.c < of.end; q += int(blockDim.y)) {
+  for (int first = part * share; first < end; first += int(blockDim.y)) {
+    const int q = min(first + int(threadIdx.y), end - 1);
+    const bool mine = q == first + int(threadIdx.y) && of.c < of.end;
     const int row = q / s.across, b = q - row * s.across, n = row / s.down, a = row - n * s.down;
-
-    const auto given = [&](float (&g)[W], int oh, int ow) {
-      B::template load<Halo>(p.y, n, oh, ow, of).unpack(g);
+    const int h = a * S - int(p.pool.ph), w = b * S - int(p.pool.pw);  // where the square begins
+    const auto inside = [&](int i) {
+      return mine && unsigned(h + i / S) < unsigned(p.H) && unsigned(w + i % S) < unsigned(p.W);
     };
-    const auto store = [&](int h, int w, const float (&g)[V]) {
-      B::store(p.x, n, h, w, of, g);
+    const auto store = [&](int i, const float* g) {
+      if (!inside(i)) return;
+      B::store(p.x, n, h + i / S, w + i % S, of, g);
 #pragma unroll
-      for (int i = 0; i < V; ++i) sum[i] += g[i];
-    };
-    const auto each = [&](auto visit) {
-#pragma unroll
-      for (int i = 0; i < S * S; ++i) {
-        const int h = a * S - int(p.pool.ph) + i / S, w = b * S - int(p.pool.pw) + i % S;
-        if (unsigned(h) < unsigned(p.H) && unsigned(w) < unsigned(p.W)) visit(i, h, w);
-      }
+      for (int c = 0; c < V; ++c) sum[c] += g[c];
     };
 
     if constexpr (K == 0) {
+      const auto loaded = B::template load<B::Halo>(p.y, n, a, b, of);
+      const auto r = s.load_r(n, a, b, of);
       float g[W], to[V];
-      given(g, a, b);
-      s.template through<kLrn, Halo>(g, n, a, b, of, to);
-      store(a, b, to);
-    } else if constexpr (kPoolFirst) {
-      const Unpooled<T, Layout, K, 0, kLrn ? 1 : 4> square(
-          s, n, a, b, of, [&](float (&to)[V], int oh, int ow) {
-            float g[W];
-            given(g, oh, ow);
-            s.template through<kLrn, Halo>(g, n, oh, ow, of, to);
-          });
-      each([&](int i, int h, int w) { store(h, w, square.g[i]); });
+      loaded.unpack(g);
+      s.through(g, r, of, edges, to);
+      store(0, to);
     } else {
-      const Unpooled<T, Layout, K, Halo, 4> square(s, n, a, b, of, given);
-      each([&](int i, int h, int w) {
-        float to[V];
-        s.template through<kLrn, Halo>(square.g[i], n, h, w, of, to);
-        store(h, w, to);
-      });
+      Unpooled<K, kPoolFirst ? V : W> square;
+#pragma unroll kAtOnce
+      for (int e = 0; e < E * E; ++e) {
+        const int oh = nearest(a - e / E, p.OH), ow = nearest(b - e % E, p.OW);
+        const bool there = oh == a - e / E && ow == b - e % E;
+        const auto loaded = B::template load<B::Halo>(p.y, n, oh, ow, of);
+        const auto places =
+            B::template load<kPoolFirst ? 0 : B::Halo, uint8_t>(p.offsets, n, oh, ow, of);
+        float g[W];
+        loaded.unpack(g);
+        if constexpr (kPoolFirst) {
+          float to[V];
+          s.through(g, s.load_r(n, oh, ow, of), of, edges, to);
+          if (there) square.add(e, to, places);
+        } else {
+          if (there) square.add(e, g, places);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < S * S; ++i) {
+        if constexpr (kPoolFirst) {
+          store(i, square.g[i]);
+        } else {
+          if (!B::kShares && !inside(i)) continue;  // with what is shared, there is a barrier
+          float to[V];
+          const auto r = s.load_r(n, nearest(h + i / S, p.H), nearest(w + i % S, p.W), of);
+          s.through(square.g[i], r, of, edges, to);
+          store(i, to);
+        }
+      }
     }
   }
   if (sums) add_up(sum, of, part, s.parts, sums);
@@ -200,7 +239,7 @@ struct Launch {
 
   template <bool kLrn, int K, bool kPoolFirst>
   void squares() const {
-    const Backward<T, Layout> s(p, Square<K>::S);
+    const Backward<T, Layout, kLrn> s(p, Square<K>::S);
     constexpr auto kernel = &each_square<T, Layout, kLrn, K, kPoolFirst>;
     FASTCNN_LAUNCH(kernel, dim3(s.chunks * s.parts), s.block(), 0, stream, s, sums);
     check(cudaGetLastError(), "fastcnn::cuda::special::each_square");
@@ -218,9 +257,9 @@ void backward(const EpilogueParams& p, cudaStream_t stream, double* sums) {
 
 int64_t parts(const EpilogueParams& p) {
   int64_t parts = 0;
-  select(p, [&](auto* type, auto layout, auto, auto k) {
+  select(p, [&](auto* type, auto layout, auto lrn, auto k) {
     using T = std::remove_pointer_t<decltype(type)>;
-    parts = Backward<T, decltype(layout)>(p, Square<k.value>::S).parts;
+    parts = Backward<T, decltype(layout), lrn.value>(p, Square<k.value>::S).parts;
   });
   return parts;
 }

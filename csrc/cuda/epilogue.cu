@@ -37,6 +37,18 @@ __global__ void add_parts(const double* sums, int64_t parts, T* bias) {
 
 }  // namespace
 
+bool runs_on(int device) {
+  const DeviceGuard guard(device);
+  cudaFuncAttributes attributes;
+  const auto kernel = reinterpret_cast<const void*>(&add_parts<float>);
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaErrorNoKernelImageForDevice && error != cudaErrorInvalidDeviceFunction)
+    check(error, "cudaFuncGetAttributes");
+  else
+    cudaGetLastError();  // else the next launch would be blamed for it
+  return error == cudaSuccess;
+}
+
 void epilogue_forward(const EpilogueParams& p, int device, uintptr_t stream) {
   check_params(p);
   const DeviceGuard guard(device);

@@ -9,6 +9,9 @@
 
 namespace fastcnn::cuda {
 
+// Whether the extension has code for a device.
+bool runs_on(int device);
+
 // device: the one that the tensors are on; stream: a cudaStream_t of it.
 void epilogue_forward(const EpilogueParams& p, int device, uintptr_t stream);
 

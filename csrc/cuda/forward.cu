@@ -25,7 +25,7 @@ struct Forward : Lanes<T, Layout> {
   template <int Halo>
   __device__ void load_bias(const Channels& of, float (&bias)[V + 2 * Halo]) const {
 #pragma unroll
-    for (int i = 0; i < V + 2 * Halo; ++i) bias[i] = 0;
+    for (int i = 0; i < V + 2 * Halo; ++i) bias[i] = -0.0f;  // which leaves even -0 as it is
     if (p.bias) Loaded<T, Layout, V, Halo>(static_cast<const T*>(p.bias), 1, of).unpack(bias);
   }
 
@@ -49,7 +49,8 @@ struct Forward : Lanes<T, Layout> {
 // All but pooling after an LRN: an output pixel's channels from the inputs under it, whose overlap
 // with the next pixel's comes from L1.
 template <class T, class Layout, bool kLrn, int K, bool kSave>
-__global__ void __launch_bounds__(kThreads, 2) each_output(Forward<T, Layout> s) {
+__global__ void __launch_bounds__(kThreads, kLrn && K && !Layout::channels_last ? 1 : 2)
+    each_output(Forward<T, Layout> s) {
   using F = Forward<T, Layout>;
   constexpr int V = F::V, H = kLrn ? F::H : 0, W = V + 2 * H;
   const EpilogueParams& p = s.p;
@@ -136,6 +137,36 @@ struct Walk {
   }
 };
 
+// Vectors of values in shared memory, in planes of 16 bytes of each: threads side by side then
+// reach all banks.
+template <class S, int V>
+struct Tile {
+  using Part = Words<float, 4>;
+  static constexpr int kParts = sizeof(Words<S, V>) / sizeof(Part);
+  Part* parts;
+  int vectors;
+
+  __device__ void store(int i, const Words<S, V>& from) const {
+#pragma unroll
+    for (int k = 0; k < kParts; ++k) {
+      Part part;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) part.at[j] = from.at[4 * k + j];
+      parts[k * vectors + i] = part;
+    }
+  }
+  __device__ Words<S, V> load(int i) const {
+    Words<S, V> to;
+#pragma unroll
+    for (int k = 0; k < kParts; ++k) {
+      const Part part = parts[k * vectors + i];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) to.at[4 * k + j] = part.at[j];
+    }
+    return to;
+  }
+};
+
 // LRN, then 3/2 pooling: each LRN value of a tile once, into shared memory; then the pooled ones
 // from there. S: the type they wait in; rounded ones where only the largest's value is wanted.
 template <class T, class Layout, bool kSave>
@@ -145,7 +176,6 @@ __global__ void __launch_bounds__(kThreads, Layout::blocks)
   using S = std::conditional_t<kSave, float, T>;
   constexpr int V = F::V, H = F::H;
   FASTCNN_SHARED(float4, shared);
-  auto* tile = reinterpret_cast<Words<S, V>*>(shared);
   const EpilogueParams& p = s.p;
 
   unsigned block = blockIdx.x;
@@ -160,10 +190,8 @@ __global__ void __launch_bounds__(kThreads, Layout::blocks)
   const Span rows(row, row_end, int(p.OH), int(p.H), int(p.pool.ph));
   const Span columns(column, column_end, int(p.OW), int(p.W), int(p.pool.pw));
   const int width = columns.end - columns.begin;
-  const auto in_tile = [&](int h, int w) -> const Words<S, V>& {
-    return tile[((h - rows.begin) * width + w - columns.begin) * int(blockDim.x) +
-                int(threadIdx.x)];
-  };
+  const int pixels = (rows.end - rows.begin) * width;
+  const Tile<S, V> tile{reinterpret_cast<Words<float, 4>*>(shared), pixels * int(blockDim.x)};
 
   // The next pixel is asked for while this one is computed.
   const Walk first(int(threadIdx.y), rows.begin, columns.begin, columns.end);
@@ -177,14 +205,14 @@ __global__ void __launch_bounds__(kThreads, Layout::blocks)
       const auto a = next;
       const Walk here = at;
       at.advance(step, columns.begin, columns.end);
-      if (at.h < rows.end) next = F::template load<H>(p.x, n, at.h, at.w, of);
+      next = F::template load<H>(p.x, n, min(at.h, rows.end - 1), at.w, of);
 
       float r[V + 2 * H], o[V];
       s.template rectified<H>(a, bias, r);
       if (kSave && p.r.data && here.h < rows.own_end && here.w < columns.own_end)
         F::store(p.r, n, here.h, here.w, of, r + H);
       s.normalised(r, o);
-      tile[to] = Words<S, V>(o);
+      tile.store(to, Words<S, V>(o));
     }
   }
   __syncthreads();
@@ -195,9 +223,21 @@ __global__ void __launch_bounds__(kThreads, Layout::blocks)
     const int down = i / tiles.columns, oh = row + down, ow = column + i - down * tiles.columns;
     if (ow >= column_end) continue;
     const Window<3> window(p, oh, ow);
+    const auto visit_all = [&](auto visit) {
+      if (window.inside()) {  // as most are: without asking for each place
+#pragma unroll
+        for (int j = 0; j < 9; ++j) visit(j, window.h + j / 3, window.w + j % 3);
+      } else {
+        window.each(visit);
+      }
+    };
+    const auto in_tile = [&](int h, int w) {
+      const int pixel = (h - rows.begin) * width + w - columns.begin;
+      return tile.load(pixel * int(blockDim.x) + int(threadIdx.x));
+    };
     if constexpr (kSave) {
       Largest<V, true> best(window.first());
-      window.each([&](int place, int h, int w) {
+      visit_all([&](int place, int h, int w) {
         float o[V];
         in_tile(h, w).unpack(o);
         best.take(o, place);
@@ -206,13 +246,7 @@ __global__ void __launch_bounds__(kThreads, Layout::blocks)
       F::store(p.y, n, oh, ow, of, best.value);
     } else {
       Words<T, V> best = lowest<T, V>();
-      if (window.inside()) {  // as most are: without asking for each place
-#pragma unroll
-        for (int j = 0; j < 9; ++j)
-          best = larger(best, in_tile(window.h + j / 3, window.w + j % 3));
-      } else {
-        window.each([&](int, int h, int w) { best = larger(best, in_tile(h, w)); });
-      }
+      visit_all([&](int, int h, int w) { best = larger(best, in_tile(h, w)); });
       F::store(p.y, n, oh, ow, of, best);
     }
   }

@@ -2,8 +2,8 @@
 // get in and out is the layout's business, and the only thing in which the layouts differ.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 #include "../params.h"
@@ -12,13 +12,6 @@
 namespace fastcnn::cuda::special {
 
 constexpr int kThreads = 256;
-
-template <class To, class From>
-__device__ To bits(const From& from) {
-  To to;
-  memcpy(static_cast<void*>(&to), &from, sizeof to);
-  return to;
-}
 
 // Values that lie side by side, moved by accesses of at most 16 bytes.
 template <class T, int W>
@@ -34,14 +27,14 @@ template <class T, int W>
 struct __attribute__((may_alias, aligned(W * sizeof(T) < 16 ? W * sizeof(T) : 16))) Words {
   uint32_t at[W * sizeof(T) / 4];
 
-  __device__ Words() = default;
+  Words() = default;
   __device__ explicit Words(const float* from) {
 #pragma unroll
     for (int i = 0; i < W * int(sizeof(T)) / 4; ++i)
       if constexpr (sizeof(T) == 4)
         at[i] = bits<uint32_t>(from[i]);
       else
-        at[i] = bits<uint32_t>(Element<T>::put(from[2 * i], from[2 * i + 1]));
+        at[i] = bits<uint32_t>(Element<T>::put_two(from[2 * i], from[2 * i + 1]));
   }
 
   __device__ void unpack(float* to) const {
@@ -50,7 +43,7 @@ struct __attribute__((may_alias, aligned(W * sizeof(T) < 16 ? W * sizeof(T) : 16
       if constexpr (sizeof(T) == 4) {
         to[i] = bits<float>(at[i]);
       } else {
-        const float2 two = Element<T>::get(bits<typename Element<T>::Pair>(at[i]));
+        const float2 two = Element<T>::get_two(at[i]);
         to[2 * i] = two.x, to[2 * i + 1] = two.y;
       }
   }
@@ -190,30 +183,35 @@ struct Lanes {
   static constexpr int H = 2;  // neighbours that an LRN of 5 sees on either side
 
   EpilogueParams p;
-  int group, per_group, vectors, chunks;  // channels; vectors of a group; in all; blocks for those
-  float alpha, slope, k;                  // d = k + alpha sum of r^2; the gradient's 2 beta alpha
+  int group, per_group, vectors;  // channels of an LRN group; vectors of one; all vectors
+  int chunks, width;              // blocks for all vectors; vectors of a block
+  float alpha, slope, k;          // d = k + alpha sum of r^2; the gradient's 2 beta alpha
 
-  explicit Lanes(const EpilogueParams& params)
+  // whole: whether the vectors of a group stay in one block.
+  explicit Lanes(const EpilogueParams& params, bool whole = false)
       : p(params),
         group(int(p.C / p.lrn.groups)),
         per_group((group + V - 1) / V),
         vectors(per_group * int(p.lrn.groups)),
-        chunks((vectors + Layout::vectors - 1) / Layout::vectors),
         alpha(p.lrn.size ? float(p.lrn.alpha / double(p.lrn.size)) : 0),
         slope(float(2 * p.lrn.beta) * alpha),
-        k(float(p.lrn.k)) {}
-
-  dim3 block() const {
-    const int x = (vectors + chunks - 1) / chunks;
-    return dim3(x, kThreads / x);
+        k(float(p.lrn.k)) {
+    const int unit = whole ? per_group : 1, units = vectors / unit;
+    const int most = std::max(1, Layout::vectors / unit);
+    chunks = (units + most - 1) / most;
+    width = (units + chunks - 1) / chunks * unit;
   }
 
-  // chunk: which of the chunks of vectors. Where there are fewer vectors than threads, no channels.
+  dim3 block() const { return dim3(width, kThreads / width); }
+
+  // chunk: which of the chunks of vectors. Where there are fewer vectors than threads, none of
+  // them, at the first.
   __device__ Channels channels(int chunk) const {
     const int vector = chunk * int(blockDim.x) + int(threadIdx.x);
+    if (vector >= vectors) return {0, 0, 0};
     const int begin = vector / per_group * group;
     const int c = begin + vector % per_group * V;
-    return {c, begin, vector < vectors ? begin + group : begin};
+    return {c, begin, begin + group};
   }
 
   // The channel 0 of a pixel; within an image 32 bits count.

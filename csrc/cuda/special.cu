@@ -48,6 +48,8 @@ bool fits_layout(const EpilogueParams& p) {
   for (const Tensor* t : {&p.x, &p.y, &p.r, &p.offsets})
     if (!reaches(p, *t, p.H, p.W)) return false;
   if (!p.channels_last) return true;
+  const int64_t vectors = p.C / p.lrn.groups / width;  // a group's are one block's in backward
+  if (p.lrn.size && vectors > kThreads / 2) return false;
   return p.C / p.lrn.groups % width == 0 && reinterpret_cast<uintptr_t>(p.bias) % 16 == 0 &&
          aligned(p, p.x, width, bytes, p.H, p.W) && aligned(p, p.y, width, bytes, p.OH, p.OW) &&
          aligned(p, p.r, width, bytes, pool_first ? p.OH : p.H, pool_first ? p.OW : p.W) &&
@@ -57,10 +59,11 @@ bool fits_layout(const EpilogueParams& p) {
 }  // namespace
 
 bool fits(const EpilogueParams& p) {
+  const bool tiled = p.lrn.size && p.pool.kh && !p.pool.first;
   const int64_t most = int64_t(1) << 30;  // pixels, channels and blocks are counted in 32 bits
   return p.dtype != Dtype::f64 && fits_lrn(p.lrn) && fits_pool(p) && fits_layout(p) && p.C < most &&
          p.N * p.OH * p.OW < most && p.N * (p.H + 2) * (p.W + 2) < most &&
-         p.N * p.C * p.OH * p.OW < kThreads * most;
+         p.N * p.OH * p.OW * (p.C / 4 + p.lrn.groups) < (tiled ? 2 : kThreads) * most;
 }
 
 }  // namespace fastcnn::cuda::special

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ..stages import LRN, MaxPool, Stages
+from ..stages import LRN, MaxPool, Stages, check, memory_format
+from .reference import convolve
 
 _NAMES = {
     torch.float32: "float32",
@@ -92,3 +93,34 @@ def params(
         0 if bias is None else bias.data_ptr(),
         threads,
     )
+
+
+def in_chunks(
+    empty: Callable[..., Tensor],
+    run: Callable[..., None],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    conv: Sequence[Any],
+    stages: Stages,
+    save: bool,
+    images: int,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """A block by so many images at a time, convolved in weight's dtype.
+
+    empty: as allocate has it; run: fills y, r and offsets, given the convolution's part and its format.
+    """
+    outputs: tuple[Tensor, Tensor | None, Tensor | None] | None = None
+    for start in range(0, x.shape[0], images):
+        part = slice(start, start + images)
+        a = convolve(x[part].to(weight.dtype), weight, conv).to(x.dtype)
+        if outputs is None:
+            check(a, bias, stages)
+            format = memory_format(a)
+            keep = save and stages.lrn is not None
+            outputs = allocate(empty, (x.shape[0], *a.shape[1:]), a.dtype, format, stages, keep, save)
+        y, r, offsets = (None if t is None else t[part] for t in outputs)
+        assert y is not None
+        run(a, bias, stages, format, y, r, offsets)
+    assert outputs is not None  # an empty batch is not in chunks
+    return outputs

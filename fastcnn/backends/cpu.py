@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .. import _native
 from ..stages import DTYPES, Stages, check, memory_format
-from ._launch import allocate, params
+from ._launch import allocate, in_chunks, params
 from .reference import conv_output_size, convolve, convolve_then
 
 
@@ -154,41 +154,16 @@ def _images_at_once(values: int, dtype: torch.dtype) -> int:
 def conv_block_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    same = x.dtype == weight.dtype  # if not, the convolution refuses
-    inner = _convolves_in(x.dtype) if same else x.dtype
+    if x.dtype != weight.dtype:
+        return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)  # where torch refuses
+    inner = _convolves_in(x.dtype)
     image = weight.shape[0] * math.prod(conv_output_size(x, weight, conv))
     images = _images_at_once(image, x.dtype)
     if images < x.shape[0] or (inner != x.dtype and x.shape[0]):
-        return _in_chunks(x, weight.to(inner), bias, conv, stages, save, images)
+        return in_chunks(_empty, _run, x, weight.to(inner), bias, conv, stages, save, images)
     if _best_by_torch(image * x.shape[0], x.dtype, stages, save):
         # oneDNN adds the bias as it writes: nothing is left but a ReLU in place, and pooling a few values.
         y = convolve(x, weight, conv, bias)
         check(y, bias, stages)
         return _by_torch(y, stages, overwrite=True), None, None
     return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)
-
-
-def _in_chunks(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    conv: Sequence[Any],
-    stages: Stages,
-    save: bool,
-    images: int,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """So many images at a time, convolved in weight's dtype."""
-    outputs: tuple[Tensor, Tensor | None, Tensor | None] | None = None
-    for start in range(0, x.shape[0], images):
-        part = slice(start, start + images)
-        a = convolve(x[part].to(weight.dtype), weight, conv).to(x.dtype)
-        if outputs is None:
-            check(a, bias, stages)
-            format = memory_format(a)
-            keep = save and stages.lrn is not None
-            outputs = allocate(_empty, (x.shape[0], *a.shape[1:]), a.dtype, format, stages, keep, save)
-        y, r, offsets = (None if t is None else t[part] for t in outputs)
-        assert y is not None
-        _run(a, bias, stages, format, y, r, offsets)
-    assert outputs is not None  # an empty batch is not in chunks
-    return outputs

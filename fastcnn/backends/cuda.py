@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +12,8 @@ from torch import Tensor
 
 from .. import _native
 from ..stages import DTYPES, Stages, memory_format
-from ._launch import allocate, params
-from .reference import convolve_then
+from ._launch import allocate, in_chunks, params
+from .reference import conv_output_size, convolve_then
 
 
 def missing_reason() -> str | None:
@@ -29,7 +31,21 @@ def unsupported_reason(x: Tensor, stages: Stages) -> str | None:
         return reason
     if x.device.type != "cuda":
         return f"input is on {x.device}, not on a GPU"
-    return None if x.dtype in DTYPES else f"input is {x.dtype}, not one of {DTYPES}"
+    if x.dtype not in DTYPES:
+        return f"input is {x.dtype}, not one of {DTYPES}"
+    return _no_code_reason(x.get_device())
+
+
+@functools.cache
+def _no_code_reason(device: int) -> str | None:
+    native = _native.load()
+    if native.cuda_runs_on(device):
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return (
+        f"the extension has code for {native.cuda_architectures()}, not for cuda:{device}, which is "
+        f"sm_{major}{minor}; reinstall on a machine with this GPU, or with CUDAARCHS={major}{minor} set"
+    )
 
 
 def _where(x: Tensor) -> tuple[int, int]:
@@ -37,20 +53,38 @@ def _where(x: Tensor) -> tuple[int, int]:
     return x.get_device(), torch.cuda.current_stream(x.device).cuda_stream
 
 
+def _empty_on(device: torch.device) -> Callable[..., Tensor]:
+    def empty(shape: Sequence[int], dtype: torch.dtype, format: torch.memory_format) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device, memory_format=format)
+
+    return empty
+
+
 def epilogue_forward(
     x: Tensor, bias: Tensor | None, stages: Stages, save: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    def empty(shape: Sequence[int], dtype: torch.dtype, format: torch.memory_format) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=x.device, memory_format=format)
-
     keep = save and stages.residual(bias is not None) == "r"
     format = memory_format(x)
-    y, r, offsets = allocate(empty, x.shape, x.dtype, format, stages, keep, save)
-    if x.numel():
-        bias = bias if bias is None else bias.contiguous()
-        p = params(x, y, r, offsets, bias, stages, format)
-        _native.load().cuda_epilogue_forward(p, *_where(x))
-    return y, r, offsets
+    outputs = allocate(_empty_on(x.device), x.shape, x.dtype, format, stages, keep, save)
+    _run(x, bias, stages, format, *outputs)
+    return outputs
+
+
+def _run(
+    x: Tensor,
+    bias: Tensor | None,
+    stages: Stages,
+    format: torch.memory_format,
+    y: Tensor,
+    r: Tensor | None,
+    offsets: Tensor | None,
+) -> None:
+    """Fill y, r and offsets, which are laid out in this format; x and bias may have any strides."""
+    if x.numel() == 0:
+        return
+    bias = bias if bias is None else bias.contiguous()
+    p = params(x, y, r, offsets, bias, stages, format)
+    _native.load().cuda_epilogue_forward(p, *_where(x))
 
 
 def epilogue_backward(
@@ -65,6 +99,8 @@ def epilogue_backward(
     grad_x = torch.empty(size, dtype=grad_y.dtype, device=grad_y.device, memory_format=format)
     grad_bias = grad_y.new_zeros(size[1]) if need_bias else None
     if grad_x.numel():
+        # After a flatten, say, in another format: vectors need the channels side by side.
+        grad_y = grad_y.contiguous(memory_format=format)
         native = _native.load()
         p = params(grad_x, grad_y, r, offsets, grad_bias, stages, format)
         parts = size[1] * native.cuda_bias_parts(p) if need_bias else 0
@@ -73,7 +109,21 @@ def epilogue_backward(
     return grad_x, grad_bias
 
 
+# How much of L2 a part of the convolution's output may take, so that the epilogue finds it there: half, since
+# the part before is still being written back. By reasoning: bench/gpu.py times other shares.
+_L2_SHARE = 0.5
+
+
+@functools.cache
+def _chunk_bytes(device: int) -> int:
+    return int(_L2_SHARE * torch.cuda.get_device_properties(device).L2_cache_size)
+
+
 def conv_block_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    image = weight.shape[0] * math.prod(conv_output_size(x, weight, conv)) * x.dtype.itemsize
+    images = max(1, _chunk_bytes(x.get_device()) // max(1, image))
+    if images < x.shape[0] and x.dtype == weight.dtype:
+        return in_chunks(_empty_on(x.device), _run, x, weight, bias, conv, stages, save, images)
     return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)

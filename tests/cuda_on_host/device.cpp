@@ -9,9 +9,15 @@ cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 const char* cudaGetErrorName(cudaError_t) { return ""; }
 const char* cudaGetErrorString(cudaError_t) { return ""; }
 
+extern "C" cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) {
+  return cudaSuccess;
+}
+
 namespace fastcnn::cuda {
 
 int device_count() { return 1; }
+
+std::string architectures() { return "none"; }
 
 std::string describe() { return "kernels on the host, for tests"; }
 
