@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from gpu_cases import MAIN, MAX_AUTOTUNE, STAGES, TWO, Sizes, keywords
@@ -15,6 +16,9 @@ from torch import Tensor
 from torch.nn import functional as TF
 
 from fastcnn import functional as F
+from fastcnn.backends import cuda
+from fastcnn.backends._space_to_depth import rearranged
+from fastcnn.backends.reference import convolve
 from fastcnn.stages import Stages
 from fastcnn.testing import plain_epilogue
 
@@ -84,19 +88,6 @@ def searching(fn: Run) -> Run:
     return run
 
 
-def space_to_depth(x: Tensor, padding: int = 0, side: int = 4) -> Tensor:
-    """F.pixel_unshuffle of x with zeros around it, and after it until whole squares cover it.
-
-    In channels_last, by one copy besides the padding. With stride 4, a convolution of x is one with
-    stride 1 of the result, by a weight that went through this too.
-    """
-    end = padding + -(x.shape[-1] + 2 * padding) % side
-    padded = TF.pad(x, (padding, end, padding, end))
-    n, c, h, w = padded.shape
-    squares = padded.view(n, c, h // side, side, w // side, side).permute(0, 2, 4, 1, 3, 5)
-    return squares.reshape(n, h // side, w // side, c * side**2).permute(0, 3, 1, 2)
-
-
 def convolution_row(block: Block, dtype: torch.dtype) -> Row:
     """The convolution alone, which the epilogue can't make faster."""
     nchw, last = block.tensors(dtype, CONTIGUOUS)[:2], block.tensors(dtype, LAST)[:2]
@@ -105,17 +96,12 @@ def convolution_row(block: Block, dtype: torch.dtype) -> Row:
         "channels_last": partial(block.convolve, *last),
     }
     if block.stride == 4:
-        x, (squares, weight) = last[0], (space_to_depth(last[0], block.padding), space_to_depth(last[1]))
-        runs["space to depth"] = lambda: TF.conv2d(space_to_depth(x, block.padding), weight)
+        conv = ((4, 4), (block.padding,) * 2, (1, 1), 1)
+        squares, weight, _ = rearranged(*last, conv)
+        runs["space to depth"] = lambda: convolve(*rearranged(*last, conv))
         runs["space to depth done before"] = lambda: TF.conv2d(squares, weight)
     runs |= {f"{name}, cudnn.benchmark": searching(fn) for name, fn in runs.items()}
     return race(runs, dtype, reference="NCHW")
-
-
-def in_chunks(block: Block, images: int, x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
-    for at in range(0, len(x), images):
-        out[at : at + images] = block.fused(x[at : at + images], weight, bias)
-    return out
 
 
 def chunks_row(block: Block, dtype: torch.dtype) -> Row:
@@ -123,17 +109,13 @@ def chunks_row(block: Block, dtype: torch.dtype) -> Row:
 
     From CUDA graphs: launching so much from Python would take longer than the work.
     """
-    tensors = block.tensors(dtype, LAST)
-    image_bytes = block.convolve(tensors[0][:1], tensors[1]).nbytes
-    l2 = torch.cuda.get_device_properties(DEVICE).L2_cache_size
-    images = {f"{part} of L2": max(1, int(part * l2 / image_bytes)) for part in (1 / 8, 1 / 4, 1 / 2, 1)}
-    whole = partial(block.fused, *tensors)
-    out = whole()
-    runs = {
-        name: graphed(partial(in_chunks, block, n, *tensors, torch.empty_like(out)))
-        for name, n in images.items()
-    }
-    return race({"whole": graphed(whole), **runs}, dtype, reference="whole") | {"images": images}
+    tensors, l2 = block.tensors(dtype, LAST), torch.cuda.get_device_properties(DEVICE).L2_cache_size
+    shares = {"whole": 1 << 20} | {f"{share} of L2": share for share in (1 / 8, 1 / 4, 1 / 2, 1)}
+    runs = {}
+    for name, share in shares.items():
+        with mock.patch.object(cuda, "_chunk_bytes", lambda _, share=share: int(share * l2)):
+            runs[name] = graphed(partial(block.fused, *tensors))
+    return race(runs, dtype, reference="whole")
 
 
 def settings() -> Row:
