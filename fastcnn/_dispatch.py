@@ -9,10 +9,10 @@ from torch.autograd import forward_ad
 _Keys = torch._C.DispatchKeySet
 _Key = torch._C.DispatchKey
 
-# What lies between a call on plain CPU tensors and its kernel when there is no gradient to record.
-_TRANSPARENT = (
-    _Keys(_Key.CPU) | _Keys(_Key.AutogradCPU) | _Keys(_Key.ADInplaceOrView) | _Keys(_Key.BackendSelect)
-)
+# What lies between a call on plain tensors and its kernel when there is no gradient to record.
+_TRANSPARENT = _Keys(_Key.ADInplaceOrView) | _Keys(_Key.BackendSelect)
+for _key in (_Key.CPU, _Key.AutogradCPU, _Key.CUDA, _Key.AutogradCUDA):
+    _TRANSPARENT = _TRANSPARENT | _Keys(_key)
 _NOTHING = (_TRANSPARENT - _TRANSPARENT).raw_repr()
 _TYPES = (Tensor, torch.nn.Parameter)
 
@@ -28,7 +28,7 @@ def transforms() -> bool:
 
 
 def idle(*tensors: Tensor | None) -> bool:
-    """Whether an op on these tensors would go straight to its CPU kernel.
+    """Whether an op on these tensors would go straight to its kernel.
 
     True for plain tensors with nothing to record: no autocast, transform, tracing, compilation, mode,
     profiler or subclass. Two ops written in Python take 30 to 60 µs to dispatch, more than the work on a

@@ -133,6 +133,16 @@ def test_gradients_where_a_power_alone_leaves_the_type(format, value, k):
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_gradients_vanish_where_the_sum_of_squares_overflows(device, format):
+    x = torch.full((1, 8, 5, 5), 1e25, device=device).contiguous(memory_format=format).requires_grad_()
+    for stages in (Stages(lrn=LRN(5)), Stages(lrn=LRN(5), pool=MaxPool(3, 2))):
+        y = F.epilogue(x, lrn=stages.lrn, pool=stages.pool)
+        (grad,) = torch.autograd.grad(y.sum(), x)
+        assert not y.any()
+        assert not grad.any()
+
+
+@pytest.mark.parametrize("format", FORMATS)
 def test_an_infinite_bias_makes_nan_as_in_torch(device, format):
     x = torch.randn(2, 32, 20, 20, device=device).contiguous(memory_format=format)
     x[:, ::2, ::4, ::4] = -float("inf")
