@@ -9,11 +9,12 @@ from torch.autograd import forward_ad
 _Keys = torch._C.DispatchKeySet
 _Key = torch._C.DispatchKey
 
-# What lies between a call on plain tensors and its kernel when there is no gradient to record.
+# What lies between a call on plain tensors and its kernel when there is no gradient to record; and what is left
+# without that, which is the device.
 _TRANSPARENT = _Keys(_Key.ADInplaceOrView) | _Keys(_Key.BackendSelect)
 for _key in (_Key.CPU, _Key.AutogradCPU, _Key.CUDA, _Key.AutogradCUDA):
     _TRANSPARENT = _TRANSPARENT | _Keys(_key)
-_NOTHING = (_TRANSPARENT - _TRANSPARENT).raw_repr()
+_DEVICES = {(_Keys(key) - _Keys(key)).raw_repr() for key in (_Key.CPU, _Key.CUDA)}
 _TYPES = (Tensor, torch.nn.Parameter)
 
 
@@ -45,4 +46,4 @@ def idle(*tensors: Tensor | None) -> bool:
         if type(t) not in _TYPES or (grad and t.requires_grad):
             return False
         keys = keys | torch._C._dispatch_keys(t)
-    return (keys - torch._C._dispatch_tls_local_exclude_set() - _TRANSPARENT).raw_repr() == _NOTHING
+    return (keys - torch._C._dispatch_tls_local_exclude_set() - _TRANSPARENT).raw_repr() in _DEVICES
