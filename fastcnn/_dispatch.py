@@ -9,8 +9,8 @@ from torch.autograd import forward_ad
 _Keys = torch._C.DispatchKeySet
 _Key = torch._C.DispatchKey
 
-# What lies between a call on plain tensors and its kernel when there is no gradient to record; and what is left
-# without that, which is the device.
+# What lies between a call on plain tensors and its kernel when there is no gradient to record; and what is
+# left without that, which is the device.
 _TRANSPARENT = _Keys(_Key.ADInplaceOrView) | _Keys(_Key.BackendSelect)
 for _key in (_Key.CPU, _Key.AutogradCPU, _Key.CUDA, _Key.AutogradCUDA):
     _TRANSPARENT = _TRANSPARENT | _Keys(_key)
