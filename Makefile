@@ -61,7 +61,7 @@ sanitize: .venv/built  ## run the kernels, CUDA's too, on the CPU under AddressS
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" && \
 	  $(abspath $(BIN)/python) -c "from fastcnn._native import load; assert 'sanitize' in load().__file__" && \
 	  $(abspath $(BIN)/python) -m pytest tests/test_epilogue.py tests/test_properties.py \
-	    tests/test_cuda_on_host.py -k "not test_epilogue_follows_the_reference" $(ARGS)
+	    tests/test_cuda_on_host.py -k "not test_epilogue_follows_the_reference and not triton" $(ARGS)
 
 wheel: .venv/built  ## build the source distribution, and from it the wheel, into dist/
 	$(BIN)/python -m build --no-isolation
@@ -83,8 +83,9 @@ gpu:  ## on a machine with an NVIDIA GPU: build, test, sanitize and time all of 
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
 	$(PYTHON) bench/gpu.py $(ARGS)
 
-resources: .venv/built  ## write docs/cuda_resources.md from the compiled CUDA kernels
+resources: .venv/built  ## write docs/cuda_resources.md and triton_resources.md from the compiled kernels
 	$(BIN)/python bench/resources.py
+	$(BIN)/python bench/triton_resources.py
 
 clean:  ## remove everything that make made
 	rm -rf .venv build dist fastcnn.egg-info fastcnn/_C.*.so

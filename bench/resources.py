@@ -90,14 +90,15 @@ class Kernel(NamedTuple):
         return f"`{self.name}` {', '.join(words)}"
 
 
-def cuobjdump(*arguments: str) -> str:
-    """From the PATH, else the one that triton brings."""
+def cuobjdump(*arguments: str, file: str | None = None) -> str:
+    """What cuobjdump, from the PATH or else triton's own, says of a file, or of the extension."""
     spec = importlib.util.find_spec("triton")
-    brought = [Path(p) / "backends/nvidia/bin/cuobjdump" for p in spec.submodule_search_locations or ()]
+    places = spec.submodule_search_locations or () if spec else ()
+    brought = [Path(p) / "backends/nvidia/bin/cuobjdump" for p in places]
     tool = shutil.which("cuobjdump") or next((str(p) for p in brought if p.exists()), None)
     if tool is None:
         sys.exit("bench/resources.py needs cuobjdump, of CUDA or of triton's package, and found neither")
-    return run(tool, *arguments, _native.load().__file__)
+    return run(tool, *arguments, file or _native.load().__file__)
 
 
 def run(*command: str, input: str | None = None) -> str:

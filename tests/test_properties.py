@@ -1,4 +1,4 @@
-"""The cpu backend against the float64 reference over drawn shapes, strides, dtypes, stages and orders."""
+"""The cpu and triton backends against the float64 reference over drawn shapes, strides, dtypes, stages."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from fastcnn import LRN, MaxPool, _native
-from fastcnn.backends import cpu, reference
+from fastcnn.backends import cpu, reference, triton
 from fastcnn.stages import ORDERS, Stages, memory_format
 from fastcnn.testing import DTYPES, assert_within_twice, plain_epilogue
 
@@ -201,3 +201,14 @@ def test_every_instruction_set_follows_the_reference(isa, monkeypatch):
         check_backward(cpu, x, bias, stages, check_forward(cpu, x, bias, stages), case.generator)
 
     check()
+
+
+@pytest.mark.skipif(triton.missing_reason() is not None, reason=f"no Triton: {triton.missing_reason()}")
+@settings(max_examples=25, deadline=None, phases=PHASES)  # two seconds each, interpreted
+@given(cases())
+def test_triton_follows_the_reference(case):
+    (x, bias), stages = case.tensors("cuda" if torch.cuda.is_available() else "cpu"), case.stages
+    saved = check_forward(triton, x, bias, stages)
+    check_backward(triton, x, bias, stages, saved, case.generator)
+    if stages.pool:
+        check_offsets(x, bias, stages, saved[2])

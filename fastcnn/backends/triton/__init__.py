@@ -1,0 +1,72 @@
+"""Triton on a GPU, NVIDIA's or AMD's; or in Triton's interpreter on the CPU, for tests."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...stages import DTYPES, Stages
+from ..reference import convolve_then
+
+
+def _interprets() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def missing_reason() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if torch.cuda.is_available() or _interprets():
+        return None
+    return (
+        "torch sees no GPU; with TRITON_INTERPRET=1 in the environment it runs on the CPU, slowly, for tests"
+    )
+
+
+def unsupported_reason(x: Tensor, stages: Stages) -> str | None:
+    reason = missing_reason()
+    if reason is not None:
+        return reason
+    if x.device.type != "cuda" and not _interprets():
+        return f"input is on {x.device}, not on a GPU"
+    if x.dtype not in DTYPES:
+        return f"input is {x.dtype}, not one of {DTYPES}"
+    lrn = stages.lrn
+    if lrn is not None and (lrn.k < 0 or lrn.alpha < 0):
+        return f"LRN's k and alpha must not be negative, but are {lrn.k} and {lrn.alpha}"
+    return None
+
+
+def epilogue_forward(
+    x: Tensor, bias: Tensor | None, stages: Stages, save: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    from . import epilogue
+
+    return epilogue.forward(x, bias, stages, save)
+
+
+def epilogue_backward(
+    grad_y: Tensor,
+    r: Tensor | None,
+    offsets: Tensor | None,
+    stages: Stages,
+    size: Sequence[int],
+    format: torch.memory_format,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor | None]:
+    from . import epilogue
+
+    return epilogue.backward(grad_y, r, offsets, stages, size, format, need_bias)
+
+
+def conv_block_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)
