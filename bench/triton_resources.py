@@ -24,7 +24,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastcnn import LRN, MaxPool
-from fastcnn.backends.triton import epilogue
+from fastcnn.backends.reference import conv_output_size
+from fastcnn.backends.triton import conv, epilogue
 from fastcnn.stages import Stages
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "triton_resources.md"
@@ -52,8 +53,10 @@ INTRODUCTION = """\
 
 Compiled ahead of time, without a GPU, by `python bench/triton_resources.py`; CI compares. Triton {version}.
 
-Registers of a thread, for AMD's gfx942 vector registers; blocks of {block} values on four warps. None spills,
-or the command fails.
+Registers of a thread, for AMD's gfx942 vector registers; epilogues in blocks of {block} values on four warps.
+For convolution blocks also the number of matrix instructions (HGMMA, HMMA, tcgen05, MFMA) and, where there
+are any, of accesses to spilled registers. Where an epilogue spills, or a convolution in 16 bits has no matrix
+instruction, the command fails.
 
 | kernel | {targets} |
 |---|{dashes}|
@@ -98,21 +101,92 @@ def source(case: Case) -> ASTSource:
     return ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()})
 
 
-def registers(case: Case, target: GPUTarget) -> int:
-    """Of a thread; RuntimeError where some are spilled."""
-    code = triton.compile(source(case), target=target).asm
+class Block(NamedTuple):
+    """A convolution and its stages; stride 1, since strides of few channels go by space to depth."""
+
+    name: str
+    x: tuple[int, ...]
+    weight: tuple[int, ...]
+    padding: int
+    groups: int
+    stages: str
+    dtype: str
+    training: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.stages}; {'training' if self.training else 'inference'}; {self.dtype}"
+
+
+def blocks() -> Iterator[Block]:
+    conv1 = ("AlexNet's first", (2, 48, 57, 57), (96, 48, 3, 3), 0, 1, "relu, lrn, pool 3/2")
+    conv2 = ("AlexNet's second", (2, 96, 27, 27), (256, 48, 5, 5), 2, 2, "relu, lrn, pool 3/2")
+    whole = ("CaffeNet's second, LRN across", (2, 96, 27, 27), (256, 96, 5, 5), 2, 1, "relu, pool 3/2, lrn")
+    lenet = ("LeNet-5's second", (2, 6, 14, 14), (16, 6, 5, 5), 0, 1, "relu, pool 2/2")
+    for block, dtype, training in product((conv1, conv2, whole, lenet), ("bf16", "fp32"), (False, True)):
+        yield Block(*block, dtype, training)
+
+
+def block_source(block: Block) -> tuple[ASTSource, dict[str, int]]:
+    """The kernel, and how it is compiled."""
+    stages, dtype = STAGES[block.stages], DTYPES[block.dtype]
+    x, weight = (torch.empty(size, dtype=dtype, device="meta") for size in (block.x, block.weight))
+    how = ((1, 1), (block.padding,) * 2, (1, 1), block.groups)
+    shape = (block.x[0], block.weight[0], *conv_output_size(x, weight, how))
+    values = conv.arguments(x, weight, how, stages, shape, x.new_empty(stages.output_shape(shape)))
+    options = {name: values.pop(name) for name in ("num_warps", "num_stages")}
+    if not (block.training and stages.lrn):
+        values["r"] = None
+    if not block.training:
+        values["offsets"] = None
+    types: dict[str, Any] = {name: f"*{block.dtype}" for name in ("x", "weight", "bias", "y", "r")}
+    types |= {"offsets": "*u8", "scratch": "*fp32"}
+    types |= {name: ("i32",) * 4 for name in ("strides", "y_strides", "r_strides")}
+    types |= {
+        "size": ("i32",) * 7,
+        "conv": ("i32",) * 6,
+        "padding": ("i32",) * 2,
+        "tiles": ("i32",) * 3,
+        "parts": ("i32",) * 2,
+    }
+    kernel = conv.block_kernel
+    constants = {n: values[n] for n in kernel.arg_names if n in values and n not in types} | {
+        n: None for n in ("r", "offsets") if n in values
+    }
+    signature = {n: "constexpr" if n in constants else types[n] for n in kernel.arg_names}
+    source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()})
+    return source, options
+
+
+MATRIX = r"\b(?:HGMMA|HMMA|UTC\w*MMA|v_mfma)\w*"
+
+
+def registers(case: Case | Block, target: GPUTarget) -> str:
+    """Of a thread, and for a block the numbers of matrix instructions and of accesses to spilled ones.
+
+    Raises:
+        RuntimeError: an epilogue spills, or a block has no matrix instruction in 16 bits.
+    """
+    source_, options = block_source(case) if isinstance(case, Block) else (source(case), {})
+    code = triton.compile(source_, target=target, options=options).asm
     if target.backend == "hip":
-        found = dict(re.findall(r"\.(\w+_count):\s+(\d+)", code["amdgcn"]))
+        text = code["amdgcn"]
+        found = dict(re.findall(r"\.(\w+_count):\s+(\d+)", text))
         count, spilled = found["vgpr_count"], int(found["vgpr_spill_count"])  # scalars spill to registers
     else:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             Path(file.name).write_bytes(code["cubin"])
             count = re.search(r"REG:(\d+)", cuobjdump("-res-usage", file=file.name))[1]
+            text = cuobjdump("-sass", file=file.name)
             # Not STACK, which a division of 64 bits needs too.
-            spilled = len(re.findall(r"\b(?:STL|LDL)\b", cuobjdump("-sass", file=file.name)))
-    if spilled:
-        raise RuntimeError(f"{case} spills on {target.arch}")
-    return int(count)
+            spilled = len(re.findall(r"\b(?:STL|LDL)\b", text))
+    if not isinstance(case, Block):
+        if spilled:
+            raise RuntimeError(f"{case} spills on {target.arch}")
+        return count
+    matrix = len(re.findall(MATRIX, text))
+    if case.dtype == "bf16" and not matrix:
+        raise RuntimeError(f"{case} has no matrix instruction on {target.arch}")
+    return f"{count}; {matrix}" + (f"; {spilled} spilled" if spilled else "")
 
 
 def table() -> str:
@@ -122,8 +196,8 @@ def table() -> str:
         targets=" | ".join(TARGETS),
         dashes="|".join("--:" for _ in TARGETS),
     )
-    for case in cases():
-        counts = " | ".join(str(registers(case, target)) for target in TARGETS.values())
+    for case in (*cases(), *blocks()):
+        counts = " | ".join(registers(case, target) for target in TARGETS.values())
         text += f"| {case} | {counts} |\n"
     return text
 

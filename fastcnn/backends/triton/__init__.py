@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...stages import DTYPES, Stages
+from .._space_to_depth import applies, rearranged
 from ..reference import convolve_then
 
 
@@ -69,4 +70,10 @@ def epilogue_backward(
 def conv_block_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)
+    from . import conv as kernels
+
+    if kernels.unsupported_reason(x, weight, conv, stages) is not None:
+        return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)
+    if applies(x, weight, conv):
+        x, weight, conv = rearranged(x, weight, conv)
+    return kernels.block_forward(x, weight, bias, conv, stages, save)

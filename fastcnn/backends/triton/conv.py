@@ -1,0 +1,346 @@
+"""Convolution, bias, ReLU, LRN and max pooling in one kernel: only the pooled maps reach memory for good.
+
+An implicit matrix product makes the convolution's outputs that a tile of pooled outputs needs, for all maps
+of a group. They wait in scratch of the program's own, small enough for L2, where the LRN finds its
+neighbouring channels and the pooling its windows, some rows at a time. A program takes one tile after another
+into the same scratch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...stages import LRN, MaxPool, Stages, check, memory_format
+from .._launch import allocate
+from ..reference import conv_output_size
+from .epilogue import extent, inverse_power, larger
+
+SIDES = (8, 5, 4, 3, 2, 1)  # rows and columns of a tile of outputs: those of which most places are used
+MOST_VALUES = 64 * 128  # of the convolution in a tile, 32 sums a thread
+MOST_MAPS = 256  # of a group, in one tile
+PART_VALUES = 4  # of a thread, normalised or pooled at a time, by the registers that there are
+INTERPRETED_PROGRAMS = 2  # few, so that tests come to reuse scratch
+
+
+@triton.jit
+def convolved(
+    x, weight, strides, size, conv, n, oh, ow, ok, g, c,
+    CIN: tl.constexpr, MAPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Sums of a[n, k, oh*s - p + i*d, ow*s - p + j*d] w[i, j, k, c] over k, i and j, in float32."""
+    total = tl.zeros((BM, BN), tl.float32)
+    for i in range(KH):
+        for j in range(KW):
+            h = oh * conv[0] - conv[2] + i * conv[4]
+            w = ow * conv[1] - conv[3] + j * conv[5]
+            inside = ok & (h >= 0) & (h < size[0]) & (w >= 0) & (w < size[1])
+            pixel = h * strides[2] + w * strides[3]
+            for first in range(0, CIN, BK):
+                k = first + tl.arange(0, BK)
+                a = tl.load(
+                    x + n * strides[0] + (pixel[:, None] + (g * CIN + k)[None, :] * strides[1]),
+                    mask=inside[:, None] & (k < CIN)[None, :],
+                    other=0,
+                )
+                b = tl.load(
+                    weight + ((i * KW + j) * CIN + k)[:, None] * size[6] + (g * MAPS + c)[None, :],
+                    mask=(k < CIN)[:, None] & (c < MAPS)[None, :],
+                    other=0,
+                )
+                total = tl.dot(a, b, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def normalised(
+    scratch, rows, c,
+    MAPS: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
+    SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """o = r d^-beta, d = k + alpha/size * sum of r^2 over a window of channels; r: rows of scratch."""
+    begin = c // GROUP * GROUP
+    at = scratch + rows[:, None] * BN
+    own = tl.load(at + c[None, :])
+    total = tl.zeros(own.shape, tl.float32)
+    for o in range(SIZE):
+        j = c + o - SIZE // 2
+        ok = (j >= begin) & (j < begin + GROUP) & (j < MAPS)
+        v = tl.load(at + j[None, :], mask=ok[None, :], other=0)
+        total += v * v
+    return own * inverse_power(K + ALPHA / SIZE * total, BETA, tl.float32)
+
+
+@triton.jit
+def pooled(
+    scratch, size, top, left, i, j, c,
+    RW: tl.constexpr, BN: tl.constexpr, PK: tl.constexpr, PS: tl.constexpr,
+):  # fmt: skip
+    """The maxima over the windows of outputs (i, j) of a tile, and where in them."""
+    best = tl.full((i.shape[0], BN), float("-inf"), tl.float32)
+    best_at = tl.full((i.shape[0], BN), -1, tl.int32)
+    for a in range(PK):
+        for b in range(PK):
+            h, w = i * PS + a, j * PS + b
+            ok = (top + h >= 0) & (top + h < size[2]) & (left + w >= 0) & (left + w < size[3]) & (h < RW)
+            v = tl.load(scratch + (h * RW + w)[:, None] * BN + c[None, :], mask=ok[:, None], other=0)
+            best, best_at = larger(v, a * PK + b, best, best_at, ok[:, None])
+    return best, best_at
+
+
+@triton.jit
+def outputs(t, n, th, tw, g, c, size, strides, MAPS: tl.constexpr, T: tl.constexpr):
+    """Where the t-th outputs of a tile are, in y and what is laid out like it, and which there are."""
+    h, w = th * T + t // T, tw * T + t % T
+    there = (t < T * T) & (h < size[4]) & (w < size[5])
+    at = (h * strides[2] + w * strides[3])[:, None] + (g * MAPS + c)[None, :] * strides[1]
+    return n * strides[0] + at, there[:, None] & (c < MAPS)[None, :]
+
+
+@triton.jit
+def keep(
+    r, scratch, t, n, th, tw, top, left, g, c, size, strides, tiles,
+    MAPS: tl.constexpr, T: tl.constexpr, RW: tl.constexpr, PS: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Write rows of scratch to r, but for those that a later tile has too."""
+    i, j = t // RW, t % RW
+    h, w = top + i, left + j
+    own = (i < RW) & (h >= 0) & (h < size[2]) & (w >= 0) & (w < size[3])
+    own &= ((i < T * PS) | (th == tiles[1] - 1)) & ((j < T * PS) | (tw == tiles[2] - 1))
+    at = (h * strides[2] + w * strides[3])[:, None] + (g * MAPS + c)[None, :] * strides[1]
+    v = tl.load(scratch + t[:, None] * BN + c[None, :])
+    tl.store(r + n * strides[0] + at, v, mask=own[:, None] & (c < MAPS)[None, :])
+
+
+@triton.jit
+def block_kernel(
+    x, weight, bias, y, r, offsets, scratch, strides, y_strides, r_strides, size, conv, padding, tiles, parts,
+    CIN: tl.constexpr, MAPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    RELU: tl.constexpr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
+    GROUP: tl.constexpr, POOL_FIRST: tl.constexpr, PK: tl.constexpr, PS: tl.constexpr,
+    T: tl.constexpr, RW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """y = the stages on the convolution of x.
+
+    size: H, W of x; of the convolution; of y; all maps. tiles: in all; down and across an image. A tile has
+    T x T outputs, of RW x RW of the convolution's, in so many parts of BR rows each. PK 1: no pooling;
+    SIZE 0: no LRN.
+    """
+    g = tl.program_id(1)
+    slot = (g * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
+    first = scratch + slot * (2 * BM * BN)
+    second = first + BM * BN
+    m, part, c = tl.arange(0, BM), tl.arange(0, BR), tl.arange(0, BN)
+    for tile in range(tl.program_id(0), tiles[0], tl.num_programs(0)):
+        n, th, tw = (tile // tiles[2] // tiles[1]).to(tl.int64), tile // tiles[2] % tiles[1], tile % tiles[2]
+        top, left = th * T * PS - padding[0], tw * T * PS - padding[1]
+        i, j = m // RW, m % RW
+        oh, ow = top + i, left + j
+        ok = (i < RW) & (oh >= 0) & (oh < size[2]) & (ow >= 0) & (ow < size[3])
+        v = convolved(
+            x, weight, strides, size, conv, n, oh, ow, ok, g, c, CIN, MAPS, KH, KW, BM, BN, BK, PRECISION
+        )
+        if bias is not None:
+            v += tl.load(bias + g * MAPS + c, mask=c < MAPS, other=0).to(tl.float32)[None, :]
+        if RELU:
+            v = tl.where(v < 0, 0.0, v)
+        tl.store(first + m[:, None] * BN + c[None, :], v)
+        tl.debug_barrier()
+        if r is not None and not (POOL_FIRST and PK > 1):
+            for p in range(parts[0]):
+                keep(
+                    r,
+                    first,
+                    p * BR + part,
+                    n,
+                    th,
+                    tw,
+                    top,
+                    left,
+                    g,
+                    c,
+                    size,
+                    r_strides,
+                    tiles,
+                    MAPS,
+                    T,
+                    RW,
+                    PS,
+                    BN,
+                )
+
+        if PK > 1 and (POOL_FIRST or SIZE == 0):
+            for p in range(parts[1]):
+                t = p * BR + part
+                at, there = outputs(t, n, th, tw, g, c, size, y_strides, MAPS, T)
+                o, place = pooled(first, size, top, left, t // T, t % T, c, RW, BN, PK, PS)
+                if offsets is not None:
+                    tl.store(offsets + at, place, mask=there)
+                if SIZE > 0:
+                    tl.store(second + t[:, None] * BN + c[None, :], o)
+                    if r is not None:
+                        tl.store(r + at, o, mask=there)
+                else:
+                    tl.store(y + at, o, mask=there)
+            tl.debug_barrier()
+        if PK > 1 and SIZE > 0 and not POOL_FIRST:
+            for p in range(parts[0]):
+                t = p * BR + part
+                o = normalised(first, t, c, MAPS, BN, GROUP, SIZE, ALPHA, BETA, K)
+                tl.store(second + t[:, None] * BN + c[None, :], o)
+            tl.debug_barrier()
+            for p in range(parts[1]):
+                t = p * BR + part
+                at, there = outputs(t, n, th, tw, g, c, size, y_strides, MAPS, T)
+                o, place = pooled(second, size, top, left, t // T, t % T, c, RW, BN, PK, PS)
+                if offsets is not None:
+                    tl.store(offsets + at, place, mask=there)
+                tl.store(y + at, o, mask=there)
+        elif PK == 1 or SIZE > 0:
+            for p in range(parts[1]):
+                t = p * BR + part
+                at, there = outputs(t, n, th, tw, g, c, size, y_strides, MAPS, T)
+                if SIZE > 0:
+                    waiting = second if PK > 1 else first
+                    o = normalised(waiting, t, c, MAPS, BN, GROUP, SIZE, ALPHA, BETA, K)
+                else:
+                    o = tl.load(first + t[:, None] * BN + c[None, :])
+                tl.store(y + at, o, mask=there)
+        tl.debug_barrier()
+
+
+def unsupported_reason(x: Tensor, weight: Tensor, conv: Sequence[Any], stages: Stages) -> str | None:
+    """Why a block is left to a convolution of torch's, which also refuses what makes no sense."""
+    groups, lrn, pool = conv[3], stages.lrn, stages.pool
+    if (
+        x.dim() != 4
+        or weight.dim() != 4
+        or x.shape[1] != weight.shape[1] * groups
+        or weight.shape[0] % groups
+    ):
+        return f"input {tuple(x.shape)} and weight {tuple(weight.shape)} don't fit"
+    if min(*conv_output_size(x, weight, conv), *conv[0]) < 1 or x.device != weight.device:
+        return "the convolution has no output"
+    image = max(extent(x[:1]), weight.shape[0] * math.prod(conv_output_size(x, weight, conv)))
+    if image >= 2**31:
+        return f"an image's {image} values are too many for 32 bits"
+    if x.dtype == torch.float64 or x.dtype != weight.dtype:
+        return f"input is {x.dtype}, weight {weight.dtype}"
+    if weight.shape[0] // groups > MOST_MAPS:
+        return f"{weight.shape[0] // groups} maps in a group are more than {MOST_MAPS}"
+    if lrn is not None and lrn.groups % groups:
+        return f"LRN's {lrn.groups} groups reach across the convolution's {groups}"
+    if pool is None:
+        return None
+    (kh, kw), stride, _, dilation = pool.pairs
+    plain = kh == kw and kh in (2, 3) and stride == (2, 2) and dilation == (1, 1)
+    return None if plain else f"pooling is {pool}, not 2x2 or 3x3 with stride 2"
+
+
+def block_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """x: (N, C, H, W); weight: (maps, C/groups, kh, kw); conv: stride, padding, dilation, groups."""
+
+    def empty(shape: Sequence[int], dtype: torch.dtype, format: torch.memory_format) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=x.device, memory_format=format)
+
+    rows, columns = conv_output_size(x, weight, conv)
+    shape = (x.shape[0], weight.shape[0], rows, columns)
+    check(x.new_empty(0, *shape[1:]), bias, stages)
+    last = torch.channels_last in (memory_format(x), memory_format(weight))
+    format = torch.channels_last if last else torch.contiguous_format
+    y, r, offsets = allocate(empty, shape, x.dtype, format, stages, save and stages.lrn is not None, save)
+    if r is not None and r.shape == shape:
+        r.zero_()  # where no window reaches it is not written, and must not be a NaN by chance
+    if y.numel():
+        _launch(x, weight, bias, conv, stages, shape, y, r, offsets)
+    return y, r, offsets
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    conv: Sequence[Any],
+    stages: Stages,
+    shape: Sequence[int],
+    y: Tensor,
+    r: Tensor | None,
+    offsets: Tensor | None,
+) -> None:
+    values = arguments(x, weight, conv, stages, shape, y)
+    programs = min(values["tiles"][0], _programs(x))
+    scratch = torch.empty(
+        programs * conv[3] * 2 * values["BM"] * values["BN"], dtype=torch.float32, device=x.device
+    )
+    packed = weight.permute(2, 3, 1, 0).contiguous()  # rows of maps
+    if x.is_cpu:  # the interpreter multiplies bfloat16's bits as integers
+        x, packed = x.float(), packed.float()
+    block_kernel[(programs, conv[3])](
+        x, packed, bias, y, r, offsets, scratch, x.stride(), y.stride(), (r if r is not None else y).stride(),
+        **values,
+    )  # fmt: skip
+
+
+def _programs(x: Tensor) -> int:
+    """That run at once, so that their scratch stays in L2."""
+    if x.is_cpu:
+        return INTERPRETED_PROGRAMS
+    return 2 * torch.cuda.get_device_properties(x.device).multi_processor_count
+
+
+def arguments(
+    x: Tensor, weight: Tensor, conv: Sequence[Any], stages: Stages, shape: Sequence[int], y: Tensor
+) -> dict[str, Any]:
+    stride, padding, dilation, groups = conv
+    lrn, pool = stages.lrn or LRN(), stages.pool or MaxPool(1)
+    (width, _), (step, _), pool_padding, _ = pool.pairs
+    maps, cin, kh, kw = weight.shape
+    columns = max(16, triton.next_power_of_2(maps // groups))
+
+    def rows(side: int) -> int:
+        return max(16, triton.next_power_of_2(((side - 1) * step + width) ** 2))
+
+    side = next(side for side in SIDES if rows(side) * columns <= MOST_VALUES)
+    warps = 8 if rows(side) * columns >= MOST_VALUES // 2 else 4
+    part = min(rows(side), max(1, warps * 32 * PART_VALUES // columns))
+    down, across = (triton.cdiv(size, side) for size in y.shape[2:])
+    tf32 = torch.backends.cudnn.allow_tf32 and x.dtype == torch.float32 and not x.is_cpu
+    return {
+        "size": (*x.shape[2:], *shape[2:], *y.shape[2:], maps),
+        "conv": (*stride, *padding, *dilation),
+        "padding": tuple(pool_padding),
+        "tiles": (x.shape[0] * down * across, down, across),
+        "parts": (rows(side) // part, triton.cdiv(side**2, part)),
+        "CIN": cin,
+        "MAPS": maps // groups,
+        "KH": kh,
+        "KW": kw,
+        "RELU": bool(stages.relu),
+        "SIZE": lrn.size if stages.lrn else 0,
+        "ALPHA": float(lrn.alpha),
+        "BETA": float(lrn.beta),
+        "K": float(lrn.k),
+        "GROUP": maps // lrn.groups,
+        "POOL_FIRST": stages.pool_first,
+        "PK": width,
+        "PS": step,
+        "T": side,
+        "RW": (side - 1) * step + width,
+        "BM": rows(side),
+        "BN": columns,
+        "BR": part,
+        "BK": min(32, max(16, triton.next_power_of_2(cin))),
+        "PRECISION": "tf32" if tf32 else "ieee",
+        "num_warps": warps,
+        "num_stages": 2,
+    }
