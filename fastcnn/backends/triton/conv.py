@@ -282,6 +282,7 @@ def _launch(
     scratch = torch.empty(
         programs * conv[3] * 2 * values["BM"] * values["BN"], dtype=torch.float32, device=x.device
     )
+    bias = bias if bias is None else bias.contiguous()
     packed = weight.permute(2, 3, 1, 0).contiguous()  # rows of maps
     if x.is_cpu:  # the interpreter multiplies bfloat16's bits as integers
         x, packed = x.float(), packed.float()
