@@ -39,6 +39,15 @@ def _pool(pool: MaxPool) -> tuple[int, ...]:
     return kh, kw, sh, sw, ph, pw, dh, dw
 
 
+def empty_on(device: torch.device) -> Callable[..., Tensor]:
+    """What makes a tensor of a shape, dtype and format there."""
+
+    def empty(shape: Sequence[int], dtype: torch.dtype, format: torch.memory_format) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device, memory_format=format)
+
+    return empty
+
+
 def allocate(
     empty: Callable[..., Tensor],
     shape: Sequence[int],

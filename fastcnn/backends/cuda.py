@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _native
 from ..stages import DTYPES, Stages, memory_format
-from ._launch import allocate, in_chunks, params
+from ._launch import allocate, empty_on, in_chunks, params
 from ._space_to_depth import fastest
 from .reference import conv_output_size, convolve_then
 
@@ -54,19 +54,12 @@ def _where(x: Tensor) -> tuple[int, int]:
     return x.get_device(), torch.cuda.current_stream(x.device).cuda_stream
 
 
-def _empty_on(device: torch.device) -> Callable[..., Tensor]:
-    def empty(shape: Sequence[int], dtype: torch.dtype, format: torch.memory_format) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device, memory_format=format)
-
-    return empty
-
-
 def epilogue_forward(
     x: Tensor, bias: Tensor | None, stages: Stages, save: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     keep = save and stages.residual(bias is not None) == "r"
     format = memory_format(x)
-    outputs = allocate(_empty_on(x.device), x.shape, x.dtype, format, stages, keep, save)
+    outputs = allocate(empty_on(x.device), x.shape, x.dtype, format, stages, keep, save)
     _run(x, bias, stages, format, *outputs)
     return outputs
 
@@ -127,5 +120,5 @@ def conv_block_forward(
     image = weight.shape[0] * math.prod(conv_output_size(x, weight, conv)) * x.dtype.itemsize
     images = max(1, _chunk_bytes(x.get_device()) // max(1, image))
     if images < x.shape[0] and x.dtype == weight.dtype:
-        return in_chunks(_empty_on(x.device), _run, x, weight, bias, conv, stages, save, images)
+        return in_chunks(empty_on(x.device), _run, x, weight, bias, conv, stages, save, images)
     return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)

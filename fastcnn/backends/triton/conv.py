@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...stages import LRN, MaxPool, Stages, check, memory_format
-from .._launch import allocate
+from .._launch import allocate, empty_on
 from ..reference import conv_output_size
 from .epilogue import extent, inverse_power, larger
 
@@ -249,16 +249,14 @@ def block_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """x: (N, C, H, W); weight: (maps, C/groups, kh, kw); conv: stride, padding, dilation, groups."""
-
-    def empty(shape: Sequence[int], dtype: torch.dtype, format: torch.memory_format) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=x.device, memory_format=format)
-
     rows, columns = conv_output_size(x, weight, conv)
     shape = (x.shape[0], weight.shape[0], rows, columns)
     check(x.new_empty(0, *shape[1:]), bias, stages)
     last = torch.channels_last in (memory_format(x), memory_format(weight))
     format = torch.channels_last if last else torch.contiguous_format
-    y, r, offsets = allocate(empty, shape, x.dtype, format, stages, save and stages.lrn is not None, save)
+    y, r, offsets = allocate(
+        empty_on(x.device), shape, x.dtype, format, stages, save and stages.lrn is not None, save
+    )
     if r is not None and r.shape == shape:
         r.zero_()  # where no window reaches it is not written, and must not be a NaN by chance
     if y.numel():

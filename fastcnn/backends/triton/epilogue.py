@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...stages import LRN, MaxPool, Stages, memory_format
-from .._launch import allocate
+from .._launch import allocate, empty_on
 
 BLOCK = 128  # a value a lane of NVIDIA's
 INTERPRETED_BLOCK = 16384  # where each operation on a block costs as much as on a single value
@@ -316,11 +316,8 @@ def block(x: Tensor) -> int:
 def forward(
     x: Tensor, bias: Tensor | None, stages: Stages, save: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    def empty(shape: Sequence[int], dtype: torch.dtype, format: torch.memory_format) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=x.device, memory_format=format)
-
     keep, format = save and stages.residual(bias is not None) == "r", memory_format(x)
-    y, r, offsets = allocate(empty, x.shape, x.dtype, format, stages, keep, save)
+    y, r, offsets = allocate(empty_on(x.device), x.shape, x.dtype, format, stages, keep, save)
     if x.numel():
         bias = bias if bias is None else bias.contiguous()
         with_y = r if stages.pool_first and stages.pool else None
