@@ -118,9 +118,10 @@ struct Backward : Lanes<T, Layout> {
       if (p.relu && r[i + R] <= 0) to[i] = 0;
   }
 
-  // Of r, or nothing where neither LRN nor ReLU needs it.
+  // Of r; where neither LRN nor ReLU needs it there is none, and y's gradient, as large, stands for
+  // it.
   __device__ Loaded<T, Layout, V, R> load_r(int n, int h, int w, const Channels& of) const {
-    return Base::template load<R>(kLrn || p.relu ? p.r : p.x, n, h, w, of);
+    return Base::template load<R>(kLrn || p.relu ? p.r : p.y, n, h, w, of);
   }
 };
 
