@@ -54,12 +54,23 @@ INTRODUCTION = """\
 Compiled ahead of time, without a GPU, by `python bench/triton_resources.py`; CI compares. Triton {version}.
 
 Registers of a thread, for AMD's gfx942 vector registers; epilogues in blocks of {block} values on four warps.
-For convolution blocks also the number of matrix instructions (HGMMA, HMMA, tcgen05, MFMA) and, where there
-are any, of accesses to spilled registers. Where an epilogue spills, or a convolution in 16 bits has no matrix
-instruction, the command fails.
+For convolution blocks, in channels_last, also the number of matrix instructions (HGMMA, HMMA, tcgen05, MFMA).
+Where a register is spilled, or a convolution in 16 bits has no matrix instruction, the command fails.
 
 | kernel | {targets} |
 |---|{dashes}|
+"""
+
+WORK = """
+## What a block has to do
+
+{images} images in inference, the convolution after space to depth. The tiles compute more than is asked for:
+halos, and rows, columns and depth that fill a power of two. Times are floors, at an H100's peak of matrix
+products (989 TFLOPS in bf16, half of it in tf32) or of its memory (3.35 TB/s), whichever is longer. Scratch is
+that of {programs} programs, to stay in 50 MB of L2.
+
+| block | GFLOP | times, in tiles | MB in and out | us at peak | in tiles | MB of scratch |
+|---|--:|--:|--:|--:|--:|--:|
 """
 
 
@@ -126,49 +137,56 @@ def blocks() -> Iterator[Block]:
         yield Block(*block, dtype, training)
 
 
-def block_source(block: Block) -> tuple[ASTSource, dict[str, int]]:
-    """The kernel, and how it is compiled."""
+def block_source(block: Block, amd: bool) -> tuple[ASTSource, dict[str, int]]:
+    """The kernel as a launch in channels_last would have it compiled, and how it is."""
     stages, dtype = STAGES[block.stages], DTYPES[block.dtype]
-    x, weight = (torch.empty(size, dtype=dtype, device="meta") for size in (block.x, block.weight))
     how = ((1, 1), (block.padding,) * 2, (1, 1), block.groups)
-    shape = (block.x[0], block.weight[0], *conv_output_size(x, weight, how))
-    values = conv.arguments(x, weight, how, stages, shape, x.new_empty(stages.output_shape(shape)))
+    x, weight = (like(size, dtype) for size in (block.x, block.weight))
+    a = like((block.x[0], block.weight[0], *conv_output_size(x, weight, how)), dtype)
+    y = like(stages.output_shape(a.shape), dtype)
+    values = conv.arguments(x, weight, how, stages, a.shape, y, amd)
     options = {name: values.pop(name) for name in ("num_warps", "num_stages")}
-    if not (block.training and stages.lrn):
-        values["r"] = None
-    if not block.training:
-        values["offsets"] = None
-    types: dict[str, Any] = {name: f"*{block.dtype}" for name in ("x", "weight", "bias", "y", "r")}
-    types |= {"offsets": "*u8", "scratch": "*fp32"}
-    types |= {name: ("i32",) * 4 for name in ("strides", "y_strides", "r_strides")}
-    types |= {
-        "size": ("i32",) * 7,
-        "conv": ("i32",) * 6,
-        "padding": ("i32",) * 2,
-        "tiles": ("i32",) * 3,
-        "parts": ("i32",) * 2,
-    }
+    values |= {"strides": x.stride(), "y_strides": y.stride(), "r_strides": a.stride()}
+    values["r"] = "*" + block.dtype if block.training and stages.lrn else None
+    values["offsets"] = "*u8" if block.training else None
+    values |= dict.fromkeys(("x", "weight", "bias", "y", "scratch"), "*" + block.dtype)
     kernel = conv.block_kernel
-    constants = {n: values[n] for n in kernel.arg_names if n in values and n not in types} | {
-        n: None for n in ("r", "offsets") if n in values
-    }
-    signature = {n: "constexpr" if n in constants else types[n] for n in kernel.arg_names}
-    source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()})
-    return source, options
+    signature: dict[str, Any] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    for at, (name, parameter) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
+        value = values[name]
+        if isinstance(value, tuple):  # of which each is compiled in if it is 1
+            signature[name] = tuple("constexpr" if v == 1 else "i32" for v in value)
+            constants |= {(at, i): 1 for i, v in enumerate(value) if v == 1}
+            attributes |= {(at, i): ALIGNED for i, v in enumerate(value) if v % 16 == 0}
+        elif value is None or parameter.is_constexpr:
+            signature[name], constants[at,] = "constexpr", value
+        else:
+            signature[name], attributes[at,] = value, ALIGNED
+    return ASTSource(kernel, signature, constants, attributes), options
+
+
+ALIGNED = [["tt.divisibility", 16]]
+
+
+def like(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(size, dtype=dtype, device="meta", memory_format=torch.channels_last)
 
 
 MATRIX = r"\b(?:HGMMA|HMMA|UTC\w*MMA|v_mfma)\w*"
 
 
 def registers(case: Case | Block, target: GPUTarget) -> str:
-    """Of a thread, and for a block the numbers of matrix instructions and of accesses to spilled ones.
+    """Of a thread, and for a block the number of matrix instructions.
 
     Raises:
-        RuntimeError: an epilogue spills, or a block has no matrix instruction in 16 bits.
+        RuntimeError: registers are spilled, or a block has no matrix instruction in 16 bits.
     """
-    source_, options = block_source(case) if isinstance(case, Block) else (source(case), {})
+    amd = target.backend == "hip"
+    source_, options = block_source(case, amd) if isinstance(case, Block) else (source(case), {})
     code = triton.compile(source_, target=target, options=options).asm
-    if target.backend == "hip":
+    if amd:
         text = code["amdgcn"]
         found = dict(re.findall(r"\.(\w+_count):\s+(\d+)", text))
         count, spilled = found["vgpr_count"], int(found["vgpr_spill_count"])  # scalars spill to registers
@@ -179,14 +197,41 @@ def registers(case: Case | Block, target: GPUTarget) -> str:
             text = cuobjdump("-sass", file=file.name)
             # Not STACK, which a division of 64 bits needs too.
             spilled = len(re.findall(r"\b(?:STL|LDL)\b", text))
+    if spilled:
+        raise RuntimeError(f"{case} spills on {target.arch}")
     if not isinstance(case, Block):
-        if spilled:
-            raise RuntimeError(f"{case} spills on {target.arch}")
         return count
     matrix = len(re.findall(MATRIX, text))
     if case.dtype == "bf16" and not matrix:
         raise RuntimeError(f"{case} has no matrix instruction on {target.arch}")
-    return f"{count}; {matrix}" + (f"; {spilled} spilled" if spilled else "")
+    return f"{count}; {matrix}"
+
+
+IMAGES, PROGRAMS = 128, 2 * 132
+PRODUCTS, BANDWIDTH = {"bf16": 989e12, "fp32": 494e12}, 3.35e12  # a second, of an H100 SXM, fp32 as tf32
+
+
+def work(block: Block) -> str:
+    """What a block of IMAGES has to compute and to move, and what the tiles make of it."""
+    how, stages, dtype = (
+        ((1, 1), (block.padding,) * 2, (1, 1), block.groups),
+        STAGES[block.stages],
+        block.dtype,
+    )
+    x, weight = (like(size, DTYPES[dtype]) for size in ((IMAGES, *block.x[1:]), block.weight))
+    a = like((IMAGES, block.weight[0], *conv_output_size(x, weight, how)), x.dtype)
+    y = like(stages.output_shape(a.shape), x.dtype)
+    values = conv.arguments(x, weight, how, stages, a.shape, y)
+    useful = 2 * a.numel() * weight[0].numel()
+    depth = -(-weight[0].numel() // values["BK"]) * values["BK"]
+    done = 2 * values["tiles"][0] * block.groups * values["BM"] * values["BN"] * depth
+    moved = sum(t.numel() * t.itemsize for t in (x, weight, y))
+    least, tiled = (1e6 * max(flops / PRODUCTS[dtype], moved / BANDWIDTH) for flops in (useful, done))
+    scratch = PROGRAMS * block.groups * 2 * values["BM"] * values["BN"] * x.itemsize
+    return (
+        f"| {block.name}; {dtype} | {useful / 1e9:.1f} | {done / useful:.2f} | {moved / 1e6:.0f} "
+        f"| {least:.0f} | {tiled:.0f} | {scratch / 1e6:.1f} |\n"
+    )
 
 
 def table() -> str:
@@ -199,7 +244,11 @@ def table() -> str:
     for case in (*cases(), *blocks()):
         counts = " | ".join(registers(case, target) for target in TARGETS.values())
         text += f"| {case} | {counts} |\n"
-    return text
+    return (
+        text
+        + WORK.format(images=IMAGES, programs=PROGRAMS)
+        + "".join(work(block) for block in blocks() if not block.training)
+    )
 
 
 def main() -> int:

@@ -34,7 +34,7 @@ _library.define(
     f"epilogue_backward(Tensor grad, Tensor? r, Tensor? offsets, {_STAGES}, SymInt[] size, "
     "bool channels_last, bool need_bias) -> (Tensor, Tensor)"
 )
-_library.define(f"conv2d_block({_BLOCK}) -> Tensor")
+_library.define(f"conv2d_block({_BLOCK}, bool recompute) -> Tensor")
 _library.define(f"conv2d_block_forward({_BLOCK}, bool save) -> (Tensor, Tensor, Tensor)")
 
 _ops = torch.ops.fastcnn
@@ -67,11 +67,16 @@ def epilogue(x: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
 
 
 def conv2d_block(
-    x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    conv: Sequence[Any],
+    stages: Stages,
+    recompute: bool,
 ) -> Tensor:
     """The stages on the convolution of x (N, C, H, W); conv: stride, padding, dilation, groups."""
     if not idle(x, weight, bias):
-        return _ops.conv2d_block(x, weight, bias, *conv, *stages.flat())
+        return _ops.conv2d_block(x, weight, bias, *conv, *stages.flat(), recompute)
     return backends.choose(x, stages).conv_block_forward(x, weight, bias, conv, stages, False)[0]
 
 
@@ -120,9 +125,12 @@ def _(grad: Tensor, r: Tensor | None, offsets: Tensor | None, *args: Any) -> tup
     return grad_x, grad.new_empty(size[1] if need_bias else 0)
 
 
+def _none_for_empty(t: Tensor | None) -> Tensor | None:
+    return t if t is not None and t.dim() > 1 else None
+
+
 def _keep(ctx: Any, stages: Stages, keeps: str | None, *tensors: Tensor | None) -> None:
-    kept = (t if t is not None and t.dim() > 1 else None for t in tensors)
-    ctx.save_for_backward(*kept)
+    ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)
     ctx.stages, ctx.keeps, ctx.backend = stages, keeps, backends.current_backend()
 
@@ -166,7 +174,8 @@ def _setup_epilogue(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     y, r, offsets = output
     stages = Stages.unflat(*flat)
     keeps = stages.residual(bias is not None)
-    _keep(ctx, stages, keeps, {"input": x, "output": y, "r": r}.get(keeps or ""), offsets)
+    kept = ({"input": x, "output": y, "r": r}.get(keeps or ""), offsets)
+    _keep(ctx, stages, keeps, *map(_none_for_empty, kept))
     ctx.size, ctx.format, ctx.bias_index = x.shape, memory_format(x), 1
     ctx.has_bias = bias is not None
 
@@ -201,22 +210,32 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tenso
 
 
 def _setup_block(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, *conv, relu, lrn, pool, order, _ = inputs
+    x, weight, bias, *conv, relu, lrn, pool, order, ctx.saved = inputs
     stages = Stages.unflat(relu, lrn, pool, order)
     # The convolution's output lives inside the op alone, so what an LRN needs is always r.
     keeps = stages.residual(has_bias=True)
-    y = output[0]
+    kept = _kept(keeps, output) if ctx.saved else (bias,)
+    _keep(ctx, stages, keeps, x, weight, *kept)
     size = (x.shape[0], weight.shape[0], *conv_output_size(x, weight, conv))
-    _keep(ctx, stages, keeps, {"output": y, "r": output[1]}.get(keeps or ""), output[2], x, weight)
-    ctx.size, ctx.format, ctx.bias_index, ctx.conv = size, memory_format(y), 2, conv
+    ctx.size, ctx.format, ctx.bias_index, ctx.conv = size, memory_format(output[0]), 2, conv
     ctx.has_bias = bias is not None
+
+
+def _kept(keeps: str | None, output: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    """What the stages' backward needs of a block's y, r and offsets."""
+    y, r, offsets = output
+    return _none_for_empty({"output": y, "r": r}.get(keeps or "")), _none_for_empty(offsets)
 
 
 def _backward_block(
     ctx: Any, grad_y: Tensor | None, grad_r: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    r, offsets, x, weight = ctx.saved_tensors
-    grad_a, grad_bias = _stages_backward(ctx, grad_y, grad_r, r, offsets)
+    x, weight, *kept = ctx.saved_tensors
+    if not ctx.saved:
+        with backends.use_backend(ctx.backend):
+            output = _ops.conv2d_block_forward(x, weight, *kept, *ctx.conv, *ctx.stages.flat(), True)
+        kept = _kept(ctx.keeps, output)
+    grad_a, grad_bias = _stages_backward(ctx, grad_y, grad_r, *kept)
     grad_x = grad_weight = None
     if grad_a is not None and any(ctx.needs_input_grad[:2]):
         stride, padding, dilation, groups = ctx.conv
@@ -244,10 +263,11 @@ def _epilogue(x: Tensor, bias: Tensor | None, *flat: Any) -> Tensor:
 
 @torch.library.impl("fastcnn::conv2d_block", "CompositeImplicitAutograd")
 def _conv2d_block(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
+    *conv, relu, lrn, pool, order, recompute = args
     if transforms():
-        *conv, relu, lrn, pool, order = args
         return _ops.epilogue(convolve(x, weight, conv), bias, relu, lrn, pool, order)
-    return _ops.conv2d_block_forward(x, weight, bias, *args, records(x, weight, bias))[0]
+    save = records(x, weight, bias) and not recompute
+    return _ops.conv2d_block_forward(x, weight, bias, *args[:-1], save)[0]
 
 
 def _vmap(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:

@@ -136,6 +136,7 @@ def conv2d_block(
     lrn: LRN | None = None,
     pool: MaxPool | None = None,
     order: str = "lrn_pool",
+    recompute: bool = False,
 ) -> Tensor:
     """A convolution and its epilogue: :func:`torch.nn.functional.conv2d`, then :func:`epilogue`.
 
@@ -145,6 +146,7 @@ def conv2d_block(
         bias: (O,).
         stride, padding, dilation, groups: torch's; padding may be "same" or "valid".
         relu, lrn, pool, order: the epilogue's.
+        recompute: keep nothing but input, weight and bias for backward, which computes the rest once more.
 
     Returns:
         (N, O, H', W') or (O, H', W').
@@ -158,9 +160,9 @@ def conv2d_block(
         a = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
         return _run(a, None, stages)
     if input.dim() == 3:
-        conv = (stride, padding, dilation, groups)
-        return _block(input.unsqueeze(0), weight, bias, *conv, stages).squeeze(0)
-    return _block(input, weight, bias, stride, padding, dilation, groups, stages)
+        input = input.unsqueeze(0)
+        return _block(input, weight, bias, stride, padding, dilation, groups, stages, recompute).squeeze(0)
+    return _block(input, weight, bias, stride, padding, dilation, groups, stages, recompute)
 
 
 def _block(
@@ -172,11 +174,12 @@ def _block(
     dilation: Pair,
     groups: int,
     stages: Stages,
+    recompute: bool,
 ) -> Tensor:
     if isinstance(padding, str):
         input, padding = _named_padding(input, weight, stride, padding, dilation)
     conv = (_ints(stride), _ints(padding), _ints(dilation), groups)
-    return _ops.conv2d_block(input, weight, bias, conv, stages)
+    return _ops.conv2d_block(input, weight, bias, conv, stages, recompute)
 
 
 def _ints(value: Pair) -> list[int]:

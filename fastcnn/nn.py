@@ -49,6 +49,7 @@ class ConvBlock2d(torch.nn.Conv2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: Conv2d's.
         relu, lrn, pool, order: :func:`fastcnn.functional.epilogue`'s.
+        recompute: keep only the input for backward, at the price of a second forward.
         device, dtype: of the parameters.
 
     Raises:
@@ -70,6 +71,7 @@ class ConvBlock2d(torch.nn.Conv2d):
         lrn: LRN | None = None,
         pool: MaxPool | None = None,
         order: str = "lrn_pool",
+        recompute: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -85,7 +87,7 @@ class ConvBlock2d(torch.nn.Conv2d):
             device=device,
             dtype=dtype,
         )
-        self.stages = Stages(relu, lrn, pool, order)
+        self.stages, self.recompute = Stages(relu, lrn, pool, order), recompute
 
     def forward(self, input: Tensor) -> Tensor:
         return F.conv2d_block(
@@ -100,6 +102,7 @@ class ConvBlock2d(torch.nn.Conv2d):
             lrn=self.stages.lrn,
             pool=self.stages.pool,
             order=self.stages.order,
+            recompute=self.recompute,
         )
 
     def extra_repr(self) -> str:
@@ -108,4 +111,6 @@ class ConvBlock2d(torch.nn.Conv2d):
         parts += [f"{name}={s}" for name, s in (("lrn", stages.lrn), ("pool", stages.pool)) if s]
         if stages.lrn and stages.pool:
             parts.append(f"order={stages.order}")
+        if self.recompute:
+            parts.append("recompute=True")
         return ", ".join(parts)

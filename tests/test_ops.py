@@ -58,9 +58,10 @@ def block_leaves(dtype=torch.float64):
 
 @pytest.mark.parametrize("options", BLOCKS, ids=str)
 @pytest.mark.parametrize("bias", [True, False])
-def test_derivatives_of_the_block(options, bias):
+@pytest.mark.parametrize("recompute", [False, True])
+def test_derivatives_of_the_block(options, bias, recompute):
     def f(x, weight, bias=None):
-        return F.conv2d_block(x, weight, bias, padding=1, groups=2, **options)
+        return F.conv2d_block(x, weight, bias, padding=1, groups=2, recompute=recompute, **options)
 
     args = block_leaves()[: 3 if bias else 2]
     assert torch.autograd.gradcheck(f, args, fast_mode=True)
@@ -88,7 +89,7 @@ def test_opcheck(stages, backend):
     with fastcnn.use_backend(backend):
         torch.library.opcheck(ops.epilogue.default, (x, bias, *stages))
         torch.library.opcheck(ops.epilogue_forward.default, (x, bias, *stages, True))
-        torch.library.opcheck(ops.conv2d_block.default, (image, weight, bias, *conv, *stages))
+        torch.library.opcheck(ops.conv2d_block.default, (image, weight, bias, *conv, *stages, False))
         torch.library.opcheck(ops.conv2d_block_forward.default, (image, weight, bias, *conv, *stages, True))
         with torch.no_grad():
             y, r, offsets = ops.epilogue_forward(x, bias, *stages, True)
@@ -226,6 +227,30 @@ def test_backward_keeps_r_once_and_one_byte_per_pooled_value(dtype):
     weight = torch.randn(8, 8, 1, 1, dtype=dtype, requires_grad=True)
     block = kept_bytes(lambda x, w, b: F.conv2d_block(x, w, b, lrn=lrn, pool=pool), x, weight, bias)
     assert block == full + pooled
+    again = kept_bytes(
+        lambda x, w, b: F.conv2d_block(x, w, b, lrn=lrn, pool=pool, recompute=True), x, weight, bias
+    )
+    assert again == 0
+
+
+@pytest.mark.parametrize("options", BLOCKS, ids=str)
+def test_recomputed_gradients_have_the_same_bits(options):
+    results = []
+    for recompute in (False, True):
+        args = block_leaves(torch.float32)
+        y = F.conv2d_block(*args, padding=1, groups=2, recompute=recompute, **options)
+        results.append((y.detach(), *torch.autograd.grad(y.sin().sum(), args)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_recomputed_block_compiles():
+    block = fastcnn.nn.ConvBlock2d(3, 8, 3, lrn=LRN(), pool=MaxPool(3, 2), recompute=True)
+    x = torch.randn(2, 3, 16, 16)
+    torch.compile(block, fullgraph=True, backend="aot_eager")(x).sum().backward()
+    found = block.weight.grad.clone()
+    block.zero_grad()
+    block(x).sum().backward()
+    assert_close(found, block.weight.grad)
 
 
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])

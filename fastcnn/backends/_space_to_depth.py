@@ -1,14 +1,12 @@
 """A strided convolution of few channels as one without stride of many: squares of pixels become channels.
 
 AlexNet's first layer, 11x11 with stride 4 over 3 channels, is one of 3x3 over 48: 432 products for an output
-instead of 363, but of a length that matrix units take whole. Which is faster depends on the GPU and on cuDNN:
-it is timed, once for a shape, where ``torch.backends.cudnn.benchmark`` says that algorithms may be tried.
+instead of 363, but of a length that matrix units take whole. Which is faster depends on the GPU and on cuDNN.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,12 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..stages import memory_format
+from ._fastest import fastest
 from .reference import conv_output_size, convolve
 
 _FEW = 4  # channels; with more, a convolution fills matrix units by itself
-
-# By device, sizes, format and so on: whether to rearrange.
-_faster: dict[tuple[Any, ...], bool] = {}
 
 
 def space_to_depth(x: Tensor, side: int, padding: Sequence[int] = (0, 0)) -> Tensor:
@@ -55,29 +51,10 @@ def rearranged(x: Tensor, weight: Tensor, conv: Sequence[Any]) -> tuple[Tensor, 
     return *parts, ((1, 1), (0, 0), dilation, groups)
 
 
-def fastest(x: Tensor, weight: Tensor, conv: Sequence[Any]) -> tuple[Tensor, Tensor, Sequence[Any]]:
+def faster(x: Tensor, weight: Tensor, conv: Sequence[Any]) -> tuple[Tensor, Tensor, Sequence[Any]]:
     """The convolution as it is, or rearranged where that was faster; x: on a GPU."""
-    if not (torch.backends.cudnn.benchmark and applies(x, weight, conv)):
+    if not applies(x, weight, conv):
         return x, weight, conv
-    flat = [i for part in conv[:3] for i in part]
-    key = (x.device, x.dtype, x.shape, x.stride(), weight.shape, memory_format(weight), *flat)
-    if key not in _faster:
-        if torch.cuda.is_current_stream_capturing():
-            return x, weight, conv
-        plain = _milliseconds(lambda: convolve(x, weight, conv))
-        _faster[key] = _milliseconds(lambda: convolve(*rearranged(x, weight, conv))) < plain
-    return rearranged(x, weight, conv) if _faster[key] else (x, weight, conv)
-
-
-def _milliseconds(run: Callable[[], Tensor]) -> float:
-    """The median of five, after one to warm up."""
-    run()
-    times = []
-    for _ in range(5):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
+    ways = [lambda: convolve(x, weight, conv), lambda: convolve(*rearranged(x, weight, conv))]
+    key = ("space to depth", weight.shape, memory_format(weight), *conv[0], *conv[1], *conv[2])
+    return rearranged(x, weight, conv) if fastest(key, x, ways) else (x, weight, conv)

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import _native
 from ..stages import DTYPES, Stages, memory_format
 from ._launch import allocate, empty_on, in_chunks, params
-from ._space_to_depth import fastest
+from ._space_to_depth import faster
 from .reference import conv_output_size, convolve_then
 
 
@@ -116,7 +116,7 @@ def _chunk_bytes(device: int) -> int:
 def conv_block_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    x, weight, conv = fastest(x, weight, conv)
+    x, weight, conv = faster(x, weight, conv)
     image = weight.shape[0] * math.prod(conv_output_size(x, weight, conv)) * x.dtype.itemsize
     images = max(1, _chunk_bytes(x.get_device()) // max(1, image))
     if images < x.shape[0] and x.dtype == weight.dtype:

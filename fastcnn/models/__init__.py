@@ -2,5 +2,6 @@
 
 from .alexnet import alexnet
 from .lenet import lenet5
+from .weights import load_caffe, load_weights
 
-__all__ = ["alexnet", "lenet5"]
+__all__ = ["alexnet", "lenet5", "load_caffe", "load_weights"]

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...stages import DTYPES, Stages
+from ...stages import DTYPES, Stages, memory_format
+from .._fastest import fastest
 from .._space_to_depth import applies, rearranged
 from ..reference import convolve_then
 
@@ -39,6 +40,8 @@ def unsupported_reason(x: Tensor, stages: Stages) -> str | None:
         return f"input is on {x.device}, not on a GPU"
     if x.dtype not in DTYPES:
         return f"input is {x.dtype}, not one of {DTYPES}"
+    if x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device) < (8, 0):
+        return f"{x.device} is older than sm_80, the first that Triton compiles these kernels for"
     lrn = stages.lrn
     if lrn is not None and (lrn.k < 0 or lrn.alpha < 0):
         return f"LRN's k and alpha must not be negative, but are {lrn.k} and {lrn.alpha}"
@@ -72,8 +75,15 @@ def conv_block_forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     from . import conv as kernels
 
-    if kernels.unsupported_reason(x, weight, conv, stages) is not None:
+    def apart() -> tuple[Tensor, Tensor | None, Tensor | None]:
         return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)
-    if applies(x, weight, conv):
-        x, weight, conv = rearranged(x, weight, conv)
-    return kernels.block_forward(x, weight, bias, conv, stages, save)
+
+    def in_one() -> tuple[Tensor, Tensor | None, Tensor | None]:
+        dense = rearranged(x, weight, conv) if applies(x, weight, conv) else (x, weight, conv)
+        return kernels.block_forward(dense[0], dense[1], bias, dense[2], stages, save)
+
+    if kernels.unsupported_reason(x, weight, conv, stages) is not None:
+        return apart()
+    ways = [in_one, apart]
+    key = ("triton", weight.shape, memory_format(weight), repr(conv), stages, save)
+    return ways[fastest(key, x, ways)]()

@@ -2,8 +2,9 @@
 
 An implicit matrix product makes the convolution's outputs that a tile of pooled outputs needs, for all maps
 of a group. They wait in scratch of the program's own, small enough for L2, where the LRN finds its
-neighbouring channels and the pooling its windows, some rows at a time. A program takes one tile after another
-into the same scratch.
+neighbouring channels and the pooling its windows, some rows at a time. They wait in x's type, as they would
+between torch's layers: half the traffic in 16 bits, and the offsets see the ties that torch sees. A program
+takes one tile after another into the same scratch.
 """
 
 from __future__ import annotations
@@ -23,9 +24,14 @@ from ..reference import conv_output_size
 from .epilogue import extent, inverse_power, larger
 
 SIDES = (8, 5, 4, 3, 2, 1)  # rows and columns of a tile of outputs: those of which most places are used
-MOST_VALUES = 64 * 128  # of the convolution in a tile, 32 sums a thread
+# Values of the convolution in a tile, 64 sums a thread. With more of them, more rows or larger
+# parts registers spill; and a few with half as many, of which two programs would fit on a multiprocessor.
+MOST_VALUES = 128 * 128
+MOST_ROWS = 128
 MOST_MAPS = 256  # of a group, in one tile
-PART_VALUES = 4  # of a thread, normalised or pooled at a time, by the registers that there are
+WARPS = 8
+PART_VALUES = 2  # of a thread, normalised or pooled at a time
+ROW_BYTES = 128  # of either factor of the product, taken at a time: a row of shared memory
 INTERPRETED_PROGRAMS = 2  # few, so that tests come to reuse scratch
 
 
@@ -35,27 +41,29 @@ def convolved(
     CIN: tl.constexpr, MAPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sums of a[n, k, oh*s - p + i*d, ow*s - p + j*d] w[i, j, k, c] over k, i and j, in float32."""
+    """Sums of a[n, k, oh*s - p + i*d, ow*s - p + j*d] w[i, j, k, c] over k, i and j, in float32.
+
+    One loop over all three, so that loads run ahead of the products.
+    """
     total = tl.zeros((BM, BN), tl.float32)
-    for i in range(KH):
-        for j in range(KW):
-            h = oh * conv[0] - conv[2] + i * conv[4]
-            w = ow * conv[1] - conv[3] + j * conv[5]
-            inside = ok & (h >= 0) & (h < size[0]) & (w >= 0) & (w < size[1])
-            pixel = h * strides[2] + w * strides[3]
-            for first in range(0, CIN, BK):
-                k = first + tl.arange(0, BK)
-                a = tl.load(
-                    x + n * strides[0] + (pixel[:, None] + (g * CIN + k)[None, :] * strides[1]),
-                    mask=inside[:, None] & (k < CIN)[None, :],
-                    other=0,
-                )
-                b = tl.load(
-                    weight + ((i * KW + j) * CIN + k)[:, None] * size[6] + (g * MAPS + c)[None, :],
-                    mask=(k < CIN)[:, None] & (c < MAPS)[None, :],
-                    other=0,
-                )
-                total = tl.dot(a, b, total, input_precision=PRECISION)
+    top, left = oh * conv[0] - conv[2], ow * conv[1] - conv[3]
+    corner = x + n * strides[0] + (g * CIN * strides[1] + top * strides[2] + left * strides[3])
+    for first in range(0, KH * KW * CIN, BK):
+        at = first + tl.arange(0, BK)
+        i, j, k = at // (KW * CIN) * conv[4], at // CIN % KW * conv[5], at % CIN
+        h, w = top[:, None] + i[None, :], left[:, None] + j[None, :]
+        inside = ok[:, None] & (h >= 0) & (h < size[0]) & (w >= 0) & (w < size[1])
+        a = tl.load(
+            corner[:, None] + (k * strides[1] + i * strides[2] + j * strides[3])[None, :],
+            mask=inside & (at < KH * KW * CIN)[None, :],
+            other=0,
+        )
+        b = tl.load(
+            weight + at[:, None] * size[6] + (g * MAPS + c)[None, :],
+            mask=(at < KH * KW * CIN)[:, None] & (c < MAPS)[None, :],
+            other=0,
+        )
+        total = tl.dot(a, b, total, input_precision=PRECISION)
     return total
 
 
@@ -68,12 +76,12 @@ def normalised(
     """o = r d^-beta, d = k + alpha/size * sum of r^2 over a window of channels; r: rows of scratch."""
     begin = c // GROUP * GROUP
     at = scratch + rows[:, None] * BN
-    own = tl.load(at + c[None, :])
+    own = tl.load(at + c[None, :]).to(tl.float32)
     total = tl.zeros(own.shape, tl.float32)
     for o in range(SIZE):
         j = c + o - SIZE // 2
         ok = (j >= begin) & (j < begin + GROUP) & (j < MAPS)
-        v = tl.load(at + j[None, :], mask=ok[None, :], other=0)
+        v = tl.load(at + j[None, :], mask=ok[None, :], other=0).to(tl.float32)
         total += v * v
     return own * inverse_power(K + ALPHA / SIZE * total, BETA, tl.float32)
 
@@ -91,6 +99,7 @@ def pooled(
             h, w = i * PS + a, j * PS + b
             ok = (top + h >= 0) & (top + h < size[2]) & (left + w >= 0) & (left + w < size[3]) & (h < RW)
             v = tl.load(scratch + (h * RW + w)[:, None] * BN + c[None, :], mask=ok[:, None], other=0)
+            v = v.to(tl.float32)
             best, best_at = larger(v, a * PK + b, best, best_at, ok[:, None])
     return best, best_at
 
@@ -278,7 +287,7 @@ def _launch(
     values = arguments(x, weight, conv, stages, shape, y)
     programs = min(values["tiles"][0], _programs(x))
     scratch = torch.empty(
-        programs * conv[3] * 2 * values["BM"] * values["BN"], dtype=torch.float32, device=x.device
+        programs * conv[3] * 2 * values["BM"] * values["BN"], dtype=x.dtype, device=x.device
     )
     bias = bias if bias is None else bias.contiguous()
     packed = weight.permute(2, 3, 1, 0).contiguous()  # rows of maps
@@ -298,7 +307,13 @@ def _programs(x: Tensor) -> int:
 
 
 def arguments(
-    x: Tensor, weight: Tensor, conv: Sequence[Any], stages: Stages, shape: Sequence[int], y: Tensor
+    x: Tensor,
+    weight: Tensor,
+    conv: Sequence[Any],
+    stages: Stages,
+    shape: Sequence[int],
+    y: Tensor,
+    amd: bool = torch.version.hip is not None,
 ) -> dict[str, Any]:
     stride, padding, dilation, groups = conv
     lrn, pool = stages.lrn or LRN(), stages.pool or MaxPool(1)
@@ -309,9 +324,8 @@ def arguments(
     def rows(side: int) -> int:
         return max(16, triton.next_power_of_2(((side - 1) * step + width) ** 2))
 
-    side = next(side for side in SIDES if rows(side) * columns <= MOST_VALUES)
-    warps = 8 if rows(side) * columns >= MOST_VALUES // 2 else 4
-    part = min(rows(side), max(1, warps * 32 * PART_VALUES // columns))
+    side = next(s for s in SIDES if rows(s) <= MOST_ROWS and rows(s) * columns <= MOST_VALUES)
+    part = min(rows(side), max(1, WARPS * 32 * PART_VALUES // columns))
     down, across = (triton.cdiv(size, side) for size in y.shape[2:])
     tf32 = torch.backends.cudnn.allow_tf32 and x.dtype == torch.float32 and not x.is_cpu
     return {
@@ -338,8 +352,8 @@ def arguments(
         "BM": rows(side),
         "BN": columns,
         "BR": part,
-        "BK": min(32, max(16, triton.next_power_of_2(cin))),
+        "BK": min(ROW_BYTES // x.itemsize, max(16, triton.next_power_of_2(cin * kh * kw))),
         "PRECISION": "tf32" if tf32 else "ieee",
-        "num_warps": warps,
-        "num_stages": 2,
+        "num_warps": WARPS,
+        "num_stages": 2 if amd else 3,  # of 64 KB of shared memory, or of 100 KB and more
     }
