@@ -66,8 +66,8 @@ WORK = """
 
 {images} images in inference, the convolution after space to depth. The tiles compute more than is asked for:
 halos, and rows, columns and depth that fill a power of two. Times are floors, at an H100's peak of matrix
-products (989 TFLOPS in bf16, half of it in tf32) or of its memory (3.35 TB/s), whichever is longer. Scratch is
-that of {programs} programs, to stay in 50 MB of L2.
+products (989 TFLOPS in bf16, half of it in tf32) or of its memory (3.35 TB/s), whichever is longer. Scratch:
+of {programs} programs, to stay in 50 MB of L2.
 
 | block | GFLOP | times, in tiles | MB in and out | us at peak | in tiles | MB of scratch |
 |---|--:|--:|--:|--:|--:|--:|
