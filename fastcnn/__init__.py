@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import functional, models, nn
 from .backends import available_backends, set_backend, use_backend
+from .fusion import explain, fuse, unfuse
 from .stages import LRN, MaxPool
 
 try:
@@ -15,9 +16,12 @@ __all__ = [
     "LRN",
     "MaxPool",
     "available_backends",
+    "explain",
     "functional",
+    "fuse",
     "models",
     "nn",
     "set_backend",
+    "unfuse",
     "use_backend",
 ]

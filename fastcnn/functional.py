@@ -154,7 +154,21 @@ def conv2d_block(
     Raises:
         RuntimeError, ValueError, TypeError: torch's for the convolution, epilogue's for the rest.
     """
-    stages = Stages(relu, lrn, pool, order)
+    conv = (stride, padding, dilation, groups)
+    return _conv2d_block(input, weight, bias, *conv, Stages(relu, lrn, pool, order), recompute)
+
+
+def _conv2d_block(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+    stages: Stages,
+    recompute: bool = False,
+) -> Tensor:
     fits = input.dim() in (3, 4) and weight.dim() == 4  # if not, torch's conv2d says what is wrong
     if not fits or input.dtype not in DTYPES or stages.empty:
         a = F.conv2d(input, weight, bias, stride, padding, dilation, groups)

@@ -1,0 +1,72 @@
+"""What a fused forward calls: blocks and epilogues that give what the original calls would have given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import functional
+from ..stages import Stages
+
+
+def _odd(x: Tensor, stages: Stages) -> bool:
+    """Whether torch's functions see something else than images in x: LRN in (C, H, W) goes over H."""
+    return x.dim() != 4 and stages.lrn is not None
+
+
+def _apart(x: Tensor, stages: Stages) -> Tensor:
+    """The stages by torch's functions, one after another."""
+
+    def normalise(x: Tensor) -> Tensor:
+        lrn = stages.lrn
+        return x if lrn is None else F.local_response_norm(x, lrn.size, lrn.alpha, lrn.beta, lrn.k)
+
+    def pool(x: Tensor) -> Tensor:
+        spec = stages.pool
+        return x if spec is None else F.max_pool2d(x, *spec.pairs, ceil_mode=spec.ceil_mode)  # type: ignore[call-overload]
+
+    x = x.relu() if stages.relu else x
+    return normalise(pool(x)) if stages.pool_first else pool(normalise(x))
+
+
+def epilogue(input: Tensor, stages: Stages) -> Tensor:
+    if _odd(input, stages):
+        return _apart(input, stages)
+    return functional._run(input, None, stages)
+
+
+def block(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stages: Stages,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    conv = (stride, padding, dilation, groups)
+    if _odd(input, stages):
+        return _apart(F.conv2d(input, weight, bias, *conv), stages)
+    return functional._conv2d_block(input, weight, bias, *conv, stages)
+
+
+def folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> Sequence[Tensor]:
+    """Weight and bias of a convolution with a batch norm's running statistics worked into them.
+
+    y = (conv(x) - mean) s + beta with s = gamma / sqrt(var + eps) (Ioffe & Szegedy 2015, §3.1): each
+    filter times its s. Made again at each call, so that it can't be out of date.
+    """
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None and var is not None
+    scale = torch.rsqrt(var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = (-mean if bias is None else bias - mean) * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias
+    return (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype), shift.to(weight.dtype)
