@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends
+from . import _onnx, backends
 from ._dispatch import idle, records, transforms
 from .backends import reference
 from .backends.reference import conv_output_size, convolve
 from .stages import Stages, check, memory_format
 
-_STAGES = "bool relu, float[] lrn, int[] pool, str order"
+_STAGES = "bool relu, float[]? lrn, int[]? pool, str order"
 _CONV = "int[] stride, int[] padding, int[] dilation, int groups"
 _BLOCK = f"Tensor input, Tensor weight, Tensor? bias, {_CONV}, {_STAGES}"
 
@@ -60,6 +60,8 @@ def _fake(x: Tensor, stages: Stages, save: bool, keep: bool) -> tuple[Tensor, ..
 
 def epilogue(x: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
     """The stages on x (N, C, H, W)."""
+    if torch.onnx.is_in_onnx_export():
+        return _onnx.epilogue(x, bias, stages)
     if not idle(x, bias):
         return _ops.epilogue(x, bias, *stages.flat())
     check(x, bias, stages)
@@ -75,6 +77,8 @@ def conv2d_block(
     recompute: bool,
 ) -> Tensor:
     """The stages on the convolution of x (N, C, H, W); conv: stride, padding, dilation, groups."""
+    if torch.onnx.is_in_onnx_export():
+        return _onnx.conv2d_block(x, weight, bias, conv, stages)
     if not idle(x, weight, bias):
         return _ops.conv2d_block(x, weight, bias, *conv, *stages.flat(), recompute)
     return backends.choose(x, stages).conv_block_forward(x, weight, bias, conv, stages, False)[0]
@@ -102,8 +106,8 @@ def _epilogue_backward(
     r: Tensor | None,
     offsets: Tensor | None,
     relu: bool,
-    lrn: list[float],
-    pool: list[int],
+    lrn: list[float] | None,
+    pool: list[int] | None,
     order: str,
     size: list[int],
     channels_last: bool,

@@ -166,11 +166,11 @@ class MaxPool:
 
 
 class Flat(NamedTuple):
-    """:class:`Stages` as the ops' schemas carry them: numbers, empty where a stage is left out."""
+    """:class:`Stages` as the ops' schemas carry them: numbers, None where a stage is left out."""
 
     relu: bool
-    lrn: list[float]
-    pool: list[int]
+    lrn: list[float] | None
+    pool: list[int] | None
     order: str
 
 
@@ -203,14 +203,14 @@ class Stages:
     def flat(self) -> Flat:
         return Flat(
             bool(self.relu),
-            self.lrn.flat() if self.lrn else [],
-            self.pool.flat() if self.pool else [],
+            self.lrn.flat() if self.lrn else None,
+            self.pool.flat() if self.pool else None,
             self.order,
         )
 
     @staticmethod
-    def unflat(relu: bool, lrn: Sequence[float], pool: Sequence[int], order: str) -> Stages:
-        return _unflat(relu, tuple(lrn), tuple(pool), order)
+    def unflat(relu: bool, lrn: Sequence[float] | None, pool: Sequence[int] | None, order: str) -> Stages:
+        return _unflat(relu, tuple(lrn or ()), tuple(pool or ()), order)
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """(N, C, H, W) of the input to (N, C, H', W') of the output."""

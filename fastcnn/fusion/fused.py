@@ -171,6 +171,8 @@ def class_of(written: Any) -> type[nn.Module]:
             return written.forward(self, *args)
         return fused.run(self, *args)
 
+    # torch.compile counts recompilations by code object: each class has one, as classes do.
+    forward.__code__ = forward.__code__.replace()  # type: ignore[attr-defined]
     own = {"forward": forward, "as_written": written.forward, "written": written}
     own |= {name: getattr(written, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(written.__name__, (FusedModule, written), own)
