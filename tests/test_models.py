@@ -73,6 +73,26 @@ def test_alexnet_has_the_published_layers_and_sizes(variant, fused):
     assert sum(layers.values()) == (61_100_840 if variant == "2014" else 60_965_224)
 
 
+@pytest.mark.parametrize("variant", ["2012", "2014"])
+@pytest.mark.parametrize("norm", [None, "lrn", "batch"])
+def test_alexnet_with_another_norm(variant, norm):
+    torch.manual_seed(0)
+    fused = alexnet(variant, norm=norm, num_classes=4, in_channels=1)
+    plain = alexnet(variant, norm=norm, num_classes=4, in_channels=1, fused=False)
+    plain.load_state_dict(fused.state_dict())
+    kinds = [type(m).__name__ for m in plain.features]
+    assert kinds.count("GroupedLRN") == (2 if norm == "lrn" else 0)
+    assert kinds.count("BatchNorm2d") == (5 if norm == "batch" else 0)
+    x = torch.randn(2, 1, 227, 227)
+    for training in (False, True):
+        assert_close(*(m.features.train(training)(x) for m in (fused, plain)), factor=10)
+
+
+def test_an_unknown_norm_is_named():
+    with pytest.raises(ValueError, match=r"alexnet: norm must be one of .* but got 'group'"):
+        alexnet(norm="group")
+
+
 def test_lenet_has_the_published_sizes():
     layers = per_layer(lenet5())
     assert layers == {

@@ -12,7 +12,7 @@ from torch.fx import Node
 from torch.nn import functional as F
 
 from .. import nn as fused
-from ..models._blocks import GroupedLRN
+from .._plain import GroupedLRN
 from ..stages import LRN, MaxPool
 
 

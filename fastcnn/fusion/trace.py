@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node, Tracer
 
-from ..models._blocks import GroupedLRN
+from .._plain import GroupedLRN
 from ..nn import ConvBlock2d, LocalResponseNorm, MaxPool2d
 from .kinds import Part, part_of
 

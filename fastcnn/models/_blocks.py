@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._plain import GroupedLRN
+from ..fusion import fuse
 from ..nn import ConvBlock2d
 from ..stages import LRN, MaxPool
 
@@ -29,6 +31,7 @@ class Conv:
     lrn: LRN | None = None
     pool: MaxPool | None = None
     order: str = "lrn_pool"
+    batch_norm: bool = False  # before the ReLU
     std: float | None = None
     bias: float = 0
 
@@ -56,28 +59,6 @@ class Table:
     adaptive: bool = False  # average whatever the last map is to map_size
 
 
-class GroupedLRN(torch.nn.Module):
-    """:class:`fastcnn.LRN` by torch's own function, in float32 for the half types it fails on.
-
-    Shape: (N, C, H, W) or (C, H, W) to the same.
-    """
-
-    def __init__(self, spec: LRN) -> None:
-        super().__init__()
-        self.spec = spec
-
-    def forward(self, input: Tensor) -> Tensor:
-        spec = self.spec
-        half = input.dtype in (torch.float16, torch.bfloat16)
-        x = input.float() if half else input
-        towers = x.unflatten(-3, (spec.groups, -1)).flatten(end_dim=-4)
-        y = F.local_response_norm(towers, spec.size, spec.alpha, spec.beta, spec.k)
-        return y.reshape(input.shape).to(input.dtype)
-
-    def extra_repr(self) -> str:
-        return str(self.spec)
-
-
 def _fill(layer: torch.nn.Conv2d | torch.nn.Linear, row: Conv | Dense) -> None:
     if row.std is not None and layer.bias is not None:
         torch.nn.init.normal_(layer.weight, std=row.std)
@@ -87,16 +68,18 @@ def _fill(layer: torch.nn.Conv2d | torch.nn.Linear, row: Conv | Dense) -> None:
 def block(row: Conv, in_channels: int, fused: bool) -> Named:
     """One row as a ConvBlock2d, or as plain layers of which the convolution has the same name."""
     conv = (in_channels, row.channels, row.kernel, row.stride, row.padding, 1, row.groups)
+    fused = fused and not row.batch_norm
     layer = (
         ConvBlock2d(*conv, lrn=row.lrn, pool=row.pool, order=row.order) if fused else torch.nn.Conv2d(*conv)
     )
     _fill(layer, row)
     if fused:
         return [(row.name, layer)]
+    batch_norm: Named = [(f"{row.name}_norm", torch.nn.BatchNorm2d(row.channels))] if row.batch_norm else []
     norm: Named = [(f"{row.name}_norm", GroupedLRN(row.lrn))] if row.lrn else []
     pool: Named = [(f"{row.name}_pool", _plain_pool(row.pool))] if row.pool else []
     after = norm + pool if row.order == "lrn_pool" else pool + norm
-    return [(row.name, layer), (f"{row.name}_relu", torch.nn.ReLU(inplace=True)), *after]
+    return [(row.name, layer), *batch_norm, (f"{row.name}_relu", torch.nn.ReLU(inplace=True)), *after]
 
 
 def _plain_pool(pool: MaxPool) -> torch.nn.MaxPool2d:
@@ -149,6 +132,8 @@ class ConvNet(torch.nn.Module):
             classifier += dense(line, width, num_classes, dropout)
             width = line.features or width
         self.features = torch.nn.Sequential(OrderedDict(features))
+        if fused and any(row.batch_norm for row in table.convs):
+            fuse(self.features)
         self.avgpool = torch.nn.AdaptiveAvgPool2d(table.map_size) if table.adaptive else torch.nn.Identity()
         self.classifier = torch.nn.Sequential(OrderedDict(classifier))
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..stages import LRN, MaxPool
 from ._blocks import Conv, ConvNet, Dense, Table, build
 
 _POOL = MaxPool(3, 2, ceil_mode=True)
 _POOL_2014 = MaxPool(3, 2)
 _LRN_2012 = LRN(5, 1e-4, 0.75, k=2, groups=2)
+_LRN_ONE_GPU = LRN(5, 1e-4, 0.75, k=2)
 _LRN_CAFFE = LRN(5, 1e-4, 0.75, k=1)
 
 
@@ -93,10 +96,28 @@ TABLES = {
 }
 
 
+NORMS = ("published", "lrn", "batch", None)
+
+
+def _with_norm(table: Table, norm: str | None) -> Table:
+    """The network with another normalisation, or none, in place of its own."""
+    if norm not in NORMS:
+        raise ValueError(f"alexnet: norm must be one of {NORMS}, but got {norm!r}")
+    if norm == "published" or (norm == "lrn" and table.convs[0].lrn):
+        return table
+    lrn = _LRN_ONE_GPU if norm == "lrn" else None
+    convs = [
+        replace(conv, lrn=lrn if i < 2 else None, batch_norm=norm == "batch")
+        for i, conv in enumerate(table.convs)
+    ]
+    return replace(table, convs=tuple(convs))
+
+
 def alexnet(
     variant: str = "2012",
     num_classes: int = 1000,
     *,
+    norm: str | None = "published",
     dropout: float = 0.5,
     in_channels: int = 3,
     fused: bool = True,
@@ -116,13 +137,17 @@ def alexnet(
     Args:
         variant: one of the above.
         num_classes: outputs of the last layer.
+        norm: "lrn": after the first two convolutions' ReLU (for "2014" as in its author's own one-GPU
+            configuration); "batch": batch normalisation after every convolution; None: no normalisation;
+            "published": as the variant has it.
         dropout: probability that an input of the last two dense layers ("2014": of the first two)
             is dropped in training.
         in_channels: channels of the images.
         fused: False builds the same network from torch's own layers, with the same state dict.
 
     Raises:
-        ValueError: an unknown variant; a dropout outside 0 to 1.
+        ValueError: an unknown variant or norm; a dropout outside 0 to 1.
         RuntimeError: on the forward pass, images of a size or number of channels that don't fit.
     """
-    return build("alexnet", TABLES, variant, num_classes, dropout, in_channels, fused)
+    tables = {name: _with_norm(table, norm) for name, table in TABLES.items()}
+    return build("alexnet", tables, variant, num_classes, dropout, in_channels, fused)
