@@ -1,9 +1,11 @@
 """`fastcnn.fuse` on the zoo: what it finds, that results stay, and that it can be undone."""
 
+import copy
 import sys
 
 import pytest
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 from zoo import ENTRIES
 
@@ -102,3 +104,164 @@ def test_the_same_results_and_undone(entry):
     assert fastcnn.unfuse(model) is model
     assert [type(m) for m in model.modules()] == kinds
     assert not any("fusion" in vars(m) for m in model.modules())
+
+
+class Net(nn.Module):
+    """A chain with an option and a reader of each kind of state."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.LocalResponseNorm(3, 1.0))
+        self.pool = nn.MaxPool2d(2)
+        self.more = nn.ModuleList()
+        self.scale = 1.0
+
+    def forward(self, x, mask=None):
+        x = self.pool(self.block(x)) * self.scale
+        for layer in self.more:
+            x = layer(x)
+        return x if mask is None else x * mask
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return fastcnn.fuse(Net().eval())
+
+
+IMAGES = torch.randn(2, 3, 9, 9)
+
+
+def runs_as_written(net, *args):
+    """Whether a call gives what the module's own forward gives, and by which way."""
+    with pytest.MonkeyPatch.context() as patch:
+        calls = []
+        for forward in forwards_of(net):
+            run = forward.run
+            patch.setitem(vars(forward), "run", lambda *a, run=run: calls.append(1) or run(*a))
+        result = net(*args)
+    torch.testing.assert_close(result, fastcnn.unfuse(copy.deepcopy(net))(*args))
+    return not calls
+
+
+CHANGES = {
+    "a layer replaced": lambda net: setattr(net, "pool", nn.MaxPool2d(3)),
+    "a layer inside replaced": lambda net: net.block.__setitem__(1, nn.Tanh()),
+    "a layer added": lambda net: net.block.append(nn.Tanh()),
+    "an attribute": lambda net: setattr(net, "scale", 2.0),
+    "a layer's attribute": lambda net: setattr(net.block[2], "k", 3.0),
+    "a stride": lambda net: setattr(net.block[0], "stride", (2, 2)),
+    "a bias removed": lambda net: net.block[0].register_parameter("bias", None),
+    "a layer added to a list": lambda net: net.more.append(nn.Tanh()),
+    "a forward": lambda net: setattr(net.pool, "forward", lambda x: x),
+    "a hook on a layer": lambda net: net.block[1].register_forward_hook(lambda m, x, y: y + 1),
+    "a hook before a layer": lambda net: net.block[0].register_forward_pre_hook(lambda m, x: (x[0] * 2,)),
+    "a hook on a layer that is looked through": lambda net: net.block.register_forward_hook(
+        lambda m, x, y: y + 1
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changed_since_runs_as_written(change, net, capsys):
+    assert not runs_as_written(net, IMAGES)
+    CHANGES[change](net)
+    assert runs_as_written(net, IMAGES)
+    fastcnn.explain(net)
+    assert "as written, since" in capsys.readouterr().out
+
+
+def test_new_weights_and_modes_stay_fused(net):
+    with torch.no_grad():
+        net.block[0].weight.mul_(2)
+    net.block[0].bias = nn.Parameter(torch.ones(8))
+    assert not runs_as_written(net, IMAGES)
+    assert not runs_as_written(net.train(), IMAGES)
+    assert not runs_as_written(net.double(), IMAGES.double())
+    net.register_forward_hook(lambda m, x, y: y + 1)
+    assert not runs_as_written(net, IMAGES.double())
+
+
+def test_optional_arguments_run_as_written(net):
+    assert runs_as_written(net, IMAGES, torch.full((), 3.0))
+
+
+def test_one_image_is_torchs_one_image(net):
+    image = IMAGES[0]
+    torch.testing.assert_close(net(image), fastcnn.unfuse(copy.deepcopy(net))(image))
+
+
+def test_fused_again_and_in_parts():
+    model, x = built(BY_NAME["AlexNet"])
+    expected = model.eval()(x)
+    fastcnn.fuse(model.features)
+    fastcnn.fuse(fastcnn.fuse(model))
+    assert [type(m).__mro__.count(fused.FusedModule) for m in model.modules()].count(1) == 1
+    torch.testing.assert_close(model(x), expected)
+    assert isinstance(model, BY_NAME["AlexNet"].build)
+    assert repr(model) == repr(fastcnn.unfuse(copy.deepcopy(model)))
+
+
+def test_fastcnns_own_plain_networks_are_fused_whole():
+    net = fastcnn.models.alexnet("2012", num_classes=2, fused=False)
+    fastcnn.fuse(net)
+    (forward,) = (f for m in net.modules() for f in forwards_of(m)[:1])
+    kinds = [chain for chain, _ in forward.chains]
+    assert kinds == [
+        *2 * [("conv", "relu", "lrn", "pool")],
+        *2 * [("conv", "relu")],
+        ("conv", "relu", "pool"),
+    ]
+
+
+def test_example_inputs_are_compared(monkeypatch):
+    fastcnn.fuse(Net(), (IMAGES,))
+    monkeypatch.setattr(runtime, "block", lambda x, *args, **kwargs: x)
+    net = Net()
+    with pytest.raises(RuntimeError, match="fuse: the fused model gave another result"):
+        fastcnn.fuse(net, (IMAGES,))
+    assert type(net) is Net
+    assert net.training
+
+
+EXPLAINED = """\
+in                 calls    run as
+model (Writer)     forward  as written: forward changes seen
+body (Sequential)  0, 1, 2  not fused yet; one block: conv, relu, lrn
+body (Sequential)  6        not fused yet; one block: pool
+body (Sequential)  5        as written: padding_mode is 'reflect'
+body (Sequential)  3        as written: Tanh follows
+"""
+
+
+def test_explain_says_what_is_fused_and_why_not(capsys):
+    class Writer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(
+                nn.Conv2d(3, 4, 3),
+                nn.ReLU(),
+                nn.LocalResponseNorm(5),
+                nn.Conv2d(4, 4, 3),
+                nn.Tanh(),
+                nn.Conv2d(4, 4, 1, padding_mode="reflect"),
+                nn.MaxPool2d(2),
+            )
+
+        def forward(self, x):
+            self.seen = x
+            return self.body(x)
+
+    model = Writer()
+    fastcnn.explain(model)
+    before = capsys.readouterr().out
+    fastcnn.explain(fastcnn.fuse(model))
+    after = capsys.readouterr().out
+    assert before == EXPLAINED
+    assert after == EXPLAINED.replace("not fused yet; ", "")
+
+
+@pytest.mark.parametrize("call", [fastcnn.fuse, fastcnn.unfuse, fastcnn.explain])
+def test_only_modules_are_taken(call):
+    with pytest.raises(TypeError, match=f"{call.__name__}: model must be a torch.nn.Module, but got int"):
+        call(3)

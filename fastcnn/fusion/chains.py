@@ -78,22 +78,28 @@ def find(
             chains.append(Chain(tuple(nodes), tuple(parts[n] for n in nodes)))
             taken.update(nodes)
     left = [(node, part) for node, part in found.items() if isinstance(part, str)]
-    left += [(node, _why_alone(node)) for node, p in parts.items() if p.kind == "conv" and node not in taken]
+    for node, part in parts.items():
+        if part.kind == "conv" and node not in taken:
+            left.append((node, _why_alone(node, module_of)))
     return chains, left
 
 
-def _why_alone(node: Node) -> str:
+def _why_alone(node: Node, module_of: Callable[[Node], nn.Module | None]) -> str:
     readers = list(node.users)
     if len(readers) != 1:
         return f"its output has {len(readers)} readers"
-    return f"{described(readers[0])} follows"
+    (reader,) = readers
+    module = module_of(reader)
+    if reader.op == "output":
+        return "nothing follows"
+    return f"{described(reader) if module is None else type(module).__name__} follows"
 
 
 def described(node: Node) -> str:
     """A call as one would write it."""
     if node.op in ("call_module", "call_method"):
         return str(node.target)
-    return node.op if node.op == "output" else str(getattr(node.target, "__name__", node.target))
+    return str(getattr(node.target, "__name__", node.target))
 
 
 class _Name:

@@ -14,7 +14,8 @@ from torch.fx import Graph
 
 from . import chains
 from .chains import described
-from .trace import Traces, Untraceable, has_hooks, module_of, required
+from .kinds import customised
+from .trace import Traces, Untraceable, module_of, required
 
 _Plain = (bool, int, float, str, tuple, type(None))
 
@@ -31,6 +32,7 @@ class Fused:
         children: (parent, name, module) of what is looked through or no longer called.
         moded: of these, those whose own training flag the forward depends on.
         values: (module, name, value) of attributes that the forward depends on.
+        layouts: modules whose children's names matter, or which parameters are None, with these.
     """
 
     run: Callable[..., Any]
@@ -40,18 +42,23 @@ class Fused:
     children: list[tuple[nn.Module, str, nn.Module]]
     moded: list[nn.Module]
     values: list[tuple[nn.Module, str, Any]]
+    layouts: list[tuple[nn.Module, Any]]
 
     def changed(self) -> str | None:
         """What makes it another forward than the module's own."""
         for parent, name, child in self.children:
             if parent._modules.get(name) is not child:
                 return f"{name} has been replaced"
-            if has_hooks(child):
-                return f"{name} has hooks"
+            reason = customised(child)
+            if reason is not None:
+                return f"{name} {reason}"
         for m, name, value in self.values:
             now = vars(m).get(name, self)
             if now is not value and now != value:
                 return f"{name} is now {now!r}"
+        for m, layout in self.layouts:
+            if _layout(m) != layout:
+                return f"a layer or parameter of {type(m).__name__} was added or removed"
         return None
 
 
@@ -75,6 +82,7 @@ def fused(m: nn.Module, traces: Traces, training: bool, fold_bn: bool) -> Fused:
     inner = {name for target in (*targets, *called) for name in _prefixes(target)}
     seen = {name: m.get_submodule(name) for name in sorted({*targets, *inner})}
     through = [seen[name] for name in sorted(inner) if traces.looks_through(seen[name], training)]
+    holders = [child for child in m.modules() if isinstance(child, (nn.ModuleList, nn.ModuleDict))]
     watched = [m, *through, *(seen[name] for name in targets)]
     return Fused(
         _compiled(graph, constants),
@@ -89,7 +97,13 @@ def fused(m: nn.Module, traces: Traces, training: bool, fold_bn: bool) -> Fused:
             for name, value in vars(w).items()
             if isinstance(value, _Plain) and name != "training"
         ],
+        [(w, _layout(w)) for w in (*watched, *holders)],
     )
+
+
+def _layout(m: nn.Module) -> tuple[Any, ...]:
+    """The names of its children, and of its parameters that are None."""
+    return tuple(m._modules), tuple(name for name, p in m._parameters.items() if p is None)
 
 
 def _prefixes(target: str) -> list[str]:

@@ -87,6 +87,13 @@ _CALLS: dict[tuple[str, Any], tuple[str, tuple[str, ...]]] = {
 }
 
 
+def customised(m: nn.Module) -> str | None:
+    """What was hung on a module, so that calling it is more than its class's forward."""
+    if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+        return "has hooks"
+    return "has a forward of its own" if "forward" in vars(m) else None
+
+
 def part_of(node: Node, module: nn.Module | None) -> Part | str | None:
     """What a node is; why it is not, if one may have thought so; None for everything else.
 
@@ -116,11 +123,14 @@ def part_of(node: Node, module: nn.Module | None) -> Part | str | None:
 
 def _part_of_module(node: Node, module: nn.Module | None) -> Part | str | None:
     kinds = _MODULES.get(type(module))
-    if kinds is None:
+    if module is None or kinds is None:
         name = next((c.__name__ for c in _NAMED if isinstance(module, c)), None)
         return name and f"{type(module).__name__} is a subclass of {name}"
     if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], Node):
         return None
+    reason = customised(module)
+    if reason is not None:
+        return f"it {reason}"
     found = kinds(module)
     if isinstance(found, str):
         return found

@@ -19,7 +19,7 @@ from torch.fx import Graph, Node, Tracer
 
 from .._plain import GroupedLRN
 from ..nn import ConvBlock2d, LocalResponseNorm, MaxPool2d
-from .kinds import Part, part_of
+from .kinds import Part, customised, part_of
 
 # Layers of fastcnn's, whose forward is a block already.
 OWN = (ConvBlock2d, GroupedLRN, LocalResponseNorm, MaxPool2d)
@@ -27,10 +27,6 @@ OWN = (ConvBlock2d, GroupedLRN, LocalResponseNorm, MaxPool2d)
 
 class Untraceable(Exception):
     """Why a forward is left as it is written."""
-
-
-def has_hooks(m: nn.Module) -> bool:
-    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
 
 
 class Traces:
@@ -72,7 +68,7 @@ class Traces:
 
     def looks_through(self, m: nn.Module, training: bool) -> bool:
         """Whether a module's forward is nothing but parts of a block, one after another."""
-        if isinstance(m, OWN) or has_hooks(m) or Tracer().is_leaf_module(m, ""):
+        if isinstance(m, OWN) or customised(m) or Tracer().is_leaf_module(m, ""):
             return False
         key = (id(m), training)
         if key not in self._looked_through:
@@ -170,7 +166,8 @@ def _unchanged(m: nn.Module) -> Iterator[None]:
         changed = [name for child, attributes in before for name in _restore(child, attributes)]
         drawn = _generators() != generators
     if changed:
-        raise Untraceable(f"forward changes the attribute {changed[0]}, or makes a constant tensor")
+        constant = changed[0].startswith("_tensor_constant")
+        raise Untraceable(f"forward {'makes a constant tensor' if constant else f'changes {changed[0]}'}")
     if drawn:
         raise Untraceable("forward draws random numbers")
 
