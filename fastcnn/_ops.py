@@ -35,7 +35,7 @@ _library.define(
     "bool channels_last, bool need_bias) -> (Tensor, Tensor)"
 )
 _library.define(f"conv2d_block({_BLOCK}, bool recompute) -> Tensor")
-_library.define(f"conv2d_block_forward({_BLOCK}, bool save) -> (Tensor, Tensor, Tensor)")
+_library.define(f"conv2d_block_forward({_BLOCK}, bool save, bool recompute) -> (Tensor, Tensor, Tensor)")
 
 _ops = torch.ops.fastcnn
 
@@ -198,23 +198,24 @@ torch.library.register_autograd(
 
 @torch.library.impl("fastcnn::conv2d_block_forward", "CompositeExplicitAutograd")
 def _conv2d_block_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    *conv, relu, lrn, pool, order, save = args
+    *conv, relu, lrn, pool, order, save, recompute = args
     stages = Stages.unflat(relu, lrn, pool, order)
-    backend = backends.choose(x, stages)
-    return _empty_for_none(x, *backend.conv_block_forward(x, weight, bias, conv, stages, save))
+    y, *kept = backends.choose(x, stages).conv_block_forward(x, weight, bias, conv, stages, save)
+    return _empty_for_none(x, y, *((None, None) if recompute else kept))
 
 
 @torch.library.register_fake("fastcnn::conv2d_block_forward")
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    *conv, relu, lrn, pool, order, save = args
+    *conv, relu, lrn, pool, order, save, recompute = args
     stages = Stages.unflat(relu, lrn, pool, order)
     a = convolve(x, weight, conv)
     check(a, bias, stages)
-    return _fake(a, stages, save, stages.lrn is not None)
+    return _fake(a, stages, save and not recompute, stages.lrn is not None)
 
 
 def _setup_block(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, *conv, relu, lrn, pool, order, ctx.saved = inputs
+    x, weight, bias, *conv, relu, lrn, pool, order, save, recompute = inputs
+    ctx.saved = save and not recompute
     stages = Stages.unflat(relu, lrn, pool, order)
     # The convolution's output lives inside the op alone, so what an LRN needs is always r.
     keeps = stages.residual(has_bias=True)
@@ -237,9 +238,9 @@ def _backward_block(
     x, weight, *kept = ctx.saved_tensors
     if not ctx.saved:
         with backends.use_backend(ctx.backend):
-            output = _ops.conv2d_block_forward(x, weight, *kept, *ctx.conv, *ctx.stages.flat(), True)
+            output = _ops.conv2d_block_forward(x, weight, *kept, *ctx.conv, *ctx.stages.flat(), True, False)
         kept = _kept(ctx.keeps, output)
-    grad_a, grad_bias = _stages_backward(ctx, grad_y, grad_r, *kept)
+    grad_a, grad_bias = _stages_backward(ctx, grad_y, grad_r if ctx.saved else None, *kept)
     grad_x = grad_weight = None
     if grad_a is not None and any(ctx.needs_input_grad[:2]):
         stride, padding, dilation, groups = ctx.conv
@@ -247,7 +248,7 @@ def _backward_block(
         grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
             grad_a, x, weight, None, stride, padding, dilation, False, [0, 0], groups, mask
         )
-    return (grad_x, grad_weight, grad_bias, *[None] * 9)
+    return (grad_x, grad_weight, grad_bias, *[None] * 10)
 
 
 torch.library.register_autograd("fastcnn::conv2d_block_forward", _backward_block, setup_context=_setup_block)
@@ -270,8 +271,9 @@ def _conv2d_block(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) ->
     *conv, relu, lrn, pool, order, recompute = args
     if transforms():
         return _ops.epilogue(convolve(x, weight, conv), bias, relu, lrn, pool, order)
-    save = records(x, weight, bias) and not recompute
-    return _ops.conv2d_block_forward(x, weight, bias, *args[:-1], save)[0]
+    # To recompute is to compute the same again: with what backward needs, which is then dropped.
+    save = records(x, weight, bias)
+    return _ops.conv2d_block_forward(x, weight, bias, *args[:-1], save, save and recompute)[0]
 
 
 def _vmap(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:

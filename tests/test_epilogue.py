@@ -319,7 +319,7 @@ def test_the_inner_op_keeps_its_dtype_under_autocast():
     with torch.autocast("cpu"):
         for lrn in (None, LRN()):
             y, *_ = torch.ops.fastcnn.conv2d_block_forward(
-                x, weight, bias, *conv, *Stages(True, lrn).flat(), False
+                x, weight, bias, *conv, *Stages(True, lrn).flat(), False, False
             )
             assert y.dtype == torch.float32
 

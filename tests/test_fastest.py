@@ -1,5 +1,6 @@
 """The choice by timing, with times that are given."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,7 @@ def times(monkeypatch):
     monkeypatch.setattr(_fastest, "_fastest", {})
     monkeypatch.setattr(_fastest, "_milliseconds", lambda run: given.pop(0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     return given
 
 
@@ -43,3 +45,10 @@ def test_a_graph_being_captured_is_not_disturbed(times, monkeypatch):
     with torch.backends.cudnn.flags(benchmark=True):
         assert fastest("a key", FEWER, WAYS) == 0
     assert len(times) == 4
+
+
+def test_a_way_without_the_memory_is_not_taken():
+    def too_much():
+        raise torch.cuda.OutOfMemoryError
+
+    assert _fastest._milliseconds(too_much) == float("inf")

@@ -105,6 +105,16 @@ def test_lenet_has_the_published_sizes():
     assert sum(layers.values()) == 61_706
 
 
+def test_caffes_lenet_has_its_sizes_and_no_relu_before_pooling():
+    fused, plain = lenet5("caffe"), lenet5("caffe", fused=False)
+    assert list(per_layer(fused).values()) == [520, 25_050, 400_500, 5_010]
+    assert sum(per_layer(fused).values()) == 431_080
+    assert [type(m).__name__ for m in plain.features] == ["Conv2d", "MaxPool2d"] * 2
+    plain.load_state_dict(fused.state_dict())
+    images = torch.rand(3, 1, 28, 28)
+    assert_close(fused(images), plain(images))
+
+
 def test_2014_has_the_keys_shapes_and_order_of_torchvisions_checkpoint():
     convs = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3)}
     convs[10] = (256, 256, 3, 3)
@@ -295,7 +305,7 @@ def test_2012_drops_in_training_alone(initial):
 
 @pytest.mark.parametrize("build", [alexnet, lenet5])
 def test_an_unknown_variant_names_those_there_are(build):
-    known = str(VARIANTS) if build is alexnet else "('relu',)"
+    known = str(VARIANTS) if build is alexnet else "('1998', 'relu', 'caffe')"
     with pytest.raises(ValueError, match=r"variant must be one of .*, but got '1066'") as error:
         build("1066")
     assert known in str(error.value)

@@ -90,7 +90,9 @@ def test_opcheck(stages, backend):
         torch.library.opcheck(ops.epilogue.default, (x, bias, *stages))
         torch.library.opcheck(ops.epilogue_forward.default, (x, bias, *stages, True))
         torch.library.opcheck(ops.conv2d_block.default, (image, weight, bias, *conv, *stages, False))
-        torch.library.opcheck(ops.conv2d_block_forward.default, (image, weight, bias, *conv, *stages, True))
+        for how in ((False, False), (True, False), (True, True)):
+            args = (image, weight, bias, *conv, *stages, *how)
+            torch.library.opcheck(ops.conv2d_block_forward.default, args)
         with torch.no_grad():
             y, r, offsets = ops.epilogue_forward(x, bias, *stages, True)
             kept = r if r.numel() else (y if stages[0] else None)
@@ -233,11 +235,12 @@ def test_backward_keeps_r_once_and_one_byte_per_pooled_value(dtype):
     assert again == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", BLOCKS, ids=str)
-def test_recomputed_gradients_have_the_same_bits(options):
+def test_recomputed_gradients_have_the_same_bits(options, dtype):
     results = []
     for recompute in (False, True):
-        args = block_leaves(torch.float32)
+        args = block_leaves(dtype)
         y = F.conv2d_block(*args, padding=1, groups=2, recompute=recompute, **options)
         results.append((y.detach(), *torch.autograd.grad(y.sin().sum(), args)))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as TF
 
+import fastcnn
 from fastcnn import LRN, MaxPool
 from fastcnn.backends import reference, triton
 from fastcnn.backends.triton import conv as conv_kernels
@@ -69,7 +70,7 @@ def test_the_block_follows_plain_torch(name, stages, dtype, format):
     assert nothing == [None, None]
     if r is not None:
         before = Stages(stages.relu, None, stages.pool if stages.pool_first else None)
-        reached = r != 0  # a row or column that no window reaches stays 0
+        reached = r != 1  # a row or column that no window reaches stays 1
         exact = plain_epilogue(a, None, before)
         plain = plain_epilogue(TF.conv2d(x, weight, bias, *conv), None, before)
         assert_within_twice(r[reached], plain[reached], exact[reached])
@@ -89,7 +90,7 @@ def test_the_block_follows_plain_torch(name, stages, dtype, format):
 
 def test_the_tile_makes_no_difference(monkeypatch):
     x, weight, bias, conv = case("3x3", torch.float32, LAST)
-    rest = (x, weight, bias, conv, STAGES["lrn, pool"], True)
+    rest = (x, weight, bias, conv, STAGES["lrn, pool"], True, LAST)
     y, _, offsets = conv_kernels.block_forward(*rest)
     monkeypatch.setattr(conv_kernels, "MOST_VALUES", 512)
     others = conv_kernels.block_forward(*rest)
@@ -105,3 +106,41 @@ def test_whichever_way_was_fastest_the_result_is_the_same(taken, monkeypatch):
     monkeypatch.setattr(triton, "fastest", lambda key, x, ways: taken)
     found = triton.conv_block_forward(x, weight, bias, conv, stages, save=False)[0]
     torch.testing.assert_close(found, expected)
+
+
+def test_a_patch_as_wide_as_the_stride_keeps_its_weights_format():
+    x = torch.randn(2, 3, 16, 16, device=DEVICE)
+    weight = torch.randn(16, 3, 4, 4, device=DEVICE).contiguous(memory_format=LAST)
+    y, *_ = triton.conv_block_forward(x, weight, None, ((4, 4), (0, 0), (1, 1), 1), Stages(), save=False)
+    assert y.stride() == TF.conv2d(x, weight, stride=4).stride()
+
+
+def test_rows_that_no_window_reaches_give_no_nan():
+    x, weight = torch.randn(1, 2, 12, 12, device=DEVICE), torch.randn(8, 2, 1, 1, device=DEVICE)
+    leaves = [t.requires_grad_() for t in (x, weight)]
+    with fastcnn.use_backend("triton"):
+        y = fastcnn.functional.conv2d_block(*leaves, relu=False, lrn=LRN(5, 1.0, k=0.0), pool=MaxPool(3, 2))
+    assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum(), leaves))
+
+
+@pytest.mark.parametrize("conv", [
+    ((1, 1), (0, 0), (0, 0), 1),
+    ((1, 1), (-1, -1), (1, 1), 1),
+    ((1, 1), (0, 0), (2, 1, 1), 1),
+    ((2, 1, 1), (0, 0), (1, 1), 1),
+])  # fmt: skip
+def test_what_torch_refuses_is_refused(conv):
+    x, weight = torch.randn(1, 2, 8, 8, device=DEVICE), torch.randn(4, 2, 3, 3, device=DEVICE)
+    with pytest.raises(RuntimeError):
+        triton.conv_block_forward(x, weight, None, conv, Stages(), save=False)
+
+
+def test_torchs_newer_setting_of_precision_is_read():
+    x, weight, bias, conv = case("3x3", torch.float32, LAST)
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    try:
+        assert not conv_kernels._allows_tf32()
+        triton.conv_block_forward(x, weight, bias, conv, Stages(), save=False)
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -21,17 +22,21 @@ def fastest(key: Hashable, x: Tensor, ways: Sequence[Callable[[], Any]]) -> int:
         return 0
     key = (key, x.device, x.dtype, x.shape, x.stride())
     if key not in _fastest:
-        if torch.cuda.is_current_stream_capturing():
-            return 0
-        times = [_milliseconds(way) for way in ways]
+        with torch.cuda.device(x.device):
+            if torch.cuda.is_current_stream_capturing():
+                return 0
+            times = [_milliseconds(way) for way in ways]
         _fastest[key] = times.index(min(times))
     return _fastest[key]
 
 
 def _milliseconds(run: Callable[[], Any]) -> float:
-    """The median of five, after one to warm up."""
-    run()
+    """The median of five, after one to warm up; endless where memory is too small for it."""
     times = []
+    try:
+        run()
+    except torch.cuda.OutOfMemoryError:
+        return math.inf
     for _ in range(5):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -43,7 +43,7 @@ def run(out: Path, epochs: int | None = None, seed: int = 0) -> None:
     out.mkdir(parents=True, exist_ok=True)
     digits = data.split(images, labels, seed)
     torch.manual_seed(seed)
-    model = models.lenet5(dropout=train.DROPOUT)
+    model = cast("ConvNet", models.lenet5(dropout=train.DROPOUT))
     history = _fit(console, model, digits, epochs or train.EPOCHS, seed)
     train.save(model, out / "lenet5.safetensors")
     _draw(model, digits, history, seed, out)

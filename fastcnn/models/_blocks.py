@@ -20,7 +20,7 @@ Named = list[tuple[str, torch.nn.Module]]
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution with ReLU; weights drawn from N(0, std), or as torch does where std is None."""
+    """A convolution, and a ReLU; weights drawn from N(0, std), or as torch does where std is None."""
 
     name: str
     channels: int
@@ -31,6 +31,7 @@ class Conv:
     lrn: LRN | None = None
     pool: MaxPool | None = None
     order: str = "lrn_pool"
+    relu: bool = True
     batch_norm: bool = False  # before the ReLU
     std: float | None = None
     bias: float = 0
@@ -70,7 +71,9 @@ def block(row: Conv, in_channels: int, fused: bool) -> Named:
     conv = (in_channels, row.channels, row.kernel, row.stride, row.padding, 1, row.groups)
     fused = fused and not row.batch_norm
     layer = (
-        ConvBlock2d(*conv, lrn=row.lrn, pool=row.pool, order=row.order) if fused else torch.nn.Conv2d(*conv)
+        ConvBlock2d(*conv, relu=row.relu, lrn=row.lrn, pool=row.pool, order=row.order)
+        if fused
+        else torch.nn.Conv2d(*conv)
     )
     _fill(layer, row)
     if fused:
@@ -79,7 +82,8 @@ def block(row: Conv, in_channels: int, fused: bool) -> Named:
     norm: Named = [(f"{row.name}_norm", GroupedLRN(row.lrn))] if row.lrn else []
     pool: Named = [(f"{row.name}_pool", _plain_pool(row.pool))] if row.pool else []
     after = norm + pool if row.order == "lrn_pool" else pool + norm
-    return [(row.name, layer), *batch_norm, (f"{row.name}_relu", torch.nn.ReLU(inplace=True)), *after]
+    relu: Named = [(f"{row.name}_relu", torch.nn.ReLU(inplace=True))] if row.relu else []
+    return [(row.name, layer), *batch_norm, *relu, *after]
 
 
 def _plain_pool(pool: MaxPool) -> torch.nn.MaxPool2d:

@@ -79,8 +79,11 @@ def conv_block_forward(
         return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)
 
     def in_one() -> tuple[Tensor, Tensor | None, Tensor | None]:
+        # Asked before rearranging, which may leave a weight of one place, whose format is either.
+        last = torch.channels_last in (memory_format(x), memory_format(weight))
+        format = torch.channels_last if last else torch.contiguous_format
         dense = rearranged(x, weight, conv) if applies(x, weight, conv) else (x, weight, conv)
-        return kernels.block_forward(dense[0], dense[1], bias, dense[2], stages, save)
+        return kernels.block_forward(dense[0], dense[1], bias, dense[2], stages, save, format)
 
     if kernels.unsupported_reason(x, weight, conv, stages) is not None:
         return apart()

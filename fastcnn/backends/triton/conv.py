@@ -18,10 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...stages import LRN, MaxPool, Stages, check, memory_format
+from ...stages import LRN, MaxPool, Stages, check
 from .._launch import allocate, empty_on
 from ..reference import conv_output_size
-from .epilogue import extent, inverse_power, larger
+from .epilogue import extent, inverse_power, larger, on_device
 
 SIDES = (8, 5, 4, 3, 2, 1)  # rows and columns of a tile of outputs: those of which most places are used
 # Values of the convolution in a tile, 64 sums a thread. With more of them, more rows or larger
@@ -29,6 +29,7 @@ SIDES = (8, 5, 4, 3, 2, 1)  # rows and columns of a tile of outputs: those of wh
 MOST_VALUES = 128 * 128
 MOST_ROWS = 128
 MOST_MAPS = 256  # of a group, in one tile
+MOST_GROUPS = 65535
 WARPS = 8
 PART_VALUES = 2  # of a thread, normalised or pooled at a time
 ROW_BYTES = 128  # of either factor of the product, taken at a time: a row of shared memory
@@ -228,19 +229,27 @@ def block_kernel(
 
 def unsupported_reason(x: Tensor, weight: Tensor, conv: Sequence[Any], stages: Stages) -> str | None:
     """Why a block is left to a convolution of torch's, which also refuses what makes no sense."""
-    groups, lrn, pool = conv[3], stages.lrn, stages.pool
+    stride, padding, dilation, groups = conv
+    lrn, pool = stages.lrn, stages.pool
+    if any(len(pair) != 2 for pair in conv[:3]) or min(*stride, *dilation, groups) < 1 or min(padding) < 0:
+        return f"stride, padding, dilation and groups are {conv}"
     if (
         x.dim() != 4
         or weight.dim() != 4
         or x.shape[1] != weight.shape[1] * groups
         or weight.shape[0] % groups
+        or not (x.numel() and weight.numel())
+        or x.device != weight.device
+        or min(conv_output_size(x, weight, conv)) < 1
     ):
-        return f"input {tuple(x.shape)} and weight {tuple(weight.shape)} don't fit"
-    if min(*conv_output_size(x, weight, conv), *conv[0]) < 1 or x.device != weight.device:
-        return "the convolution has no output"
-    image = max(extent(x[:1]), weight.shape[0] * math.prod(conv_output_size(x, weight, conv)))
-    if image >= 2**31:
-        return f"an image's {image} values are too many for 32 bits"
+        return f"input {tuple(x.shape)} and weight {tuple(weight.shape)} don't fit, or are empty"
+    kernel = sum((k - 1) * d * s for k, d, s in zip(weight.shape[2:], dilation, x.stride()[2:], strict=True))
+    outputs = weight.shape[0] * math.prod(conv_output_size(x, weight, conv))
+    values = max(extent(x[:1]) + kernel, outputs, weight.numel())
+    if values >= 2**31:
+        return f"an image's {values} values are too many for 32 bits"
+    if groups > MOST_GROUPS:
+        return f"{groups} groups are more than a grid's {MOST_GROUPS}"
     if x.dtype == torch.float64 or x.dtype != weight.dtype:
         return f"input is {x.dtype}, weight {weight.dtype}"
     if weight.shape[0] // groups > MOST_MAPS:
@@ -255,19 +264,26 @@ def unsupported_reason(x: Tensor, weight: Tensor, conv: Sequence[Any], stages: S
 
 
 def block_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    conv: Sequence[Any],
+    stages: Stages,
+    save: bool,
+    format: torch.memory_format,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """x: (N, C, H, W); weight: (maps, C/groups, kh, kw); conv: stride, padding, dilation, groups."""
+    """x: (N, C, H, W); weight: (maps, C/groups, kh, kw); conv: stride, padding, dilation, groups.
+
+    format: of y, and of what is kept.
+    """
     rows, columns = conv_output_size(x, weight, conv)
     shape = (x.shape[0], weight.shape[0], rows, columns)
     check(x.new_empty(0, *shape[1:]), bias, stages)
-    last = torch.channels_last in (memory_format(x), memory_format(weight))
-    format = torch.channels_last if last else torch.contiguous_format
     y, r, offsets = allocate(
         empty_on(x.device), shape, x.dtype, format, stages, save and stages.lrn is not None, save
     )
     if r is not None and r.shape == shape:
-        r.zero_()  # where no window reaches it is not written, and must not be a NaN by chance
+        r.fill_(1)  # where no window reaches it is not written, and must give no NaN in backward
     if y.numel():
         _launch(x, weight, bias, conv, stages, shape, y, r, offsets)
     return y, r, offsets
@@ -285,7 +301,7 @@ def _launch(
     offsets: Tensor | None,
 ) -> None:
     values = arguments(x, weight, conv, stages, shape, y)
-    programs = min(values["tiles"][0], _programs(x))
+    programs = min(values["tiles"][0], max(1, _programs(x) // conv[3]))
     scratch = torch.empty(
         programs * conv[3] * 2 * values["BM"] * values["BN"], dtype=x.dtype, device=x.device
     )
@@ -293,10 +309,19 @@ def _launch(
     packed = weight.permute(2, 3, 1, 0).contiguous()  # rows of maps
     if x.is_cpu:  # the interpreter multiplies bfloat16's bits as integers
         x, packed = x.float(), packed.float()
-    block_kernel[(programs, conv[3])](
-        x, packed, bias, y, r, offsets, scratch, x.stride(), y.stride(), (r if r is not None else y).stride(),
-        **values,
-    )  # fmt: skip
+    with on_device(x):
+        block_kernel[(programs, conv[3])](
+            x, packed, bias, y, r, offsets, scratch,
+            x.stride(), y.stride(), (r if r is not None else y).stride(), **values,
+        )  # fmt: skip
+
+
+def _allows_tf32() -> bool:
+    """Of the two ways to say it, torch refuses to tell the older once the newer was used."""
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
 def _programs(x: Tensor) -> int:
@@ -327,7 +352,7 @@ def arguments(
     side = next(s for s in SIDES if rows(s) <= MOST_ROWS and rows(s) * columns <= MOST_VALUES)
     part = min(rows(side), max(1, WARPS * 32 * PART_VALUES // columns))
     down, across = (triton.cdiv(size, side) for size in y.shape[2:])
-    tf32 = torch.backends.cudnn.allow_tf32 and x.dtype == torch.float32 and not x.is_cpu
+    tf32 = x.dtype == torch.float32 and not x.is_cpu and _allows_tf32()
     return {
         "size": (*x.shape[2:], *shape[2:], *y.shape[2:], maps),
         "conv": (*stride, *padding, *dilation),

@@ -6,6 +6,7 @@ Triton knows. Sums have one order, so the same bits come out every time.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -309,6 +310,11 @@ def arguments(x: Tensor, y: Tensor, stages: Stages, r: Tensor | None = None) -> 
     }
 
 
+def on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device, whichever its tensors are on."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
 def block(x: Tensor) -> int:
     return INTERPRETED_BLOCK if x.is_cpu else BLOCK
 
@@ -337,10 +343,11 @@ def _forward(
     format: torch.memory_format,
 ) -> None:
     total = y.numel()
-    forward_kernel[(triton.cdiv(total, block(x)),)](
-        x, bias, y, r, offsets, x.stride(), total=total, CHANNELS_LAST=format == torch.channels_last,
-        **arguments(x, y, stages),
-    )  # fmt: skip
+    with on_device(x):
+        forward_kernel[(triton.cdiv(total, block(x)),)](
+            x, bias, y, r, offsets, x.stride(), total=total, CHANNELS_LAST=format == torch.channels_last,
+            **arguments(x, y, stages),
+        )  # fmt: skip
 
 
 def backward(
@@ -356,11 +363,12 @@ def backward(
     if grad_x.numel():
         offsets = offsets if offsets is None else offsets.contiguous(memory_format=format)
         total = grad_x.numel()
-        backward_kernel[(triton.cdiv(total, block(grad_x)),)](
-            grad_y, r, offsets, grad_x, grad_y.stride(), r.stride() if r is not None else (0, 0, 0, 0),
-            total=total, CHANNELS_LAST=format == torch.channels_last,
-            **arguments(grad_x, grad_y, stages, r),
-        )  # fmt: skip
+        with on_device(grad_x):
+            backward_kernel[(triton.cdiv(total, block(grad_x)),)](
+                grad_y, r, offsets, grad_x, grad_y.stride(), r.stride() if r is not None else (0, 0, 0, 0),
+                total=total, CHANNELS_LAST=format == torch.channels_last,
+                **arguments(grad_x, grad_y, stages, r),
+            )  # fmt: skip
     if not need_bias:
         return grad_x, None
     wide = torch.float64 if grad_x.dtype == torch.float64 else torch.float32
