@@ -145,6 +145,23 @@ class ConvNet(torch.nn.Module):
         maps = self.avgpool(self.features(self._with_margins(input)))
         return self.classifier(maps.flatten(-3))
 
+    def split(self, first: torch.device | str, second: torch.device | str) -> torch.nn.Module:
+        """The paper's network on two devices, half of each layer on either (``alexnet("2012")`` alone).
+
+        conv3 and the dense layers see both halves, and only there activations cross: ``crossing(images)``
+        of what is returned counts the bytes. It has the same outputs and gradients; state dicts load both
+        ways; parameters are copies.
+
+        Args:
+            first, second: two CUDA devices; or "cpu" twice, each tower in a thread of its own.
+
+        Raises:
+            ValueError: another network.
+        """
+        from .towers import split
+
+        return split(self, first, second)
+
     def _with_margins(self, input: Tensor) -> Tensor:
         """Zeros around the image, where the network has them."""
         margins = [self.margins(size) for size in input.shape[-2:]]
