@@ -37,14 +37,18 @@ class Halves(nn.Module):
         return self.halves[half](input)
 
 
-def _join(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    for name, _ in list(module.get_submodule("halves.0").named_parameters()):
+def _names(module: nn.Module) -> list[str]:
+    return [name for name, _ in module.get_submodule("halves.0").named_parameters()]
+
+
+def _join(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name in _names(module):
         first, second = (state.pop(f"{prefix}halves.{i}.{name}") for i in range(2))
         state[prefix + name] = torch.cat([first, second.to(first.device)])
 
 
 def _split(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for name, _ in list(module.get_submodule("halves.0").named_parameters()):
+    for name in _names(module):
         if prefix + name in state:  # else torch says what is missing
             for i, half in enumerate(state.pop(prefix + name).chunk(2)):
                 state[f"{prefix}halves.{i}.{name}"] = half
@@ -58,9 +62,9 @@ def _half_of_block(block: ConvBlock2d) -> ConvBlock2d:
     return ConvBlock2d(
         block.in_channels // groups,
         block.out_channels // 2,
-        block.kernel_size,  # type: ignore[arg-type]
+        block.kernel_size,
         block.stride,
-        block.padding,  # type: ignore[arg-type]
+        block.padding,
         relu=stages.relu,
         lrn=lrn,
         pool=stages.pool,
