@@ -103,7 +103,7 @@ def test_autocast_and_memory_formats(net):
 
 
 def fusions(model):
-    return [vars(m)["fusion"] for m in model.modules() if "fusion" in vars(m)]
+    return [vars(m)["_fastcnn_fusion"] for m in model.modules() if "_fastcnn_fusion" in vars(m)]
 
 
 def test_copies_and_pickles_are_fused(net):
@@ -121,7 +121,8 @@ def test_copies_and_pickles_are_fused(net):
         assert not {p.data_ptr() for p in other.parameters()} & {p.data_ptr() for p in model.parameters()}
         assert_close(other(x), expected)
         fusions = [
-            [vars(m)["fusion"] for m in net.modules() if "fusion" in vars(m)] for net in (model, other)
+            [vars(m)["_fastcnn_fusion"] for m in net.modules() if "_fastcnn_fusion" in vars(m)]
+            for net in (model, other)
         ]
         assert fusions[0]
         for ours, theirs in zip(*fusions, strict=True):

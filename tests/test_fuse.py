@@ -58,7 +58,7 @@ def ran(monkeypatch):
 
 
 def forwards_of(m):
-    fusion = vars(m).get("fusion")
+    fusion = vars(m).get("_fastcnn_fusion")
     return [f for f in fusion.forwards.values() if isinstance(f, fused.Fused)] if fusion else []
 
 
@@ -103,7 +103,7 @@ def test_the_same_results_and_undone(entry):
     assert_alike(results(False), expected[False])
     assert fastcnn.unfuse(model) is model
     assert [type(m) for m in model.modules()] == kinds
-    assert not any("fusion" in vars(m) for m in model.modules())
+    assert not any("_fastcnn_fusion" in vars(m) for m in model.modules())
 
 
 class Net(nn.Module):

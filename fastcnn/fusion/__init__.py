@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .explain import explain
-from .fused import FusedModule, class_of
+from .fused import FusedModule, install, remove
 from .plan import plan
 
 __all__ = ["explain", "fuse", "unfuse"]
@@ -18,7 +18,9 @@ __all__ = ["explain", "fuse", "unfuse"]
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def fuse(model: Model, example_inputs: Sequence[Tensor] | None = None, *, fold_bn: bool = False) -> Model:
+def fuse(
+    model: Model, example_inputs: Tensor | Sequence[Any] | None = None, *, fold_bn: bool = False
+) -> Model:
     """Make the model run its convolutions, ReLUs, LRNs and max poolings as blocks.
 
     A chain is a convolution, then any of ReLU, LRN and max pooling in an order that
@@ -26,16 +28,18 @@ def fuse(model: Model, example_inputs: Sequence[Tensor] | None = None, *, fold_b
     before; or such stages without a convolution. They are found by torch.fx in each module's forward by
     itself; a module that is nothing but such calls is looked through. ``explain`` shows what was found.
 
-    The model is changed in place and stays what it was: the same class (a subclass of the same name),
-    parameters, state dict, hooks and mode. What runs is decided at each call: a forward that is called with
-    optional arguments, or whose layers have hooks, were replaced or set otherwise since, runs as written.
+    The model is changed in place and stays what it was: its class (a subclass of the same name), parameters,
+    state dict, hooks and mode. At each call it is checked that nothing has changed since that the forward
+    depends on (layers, their attributes and hooks, attributes that it read); if anything has, it runs as
+    written. torch.compile checks once, when it compiles.
 
     Args:
-        model: any module. One whose forward is more than a graph says (control flow on values, switching
-            gradients off, setting attributes, drawing random numbers in Python) is left as written; the
-            modules in it are not. A forward's side effects in Python (printing, counting) can't be seen,
-            and a fused forward does not have them.
-        example_inputs: the arguments of a call; results in evaluation, before and after, are then compared.
+        model: any module. One whose forward does more than a graph can say is left as written, and the
+            modules in it are looked at by themselves: control flow on values, switching gradients off,
+            setting attributes, drawing random numbers in Python, calling an autograd.Function. What else a
+            forward does in Python (printing, counting in a global) is not seen, and a fused one doesn't.
+        example_inputs: a tensor, or the arguments of a call: its results in evaluation, before and after,
+            are compared.
         fold_bn: in evaluation, work a BatchNorm2d behind a convolution into its weights.
 
     Returns:
@@ -51,17 +55,16 @@ def fuse(model: Model, example_inputs: Sequence[Tensor] | None = None, *, fold_b
     before = None if example_inputs is None else _evaluated(model, example_inputs)
     for _, m, fusion in plan(model, fold_bn):
         if fusion.useful:
-            written: Any = type(m)
-            vars(m)["fusion"] = fusion
-            m.__class__ = class_of(written)
+            install(m, fusion)
     if example_inputs is not None:
         try:
-            torch.testing.assert_close(
-                _evaluated(model, example_inputs), before, rtol=1e-3, atol=1e-4, equal_nan=True
-            )
-        except AssertionError as error:
+            after = _evaluated(model, example_inputs)
+            torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4, equal_nan=True)
+        except BaseException as error:
             unfuse(model)
-            raise RuntimeError(f"fuse: the fused model gave another result: {error}") from error
+            if isinstance(error, AssertionError):
+                raise RuntimeError(f"fuse: the fused model gave another result: {error}") from error
+            raise
     return model
 
 
@@ -75,14 +78,14 @@ def unfuse(model: Model) -> Model:
         raise TypeError(f"unfuse: model must be a torch.nn.Module, but got {type(model).__name__}")
     for m in list(model.modules()):
         if isinstance(m, FusedModule):
-            del vars(m)["fusion"]
-            m.__class__ = m.written  # type: ignore[assignment]
+            remove(m)
     return model
 
 
 @torch.no_grad()
-def _evaluated(model: nn.Module, inputs: Sequence[Any]) -> list[Any]:
+def _evaluated(model: nn.Module, inputs: Tensor | Sequence[Any]) -> list[Any]:
     """The tensors in what the model gives in evaluation."""
+    inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
     modes = [(m, m.training) for m in model.modules()]
     try:
         return [t for t in pytree.tree_leaves(model.eval()(*inputs)) if isinstance(t, Tensor)]

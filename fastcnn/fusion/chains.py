@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Graph, Node
 
-from ..stages import Stages
+from ..stages import LRN, MaxPool, Stages
 from . import runtime
 from .kinds import Part, part_of
 
@@ -27,6 +27,10 @@ class Chain:
         return tuple(part.kind for part in self.parts)
 
     @property
+    def per_image(self) -> bool:
+        return any(part.per_image for part in self.parts)
+
+    @property
     def stages(self) -> Stages:
         kinds = self.kinds
         specs: dict[str, Any] = {p.kind: p.spec for p in self.parts if p.spec is not None}
@@ -34,16 +38,22 @@ class Chain:
         return Stages("relu" in kinds, order="pool_lrn" if pool_first else "lrn_pool", **specs)
 
 
-def _may_follow(kinds: list[str], kind: str, fold_bn: bool) -> bool:
+def _may_follow(parts: list[Part], part: Part, fold_bn: bool) -> bool:
     """Whether a block that does these may do this next.
 
-    A ReLU behind a pooling is one before it: the maximum commutes with it, and so do their gradients.
+    A ReLU behind a pooling is one before it: the maximum commutes with it, and so do their gradients; but
+    not where a window may see padding alone, whose maximum is -inf.
     """
-    if kind == "bn":
-        return fold_bn and kinds == ["conv"]
-    if kind == "relu":
-        return not {"relu", "lrn"} & set(kinds)
-    return kind in ("lrn", "pool") and kind not in kinds
+    kinds = {p.kind for p in parts}
+    if part.kind == "bn":
+        return fold_bn and kinds == {"conv"} and part.channels == parts[0].channels
+    if part.kind == "relu":
+        return not {"relu", "lrn"} & kinds and not any(_may_see_nothing(p.spec) for p in parts)
+    return part.kind in ("lrn", "pool") and part.kind not in kinds
+
+
+def _may_see_nothing(spec: LRN | MaxPool | None) -> bool:
+    return isinstance(spec, MaxPool) and max(spec.pairs[2]) > 0 and max(spec.pairs[3]) > 1
 
 
 def _worth(kinds: list[str]) -> bool:
@@ -68,20 +78,37 @@ def find(
         nodes = [node]
         while len(nodes[-1].users) == 1:
             reader = next(iter(nodes[-1].users))
-            kinds = [parts[n].kind for n in nodes]
             if reader not in parts or parts[reader].input is not nodes[-1]:
                 break
-            if not _may_follow(kinds, parts[reader].kind, fold_bn):
+            if not _may_follow([parts[n] for n in nodes], parts[reader], fold_bn):
                 break
             nodes.append(reader)
-        if _worth([parts[n].kind for n in nodes]):
-            chains.append(Chain(tuple(nodes), tuple(parts[n] for n in nodes)))
+        chain = Chain(tuple(nodes), tuple(parts[n] for n in nodes))
+        keeps_output = {"relu", "pool"} <= set(chain.kinds) and "lrn" not in chain.kinds
+        if keeps_output and any(_overwrites(reader, module_of) for reader in nodes[-1].users):
+            continue
+        if _worth(list(chain.kinds)):
+            chains.append(chain)
             taken.update(nodes)
     left = [(node, part) for node, part in found.items() if isinstance(part, str)]
     for node, part in parts.items():
         if part.kind == "conv" and node not in taken:
             left.append((node, _why_alone(node, module_of)))
     return chains, left
+
+
+def _overwrites(node: Node, module_of: Callable[[Node], nn.Module | None]) -> bool:
+    """Whether a call changes its input: a block's output, kept for backward where a max pooling's is not."""
+    if node.op == "call_module":
+        return bool(getattr(module_of(node), "inplace", False))
+    name = described(node)
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name in _AUGMENTED or bool(node.kwargs.get("inplace"))
+
+
+_AUGMENTED = frozenset(
+    f"i{name}" for name in ["add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow"]
+)
 
 
 def _why_alone(node: Node, module_of: Callable[[Node], nn.Module | None]) -> str:
@@ -117,11 +144,11 @@ def replace(
 ) -> None:
     """Put one call in the place of a chain's first, where its inputs are what they were."""
     first, head = chain.nodes[0], chain.parts[0]
-    stages = _Name(f"stages_{len(constants)}")
+    stages = _Name(f"_fastcnn_stages_{len(constants)}")
     constants[stages.name] = chain.stages
     with graph.inserting_before(first):
         if head.kind == "conv":
-            arguments = dict(head.arguments)
+            arguments = head.arguments | ({"per_image": True} if chain.per_image else {})
             weight, bias = _parameters(graph, first, module_of(first), arguments)
             if "bn" in chain.kinds:
                 norm = graph.get_attr(str(chain.nodes[1].target))
@@ -129,7 +156,7 @@ def replace(
                 weight, bias = (graph.call_function(operator.getitem, (both, i)) for i in range(2))
             call = graph.call_function(runtime.block, (head.input, weight, bias, stages), arguments)  # type: ignore[arg-type]
         else:
-            call = graph.call_function(runtime.epilogue, (head.input, stages))  # type: ignore[arg-type]
+            call = graph.call_function(runtime.epilogue, (head.input, stages, chain.per_image))  # type: ignore[arg-type]
     chain.nodes[-1].replace_all_uses_with(call)
     for node in reversed(chain.nodes):
         graph.erase_node(node)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import nn
 
-from .fused import Fused, FusedModule, Fusion
+from .fused import Fused, Fusion, fusion_of
 from .plan import plan
 
 
@@ -30,15 +29,18 @@ def explain(model: nn.Module) -> None:
 
 def _rows(model: nn.Module) -> Iterator[tuple[str, str, str]]:
     yield "in", "calls", "run as"
-    fold_bn = any(m.fusion.fold_bn for m in model.modules() if isinstance(m, FusedModule))
+    fusions = [fusion for m in model.modules() if (fusion := fusion_of(m)) is not None]
+    fold_bn = any(fusion.fold_bn for fusion in fusions)
     for name, m, fusion in plan(model, fold_bn):
         where = f"{name or 'model'} ({type(m).__name__})"
-        for calls, result in _of_module(m, m.fusion if isinstance(m, FusedModule) else fusion):
+        made = fusion_of(m)
+        if made is not None and made.forwards:
+            fusion = made
+        for calls, result in _of_module(m, fusion, made is not None):
             yield where, calls, result
 
 
-def _of_module(m: Any, fusion: Fusion) -> Iterator[tuple[str, str]]:
-    is_fused = isinstance(m, FusedModule)
+def _of_module(m: nn.Module, fusion: Fusion, is_fused: bool) -> Iterator[tuple[str, str]]:
     forward, other = (fusion.forwards[mode] for mode in (m.training, not m.training))
     if not isinstance(forward, Fused):
         yield "forward", f"as written: {forward}"

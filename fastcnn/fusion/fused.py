@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import abc
+import collections
+import copy
 import copyreg
 import functools
+import inspect
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,55 +16,95 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph
+from torch.nn.modules import module as torch_module
 
 from . import chains
 from .chains import described
 from .kinds import customised
-from .trace import Traces, Untraceable, module_of, required
+from .trace import Traces, module_of, required
+from .values import Untraceable
+from .watch import function_of, held_in
 
-_Plain = (bool, int, float, str, tuple, type(None))
+_MISSING = object()
+_PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 @dataclass(frozen=True)
 class Fused:
-    """A forward with its chains as single calls, in one mode.
+    """A forward with its chains as single calls, in one mode, and what it depends on.
 
     Attributes:
         run: the forward; its first argument is the module.
         arguments: names of those that it takes.
+        defaults: values of those that it was traced with.
         chains: for each, the kinds of its parts and the calls that they were.
         left: calls that one may have looked for in a chain, and why they are in none.
-        children: (parent, name, module) of what is looked through or no longer called.
-        moded: of these, those whose own training flag the forward depends on.
-        values: (module, name, value) of attributes that the forward depends on.
+        children: (parent, name, module, class) of what is inlined or no longer called.
+        bypassed: of these, those whose hooks would be passed over.
+        moded: modules whose own training flag it depends on.
+        values: (module, name, value, copy of a container) of attributes.
         layouts: modules whose children's names matter, or which parameters are None, with these.
+        forwards: (class, forward) of what is inlined.
     """
 
     run: Callable[..., Any]
     arguments: list[str]
+    defaults: dict[str, Any]
     chains: list[tuple[tuple[str, ...], list[str]]]
     left: list[tuple[str, str]]
-    children: list[tuple[nn.Module, str, nn.Module]]
+    children: list[tuple[nn.Module, str, nn.Module, type]]
+    bypassed: list[nn.Module]
     moded: list[nn.Module]
-    values: list[tuple[nn.Module, str, Any]]
+    values: list[tuple[nn.Module, str, Any, Any]]
     layouts: list[tuple[nn.Module, Any]]
+    forwards: list[tuple[Any, Any]]
+
+    @property
+    def plain(self) -> list[tuple[nn.Module, str, Any]]:
+        return [(m, name, value) for m, name, value, _ in self.values if isinstance(value, _PLAIN)]
 
     def changed(self) -> str | None:
         """What makes it another forward than the module's own."""
-        for parent, name, child in self.children:
-            if parent._modules.get(name) is not child:
+        for parent, name, child, cls in self.children:
+            if parent._modules.get(name) is not child or written(type(child)) is not cls:
                 return f"{name} has been replaced"
-            reason = customised(child)
-            if reason is not None:
-                return f"{name} {reason}"
-        for m, name, value in self.values:
-            now = vars(m).get(name, self)
-            if now is not value and now != value:
-                return f"{name} is now {now!r}"
+        for m in self.bypassed:
+            if (reason := customised(m)) is not None:
+                return f"{type(m).__name__} {reason}"
+        for m, name, value, contents in self.values:
+            now = function_of(getattr(m, name, _MISSING))
+            same = now is value or _equal(now, value)
+            if not same or (contents is not None and held_in(now) != contents):
+                return f"{name} has changed"
         for m, layout in self.layouts:
             if _layout(m) != layout:
                 return f"a layer or parameter of {type(m).__name__} was added or removed"
+        for cls, forward in self.forwards:
+            if cls.forward is not forward:
+                return f"{cls.__name__}.forward has changed"
         return None
+
+    def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+        """The tensors of a call in order; None for a call that it was not traced for."""
+        if len(args) > len(self.arguments):
+            spare = zip(args[len(self.arguments) :], self.defaults.values(), strict=False)
+            if len(args) > len(self.arguments) + len(self.defaults) or any(a is not d for a, d in spare):
+                return None
+            args = args[: len(self.arguments)]
+        given = dict(zip(self.arguments, args, strict=False)) | kwargs
+        tensors = tuple(given.pop(name, None) for name in self.arguments)
+        as_traced = all(self.defaults.get(name, _MISSING) is value for name, value in given.items())
+        return tensors if as_traced and all(isinstance(t, Tensor) for t in tensors) else None
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two plain values are the same; anything else must be the same object."""
+    return isinstance(b, _PLAIN) and type(a) is type(b) and repr(a) == repr(b)
+
+
+def written(cls: Any) -> Any:
+    """A module's class before it was fused."""
+    return getattr(cls, "_fastcnn_written", cls)
 
 
 def fused(m: nn.Module, traces: Traces, training: bool, fold_bn: bool) -> Fused:
@@ -68,48 +113,81 @@ def fused(m: nn.Module, traces: Traces, training: bool, fold_bn: bool) -> Fused:
     Raises:
         Untraceable: its forward is more than a graph says.
     """
-    graph, get = Graph(), module_of(m)
-    graph.output(graph.graph_copy(traces.graph(m, training), {}))
+    trace, graph, get = traces.get(m, training), Graph(), module_of(m)
+    graph.output(graph.graph_copy(trace.graph, {}))
     found, left = chains.find(graph, get, fold_bn and not training)
-    bypassed = [node for chain in found for node in chain.nodes if node.op == "call_module"]
-    targets = [str(node.target) for node in bypassed]
-    norms = [get(node) for node in bypassed if type(get(node)) is nn.BatchNorm2d]
+    _check_names(m, graph)
     rows = [(chain.kinds, [described(node) for node in chain.nodes]) for chain in found]
+    left_rows = [(described(node), reason) for node, reason in left]
+    parts = [get(node) for chain in found for node in chain.nodes]
+    layers = [layer for layer in parts if layer is not None]
+    targets = [str(node.target) for node in graph.nodes if node.op == "call_module"]
     constants: dict[str, Any] = {}
     for chain in reversed(found):  # so that an input that is itself replaced is replaced in the call too
         chains.replace(graph, chain, get, constants)
-    called = {str(n.target) for n in graph.nodes if n.op == "call_module"}
-    inner = {name for target in (*targets, *called) for name in _prefixes(target)}
-    seen = {name: m.get_submodule(name) for name in sorted({*targets, *inner})}
-    through = [seen[name] for name in sorted(inner) if traces.looks_through(seen[name], training)]
-    holders = [child for child in m.modules() if isinstance(child, (nn.ModuleList, nn.ModuleDict))]
-    watched = [m, *through, *(seen[name] for name in targets)]
+    holders = [m.get_submodule(name) for name in {p for t in targets for p in _prefixes(t)}]
+    through = [h for h in holders if traces.looks_through(h, training)]
+    reads = [read for inner in (m, *through) for read in traces.get(inner, training).reads.found.values()]
+    holders += [child for child in m.modules() if isinstance(child, _CONTAINERS)]
+    inlined = {id(read[0]): read[0] for read in reads if read[0] is not m} | {id(t): t for t in through}
+    watched = {id(child) for child in (*layers, *inlined.values())}
     return Fused(
         _compiled(graph, constants),
         required(m),
+        _defaults(m),
         rows,
-        [(described(node), reason) for node, reason in left],
-        [(m.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], seen[name]) for name in seen],
-        [*through, *(norm for norm in norms if norm is not None)],
+        left_rows,
         [
-            (w, name, value)
-            for w in watched
-            for name, value in vars(w).items()
-            if isinstance(value, _Plain) and name != "training"
+            (parent, name, child, written(type(child)))
+            for parent in m.modules()
+            for name, child in parent._modules.items()
+            if child is not None and id(child) in watched
         ],
-        [(w, _layout(w)) for w in (*watched, *holders)],
+        [*layers, *through],
+        [*(r[0] for r in reads if r[1] == "training"), *(n for n in layers if isinstance(n, nn.BatchNorm2d))],
+        [
+            *(read for read in reads if read[1] != "training"),
+            *(v for layer in layers for v in _settings(layer)),
+        ],
+        [(w, _layout(w)) for w in (m, *inlined.values(), *layers, *holders)],
+        [(written(type(w)), written(type(w)).forward) for w in (m, *through)],
     )
 
 
+def _check_names(m: nn.Module, graph: Graph) -> None:
+    """Refuse a tensor of two names: a graph has one of them, which may come to be another's."""
+    named = (*m.named_parameters(remove_duplicate=False), *m.named_buffers(remove_duplicate=False))
+    count = collections.Counter(id(t) for _, t in named)
+    tied = {name for name, t in named if count[id(t)] > 1}
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target in tied:
+            raise Untraceable(f"{node.target} has more than one name")
+
+
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+
+def _settings(layer: nn.Module) -> list[tuple[nn.Module, str, Any, Any]]:
+    """A layer's own attributes, from which its part in a chain was read."""
+    own = {name: value for name, value in vars(layer).items() if name[0] != "_" and name != "training"}
+    return [(layer, name, v, copy.copy(v) if isinstance(v, list) else None) for name, v in own.items()]
+
+
 def _layout(m: nn.Module) -> tuple[Any, ...]:
-    """The names of its children, and of its parameters that are None."""
-    return tuple(m._modules), tuple(name for name, p in m._parameters.items() if p is None)
+    """The names of its children, parameters and buffers, and which of them are None."""
+    held = (m._modules, m._parameters, m._buffers)
+    return tuple((name, value is None) for values in held for name, value in values.items())
 
 
 def _prefixes(target: str) -> list[str]:
     """The modules that a module is in."""
     steps = target.split(".")[:-1]
     return [".".join(steps[: i + 1]) for i in range(len(steps))]
+
+
+def _defaults(m: nn.Module) -> dict[str, Any]:
+    parameters = list(inspect.signature(written(type(m)).forward).parameters.values())[1:]
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def _compiled(graph: Graph, constants: dict[str, Any]) -> Callable[..., Any]:
@@ -120,73 +198,139 @@ def _compiled(graph: Graph, constants: dict[str, Any]) -> Callable[..., Any]:
 
 
 class Fusion:
-    """What fuse made of a module, for evaluation and for training; written anew from it when unpickled."""
+    """What fuse made of a module, in evaluation and in training; for a pickled one made at its first call."""
 
     def __init__(self, fold_bn: bool) -> None:
         self.fold_bn = fold_bn
         self.forwards: dict[bool, Fused | str] = {}
+        self.owner = 0  # its module's id: a copy that shares its attributes is another
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Fusion, (self.fold_bn,)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Fusion:
+        other = memo[id(self)] = Fusion(self.fold_bn)
+        if self.owner in memo:
+            other.forwards, other.owner = copy.deepcopy(self.forwards, memo), id(memo[self.owner])
+        return other
+
     def make(self, m: nn.Module, traces: Traces) -> None:
+        forwards: dict[bool, Fused | str] = {}
         for training in (False, True):
             try:
-                self.forwards[training] = fused(m, traces, training, self.fold_bn)
+                _check_class(type(m))
+                forwards[training] = fused(m, traces, training, self.fold_bn)
             except Untraceable as reason:
-                self.forwards[training] = str(reason)
+                forwards[training] = str(reason)
+        self.forwards, self.owner = forwards, id(m)
 
     @property
     def useful(self) -> bool:
         return any(isinstance(f, Fused) and f.chains for f in self.forwards.values())
 
 
+def _check_class(cls: Any) -> None:
+    """Refuse a class of which a subclass would not be all the same."""
+    own = [name for c in written(cls).__mro__[:-1] for name in vars(c)]
+    if "__init_subclass__" in own or type(cls) not in (type, abc.ABCMeta):
+        raise Untraceable("its class keeps track of subclasses")
+    if {"__reduce__", "__reduce_ex__"} & set(own) - ({"__reduce_ex__"} if cls is not written(cls) else set()):
+        raise Untraceable("its class pickles in its own way")
+
+
+_making = threading.Lock()
+
+
+def fusion_of(m: Any) -> Fusion | None:
+    """What fuse made of the module, if it did."""
+    return getattr(m, "_fastcnn_fusion", None)
+
+
+def install(m: Any, fusion: Fusion) -> None:
+    own: Any = type(m)
+    cls = class_of(own)
+    vars(m)["_fastcnn_fusion"] = fusion
+    m.__class__ = cls
+
+
+def remove(m: Any) -> None:
+    """Make the module's class its own again, unless another was derived from it since."""
+    vars(m).pop("_fastcnn_fusion", None)
+    own: Any = m._fastcnn_written
+    if type(m) is class_of(own):
+        m.__class__ = own
+
+
 @torch.compiler.assume_constant_result
 def usable(m: Any) -> bool:
-    """Whether the module is as it was fused, in its mode."""
-    forward = m.fusion.forwards[m.training]
-    if isinstance(forward, str):
+    """Whether there is a fused forward for the module's mode, and the module is as it was fused."""
+    fusion = fusion_of(m)
+    if fusion is None or fusion.owner != id(m) or _has_global_hooks():
         return False
-    return forward.changed() is None and all(child.training == m.training for child in forward.moded)
+    forward = fusion.forwards.get(m.training)
+    if not isinstance(forward, Fused) or any(child.training != m.training for child in forward.moded):
+        return False
+    return forward.changed() is None
+
+
+def _guarded(forward: Fused) -> bool:
+    """What torch.compile has to watch, by reading it; ``usable`` it asks only when it compiles."""
+    same = all(getattr(m, name) == value for m, name, value in forward.plain)
+    return same and all(getattr(parent, name) is child for parent, name, child, _ in forward.children)
+
+
+def _has_global_hooks() -> bool:
+    return bool(
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )
 
 
 class FusedModule:
-    """Mixed into the class of a module that is fused; ``as_written`` is its own forward."""
+    """Mixed into the class of a module that is fused; ``_fastcnn_forward`` is its own forward."""
 
-    fusion: Fusion
-    written: type[nn.Module]
+    _fastcnn_written: type[nn.Module]
+    _fastcnn_fusion: Fusion | None = None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
         if reduced[0] is copyreg.__newobj__ and reduced[1][0] is type(self):  # type: ignore[attr-defined]
-            return _new, (self.written, *reduced[1][1:]), *reduced[2:]
+            return _new, (self._fastcnn_written, *reduced[1][1:]), *reduced[2:]
         return reduced
 
-    def __setstate__(self, state: Any) -> None:
-        super().__setstate__(state)  # type: ignore[misc]
-        self.fusion.make(self, Traces())  # type: ignore[arg-type]
 
-
-def _new(written: Any, *arguments: Any) -> nn.Module:
-    cls = class_of(written)
-    return cls.__new__(cls, *arguments)
+def _new(cls: Any, *arguments: Any) -> nn.Module:
+    other = class_of(cls)
+    return other.__new__(other, *arguments)
 
 
 @functools.cache
-def class_of(written: Any) -> type[nn.Module]:
+def class_of(cls: Any) -> type[nn.Module]:
     """A class of the same name with the fused forward."""
 
-    @functools.wraps(written.forward)
+    @functools.wraps(cls.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs or not usable(self):
-            return written.forward(self, *args, **kwargs)
-        fused = self.fusion.forwards[self.training]
-        if len(args) != len(fused.arguments) or not all(isinstance(a, Tensor) for a in args):
-            return written.forward(self, *args)
-        return fused.run(self, *args)
+        _make_pickled(self)
+        if not usable(self):
+            return cls.forward(self, *args, **kwargs)
+        fused = self._fastcnn_fusion.forwards[self.training]
+        tensors = fused.bound(args, kwargs)
+        if tensors is None or (torch.compiler.is_compiling() and not _guarded(fused)):
+            return cls.forward(self, *args, **kwargs)
+        return fused.run(self, *tensors)
 
     # torch.compile counts recompilations by code object: each class has one, as classes do.
     forward.__code__ = forward.__code__.replace()  # type: ignore[attr-defined]
-    own = {"forward": forward, "as_written": written.forward, "written": written}
-    own |= {name: getattr(written, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(written.__name__, (FusedModule, written), own)
+    own = {"forward": forward, "_fastcnn_forward": cls.forward, "_fastcnn_written": cls}
+    own |= {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(cls)(cls.__name__, (FusedModule, cls), own)
+
+
+def _make_pickled(m: Any) -> None:
+    fusion = fusion_of(m)
+    if fusion is not None and not fusion.forwards and not torch.compiler.is_compiling():
+        with _making:
+            if not fusion.forwards:
+                fusion.make(m, Traces())

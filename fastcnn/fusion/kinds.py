@@ -26,6 +26,8 @@ class Part:
         spec: of an LRN or a pooling.
         arguments: a convolution's, by the names of torch's function; its own module's weight and bias apart.
         inplace: whether it overwrites its input.
+        per_image: whether (C, H, W) is an image to it; to torch's LRN it is C images of channels H.
+        channels: of a convolution's output, or of a batch norm, where known.
     """
 
     kind: str
@@ -33,6 +35,8 @@ class Part:
     spec: LRN | MaxPool | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     inplace: bool = False
+    per_image: bool = False
+    channels: int | None = None
 
 
 Found = tuple[str, Any] | str  # a kind and what belongs to it; or why it is none
@@ -91,7 +95,7 @@ def customised(m: nn.Module) -> str | None:
     """What was hung on a module, so that calling it is more than its class's forward."""
     if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
         return "has hooks"
-    return "has a forward of its own" if "forward" in vars(m) else None
+    return "has a forward of its own" if {"forward", "_conv_forward"} & vars(m).keys() else None
 
 
 def part_of(node: Node, module: nn.Module | None) -> Part | str | None:
@@ -135,13 +139,13 @@ def _part_of_module(node: Node, module: nn.Module | None) -> Part | str | None:
     if isinstance(found, str):
         return found
     (kind, value), x = found, node.args[0]
-    if kind == "conv":
-        return Part(kind, x, arguments=value)
+    if isinstance(module, nn.Conv2d):
+        return Part(kind, x, arguments=value, channels=module.out_channels)
+    if isinstance(module, nn.BatchNorm2d):
+        return Part(kind, x, channels=module.num_features)
     if kind == "relu":
         return Part(kind, x, inplace=value)
-    if kind == "bn":
-        return Part(kind, x)
-    return Part(kind, x, value) if isinstance(value, LRN) else _with_spec(kind, x, value, {})
+    return Part(kind, x, value, per_image=True) if isinstance(value, LRN) else _with_spec(kind, x, value, {})
 
 
 def _with_spec(kind: str, x: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Part | str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 from torch.fx import Tracer
 
-from .fused import Fused, Fusion
+from .fused import Fused, Fusion, written
 from .trace import OWN, Traces
 
 
@@ -26,9 +26,8 @@ def plan(model: nn.Module, fold_bn: bool) -> Iterator[tuple[str, nn.Module, Fusi
             fusion = Fusion(fold_bn)
             fusion.make(m, traces)
             yield name, m, fusion
-            for forward in fusion.forwards.values():
-                if isinstance(forward, Fused):
-                    seen.update(child for *_, child in forward.children)
+            passed = [set(f.bypassed) if isinstance(f, Fused) else set() for f in fusion.forwards.values()]
+            seen.update(set.intersection(*passed))
         for key, child in m.named_children():
             yield from visit(f"{name}.{key}".lstrip("."), child)
 
@@ -41,4 +40,4 @@ def _may_have_chains(m: nn.Module) -> bool:
 
 def is_alone(m: nn.Module) -> bool:
     """Whether a layer of torch's is a chain by itself."""
-    return getattr(m, "written", type(m)) in (nn.LocalResponseNorm, nn.MaxPool2d)
+    return written(type(m)) in (nn.LocalResponseNorm, nn.MaxPool2d)

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import functional
-from ..stages import Stages
+from ..stages import DTYPES, Stages
 
 
-def _odd(x: Tensor, stages: Stages) -> bool:
-    """Whether torch's functions see something else than images in x: LRN in (C, H, W) goes over H."""
-    return x.dim() != 4 and stages.lrn is not None
+def _apart_is_right(x: Tensor, stages: Stages, per_image: bool) -> bool:
+    """Whether torch's functions one by one see something else than a block: LRN in (C, H, W) goes over H.
+
+    And for types that a block has no kernels for.
+    """
+    return (x.dim() != 4 and stages.lrn is not None and not per_image) or x.dtype not in DTYPES
 
 
 def _apart(x: Tensor, stages: Stages) -> Tensor:
@@ -33,8 +36,8 @@ def _apart(x: Tensor, stages: Stages) -> Tensor:
     return normalise(pool(x)) if stages.pool_first else pool(normalise(x))
 
 
-def epilogue(input: Tensor, stages: Stages) -> Tensor:
-    if _odd(input, stages):
+def epilogue(input: Tensor, stages: Stages, per_image: bool) -> Tensor:
+    if _apart_is_right(input, stages, per_image):
         return _apart(input, stages)
     return functional._run(input, None, stages)
 
@@ -48,9 +51,10 @@ def block(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
+    per_image: bool = False,
 ) -> Tensor:
     conv = (stride, padding, dilation, groups)
-    if _odd(input, stages):
+    if _apart_is_right(input, stages, per_image):
         return _apart(F.conv2d(input, weight, bias, *conv), stages)
     return functional._conv2d_block(input, weight, bias, *conv, stages)
 
@@ -62,8 +66,8 @@ def folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> Sequenc
     filter times its s. Made again at each call, so that it can't be out of date.
     """
     mean, var = norm.running_mean, norm.running_var
-    assert mean is not None and var is not None
-    scale = torch.rsqrt(var + norm.eps)
+    assert mean is not None and var is not None  # or the forward would be another
+    scale = torch.rsqrt(var.float() + norm.eps) if var.dtype != torch.float64 else torch.rsqrt(var + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight
     shift = (-mean if bias is None else bias - mean) * scale
