@@ -45,7 +45,7 @@ def _of_module(m: nn.Module, fusion: Fusion, is_fused: bool) -> Iterator[tuple[s
     if not isinstance(forward, Fused):
         yield "forward", f"as written: {forward}"
         return
-    changed = forward.changed() if is_fused else None
+    changed = forward.depends.changed() if is_fused else None
     for kinds, calls in forward.chains:
         result = f"one block: {', '.join(kinds)}"
         if changed:

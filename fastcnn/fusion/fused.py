@@ -20,18 +20,16 @@ from torch.nn.modules import module as torch_module
 
 from . import chains
 from .chains import described
-from .kinds import customised
+from .depends import Dependencies, dependencies, written
 from .trace import Traces, module_of, required
 from .values import Untraceable
-from .watch import function_of, held_in
 
 _MISSING = object()
-_PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 @dataclass(frozen=True)
 class Fused:
-    """A forward with its chains as single calls, in one mode, and what it depends on.
+    """A forward with its chains as single calls, in one mode.
 
     Attributes:
         run: the forward; its first argument is the module.
@@ -39,12 +37,7 @@ class Fused:
         defaults: values of those that it was traced with.
         chains: for each, the kinds of its parts and the calls that they were.
         left: calls that one may have looked for in a chain, and why they are in none.
-        children: (parent, name, module, class) of what is inlined or no longer called.
-        bypassed: of these, those whose hooks would be passed over.
-        moded: modules whose own training flag it depends on.
-        values: (module, name, value, copy of a container) of attributes.
-        layouts: modules whose children's names matter, or which parameters are None, with these.
-        forwards: (class, forward) of what is inlined.
+        depends: what it depends on.
     """
 
     run: Callable[..., Any]
@@ -52,37 +45,7 @@ class Fused:
     defaults: dict[str, Any]
     chains: list[tuple[tuple[str, ...], list[str]]]
     left: list[tuple[str, str]]
-    children: list[tuple[nn.Module, str, nn.Module, type]]
-    bypassed: list[nn.Module]
-    moded: list[nn.Module]
-    values: list[tuple[nn.Module, str, Any, Any]]
-    layouts: list[tuple[nn.Module, Any]]
-    forwards: list[tuple[Any, Any]]
-
-    @property
-    def plain(self) -> list[tuple[nn.Module, str, Any]]:
-        return [(m, name, value) for m, name, value, _ in self.values if isinstance(value, _PLAIN)]
-
-    def changed(self) -> str | None:
-        """What makes it another forward than the module's own."""
-        for parent, name, child, cls in self.children:
-            if parent._modules.get(name) is not child or written(type(child)) is not cls:
-                return f"{name} has been replaced"
-        for m in self.bypassed:
-            if (reason := customised(m)) is not None:
-                return f"{type(m).__name__} {reason}"
-        for m, name, value, contents in self.values:
-            now = function_of(getattr(m, name, _MISSING))
-            same = now is value or _equal(now, value)
-            if not same or (contents is not None and held_in(now) != contents):
-                return f"{name} has changed"
-        for m, layout in self.layouts:
-            if _layout(m) != layout:
-                return f"a layer or parameter of {type(m).__name__} was added or removed"
-        for cls, forward in self.forwards:
-            if cls.forward is not forward:
-                return f"{cls.__name__}.forward has changed"
-        return None
+    depends: Dependencies
 
     def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
         """The tensors of a call in order; None for a call that it was not traced for."""
@@ -97,60 +60,32 @@ class Fused:
         return tensors if as_traced and all(isinstance(t, Tensor) for t in tensors) else None
 
 
-def _equal(a: Any, b: Any) -> bool:
-    """Whether two plain values are the same; anything else must be the same object."""
-    return isinstance(b, _PLAIN) and type(a) is type(b) and repr(a) == repr(b)
-
-
-def written(cls: Any) -> Any:
-    """A module's class before it was fused."""
-    return getattr(cls, "_fastcnn_written", cls)
-
-
 def fused(m: nn.Module, traces: Traces, training: bool, fold_bn: bool) -> Fused:
     """The module's forward with its chains replaced.
 
     Raises:
         Untraceable: its forward is more than a graph says.
     """
-    trace, graph, get = traces.get(m, training), Graph(), module_of(m)
-    graph.output(graph.graph_copy(trace.graph, {}))
-    found, left = chains.find(graph, get, fold_bn and not training)
+    graph, get = Graph(), module_of(m)
+    graph.output(graph.graph_copy(traces.get(m, training).graph, {}))
     _check_names(m, graph)
+    found, left = chains.find(graph, get, fold_bn and not training)
     rows = [(chain.kinds, [described(node) for node in chain.nodes]) for chain in found]
     left_rows = [(described(node), reason) for node, reason in left]
-    parts = [get(node) for chain in found for node in chain.nodes]
-    layers = [layer for layer in parts if layer is not None]
-    targets = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    layers = [get(node) for chain in found for node in chain.nodes]
+    holders = [m.get_submodule(name) for name in sorted(_prefixes(graph))]
+    through = [holder for holder in holders if traces.looks_through(holder, training)]
+    reads = [read for x in (m, *through) for read in traces.get(x, training).reads.found.values()]
     constants: dict[str, Any] = {}
     for chain in reversed(found):  # so that an input that is itself replaced is replaced in the call too
         chains.replace(graph, chain, get, constants)
-    holders = [m.get_submodule(name) for name in {p for t in targets for p in _prefixes(t)}]
-    through = [h for h in holders if traces.looks_through(h, training)]
-    reads = [read for inner in (m, *through) for read in traces.get(inner, training).reads.found.values()]
-    holders += [child for child in m.modules() if isinstance(child, _CONTAINERS)]
-    inlined = {id(read[0]): read[0] for read in reads if read[0] is not m} | {id(t): t for t in through}
-    watched = {id(child) for child in (*layers, *inlined.values())}
     return Fused(
         _compiled(graph, constants),
         required(m),
         _defaults(m),
         rows,
         left_rows,
-        [
-            (parent, name, child, written(type(child)))
-            for parent in m.modules()
-            for name, child in parent._modules.items()
-            if child is not None and id(child) in watched
-        ],
-        [*layers, *through],
-        [*(r[0] for r in reads if r[1] == "training"), *(n for n in layers if isinstance(n, nn.BatchNorm2d))],
-        [
-            *(read for read in reads if read[1] != "training"),
-            *(v for layer in layers for v in _settings(layer)),
-        ],
-        [(w, _layout(w)) for w in (m, *inlined.values(), *layers, *holders)],
-        [(written(type(w)), written(type(w)).forward) for w in (m, *through)],
+        dependencies(m, [layer for layer in layers if layer is not None], through, reads),
     )
 
 
@@ -164,25 +99,10 @@ def _check_names(m: nn.Module, graph: Graph) -> None:
             raise Untraceable(f"{node.target} has more than one name")
 
 
-_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-
-
-def _settings(layer: nn.Module) -> list[tuple[nn.Module, str, Any, Any]]:
-    """A layer's own attributes, from which its part in a chain was read."""
-    own = {name: value for name, value in vars(layer).items() if name[0] != "_" and name != "training"}
-    return [(layer, name, v, copy.copy(v) if isinstance(v, list) else None) for name, v in own.items()]
-
-
-def _layout(m: nn.Module) -> tuple[Any, ...]:
-    """The names of its children, parameters and buffers, and which of them are None."""
-    held = (m._modules, m._parameters, m._buffers)
-    return tuple((name, value is None) for values in held for name, value in values.items())
-
-
-def _prefixes(target: str) -> list[str]:
-    """The modules that a module is in."""
-    steps = target.split(".")[:-1]
-    return [".".join(steps[: i + 1]) for i in range(len(steps))]
+def _prefixes(graph: Graph) -> set[str]:
+    """The modules that the modules which are called are in."""
+    steps = [str(node.target).split(".")[:-1] for node in graph.nodes if node.op == "call_module"]
+    return {".".join(path[: i + 1]) for path in steps for i in range(len(path))}
 
 
 def _defaults(m: nn.Module) -> dict[str, Any]:
@@ -268,15 +188,16 @@ def usable(m: Any) -> bool:
     if fusion is None or fusion.owner != id(m) or _has_global_hooks():
         return False
     forward = fusion.forwards.get(m.training)
-    if not isinstance(forward, Fused) or any(child.training != m.training for child in forward.moded):
+    if not isinstance(forward, Fused) or any(x.training != m.training for x in forward.depends.moded):
         return False
-    return forward.changed() is None
+    return forward.depends.changed() is None
 
 
 def _guarded(forward: Fused) -> bool:
     """What torch.compile has to watch, by reading it; ``usable`` it asks only when it compiles."""
-    same = all(getattr(m, name) == value for m, name, value in forward.plain)
-    return same and all(getattr(parent, name) is child for parent, name, child, _ in forward.children)
+    depends = forward.depends
+    same = all(getattr(m, name) == value for m, name, value in depends.plain)
+    return same and all(getattr(parent, name) is child for parent, name, child, _ in depends.children)
 
 
 def _has_global_hooks() -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from torch import nn
 from torch.fx import Tracer
 
-from .fused import Fused, Fusion, written
+from .depends import written
+from .fused import Fused, Fusion
 from .trace import OWN, Traces
 
 
@@ -26,7 +27,8 @@ def plan(model: nn.Module, fold_bn: bool) -> Iterator[tuple[str, nn.Module, Fusi
             fusion = Fusion(fold_bn)
             fusion.make(m, traces)
             yield name, m, fusion
-            passed = [set(f.bypassed) if isinstance(f, Fused) else set() for f in fusion.forwards.values()]
+            modes = fusion.forwards.values()
+            passed = [set(f.depends.bypassed) if isinstance(f, Fused) else set() for f in modes]
             seen.update(set.intersection(*passed))
         for key, child in m.named_children():
             yield from visit(f"{name}.{key}".lstrip("."), child)

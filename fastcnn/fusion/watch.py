@@ -36,11 +36,16 @@ _QUESTIONS: tuple[tuple[Any, str, str], ...] = (
 )
 
 
+Read = tuple[
+    nn.Module, str, Any, Any
+]  # the module, the attribute's name, its value and a copy of what it holds
+
+
 class Reads:
     """Attributes that a forward has read, with their values, and copies of those that are containers."""
 
     def __init__(self) -> None:
-        self.found: dict[tuple[int, str], tuple[nn.Module, str, Any, Any]] = {}
+        self.found: dict[tuple[int, str], Read] = {}
         self.refused: str | None = None
 
     def note(self, m: nn.Module, name: str, value: Any) -> None:
