@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from . import functional, models, nn
 from .backends import available_backends, set_backend, use_backend
 from .fusion import explain, fuse, unfuse
+from .receptive_field import receptive_field
 from .stages import LRN, MaxPool
 
 try:
@@ -21,6 +22,7 @@ __all__ = [
     "fuse",
     "models",
     "nn",
+    "receptive_field",
     "set_backend",
     "unfuse",
     "use_backend",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,9 @@ from pathlib import Path
 import torch
 
 from . import __version__, _native, available_backends
+from .receptive_field import Row
+
+_SIZES = {"alexnet": 224, "lenet5": 28}  # of the images that they were published for
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     demonstration.add_argument("--epochs", type=_positive, help="passes over the digits")
     demonstration.add_argument("--seed", type=_seed, default=0, help="draws split, weights and batches")
+    fields = _add(commands, receptive_field, "what part of an image each layer of a model sees")
+    fields.add_argument("model", choices=_SIZES, help="the network")
+    fields.add_argument("--variant", help="its variant, as in fastcnn.models")
+    fields.add_argument("--size", type=_positive, help="height and width of the image")
+    fields.add_argument("--plot", type=Path, metavar="PNG", help="file to draw the fields into")
+    fields.add_argument("--image", type=Path, help="photograph to draw them on")
     args = parser.parse_args(argv)
     return args.run(args)
 
@@ -34,7 +44,7 @@ def _add(
     run: Callable[[argparse.Namespace], int],
     help: str,
 ) -> argparse.ArgumentParser:
-    command = commands.add_parser(run.__name__, help=help, description=help)
+    command = commands.add_parser(run.__name__.replace("_", "-"), help=help, description=help)
     command.set_defaults(run=run)
     return command
 
@@ -99,3 +109,35 @@ def demo(args: argparse.Namespace) -> int:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def receptive_field(args: argparse.Namespace) -> int:
+    """Print the table of an untrained model, then draw it if asked to; 1 where that can't be done."""
+    from . import models
+    from .receptive_field import receptive_field as table_of
+
+    if args.image and not args.plot:
+        print("receptive-field: --image needs --plot", file=sys.stderr)
+        return 2
+    size, variant = args.size or _SIZES[args.model], [args.variant] if args.variant else []
+    torch.manual_seed(0)
+    try:
+        table = table_of(getattr(models, args.model)(*variant), size, measure=args.plot is not None)
+        print(table)
+        if args.plot:
+            _plot(args.plot, args.image, size, " ".join(["an untrained", args.model, *variant]), table)
+    except (OSError, ModuleNotFoundError, RuntimeError, ValueError) as error:
+        print(f"receptive-field: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _plot(path: Path, photograph: Path | None, size: int, title: str, rows: Sequence[Row]) -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("--plot needs matplotlib; install with: pip install matplotlib")
+    from . import _field_picture as pictures
+    from .demo import files
+    from .demo.pictures import png
+
+    image = pictures.read(photograph, size) if photograph else pictures.leaves(size)
+    files.replace(path, png(pictures.picture(title, rows, image)))

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 
+import matplotlib.image
 import pytest
 import torch
 
@@ -139,3 +140,45 @@ def test_demo_ends_with_one_line(stop, status, words, monkeypatch, capsys, tmp_p
     printed = capsys.readouterr().err
     assert words in printed
     assert printed.count("\n") == 1
+
+
+def test_receptive_field_prints_the_table(capsys):
+    assert cli.main(["receptive-field", "lenet5", "--variant", "1998", "--size", "32"]) == 0
+    assert capsys.readouterr().out == f"{fastcnn.receptive_field(fastcnn.models.lenet5('1998'), 32)}\n"
+
+
+@pytest.mark.parametrize("photograph", [False, True])
+def test_receptive_field_draws(photograph, tmp_path, capsys):
+    png, image = tmp_path / "fields.png", tmp_path / "photograph.png"
+    matplotlib.image.imsave(image, torch.rand(30, 40, 3).numpy())
+    options = ["--image", str(image)] if photograph else []
+    assert cli.main(["receptive-field", "lenet5", "--plot", str(png), *options]) == 0
+    height, width, _ = matplotlib.image.imread(png).shape
+    assert width > height > 500
+    assert "features.c1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (["--variant", "2012"], 1, "variant must be one of"),
+        (["--size", "20"], 1, "H and W 28 or 32, but got shape (1, 1, 20, 20)"),
+        (["--image", "photograph.png"], 2, "--image needs --plot"),
+        (["--plot", "fields.png", "--image", "nowhere.png"], 1, "No such file or directory: 'nowhere.png'"),
+        (["--plot", "fields.png", "--image", __file__], 1, "cannot identify image file"),
+        (["--plot", "nowhere/fields.png"], 1, "No such file or directory"),
+    ],
+)
+def test_receptive_field_ends_with_one_line(options, status, words, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["receptive-field", "lenet5", *options]) == status
+    printed = capsys.readouterr().err
+    assert words in printed
+    assert printed.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_receptive_field_without_matplotlib_says_how_to_install_it(without, capsys, tmp_path):
+    without("matplotlib")
+    assert cli.main(["receptive-field", "lenet5", "--plot", str(tmp_path / "fields.png")]) == 1
+    assert "pip install matplotlib" in capsys.readouterr().err

@@ -181,7 +181,6 @@ def remove(m: Any) -> None:
         m.__class__ = own
 
 
-@torch.compiler.assume_constant_result
 def usable(m: Any) -> bool:
     """Whether there is a fused forward for the module's mode, and the module is as it was fused."""
     fusion = fusion_of(m)
@@ -191,6 +190,10 @@ def usable(m: Any) -> bool:
     if not isinstance(forward, Fused) or any(x.training != m.training for x in forward.depends.moded):
         return False
     return forward.depends.changed() is None
+
+
+# torch.compiler.assume_constant_result, which would import all of the compiler to say so.
+usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _guarded(forward: Fused) -> bool:
