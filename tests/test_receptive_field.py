@@ -146,6 +146,7 @@ def test_layers_written_in_any_way_see_the_same():
         assert [row.box for row in table] == [row.box for row in expected]
 
 
+@pytest.mark.filterwarnings("ignore:Using `torch.compile:UserWarning", "ignore::DeprecationWarning:torch")
 def test_compiled_layers_run_as_written():
     model = nn.Sequential(conv(3, 4, 3), nn.ReLU(), conv(4, 4, 3))
     assert squares(receptive_field(torch.compile(model), 12)) == squares(receptive_field(model, 12))
