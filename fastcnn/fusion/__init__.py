@@ -31,7 +31,8 @@ def fuse(
     The model is changed in place and stays what it was: its class (a subclass of the same name), parameters,
     state dict, hooks and mode. At each call it is checked that nothing has changed since that the forward
     depends on (layers, their attributes and hooks, attributes that it read); if anything has, it runs as
-    written. torch.compile checks once, when it compiles.
+    written. torch.compile checks once, when it compiles, and then watches plain attributes. Under autocast
+    a block has autocast's dtype throughout, where torch's own LRN would give float32.
 
     Args:
         model: any module. One whose forward does more than a graph can say is left as written, and the
