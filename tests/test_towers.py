@@ -71,6 +71,31 @@ def test_activations_cross_before_conv3_and_the_dense_layers_alone(pair):
     assert towers.crossing(images) == {name: 2 * 4 * count for name, count in values.items()}
 
 
+def test_it_is_a_copy_of_the_same_type_and_mode():
+    whole = alexnet("2012", num_classes=7).double().eval()
+    before = {name: value.clone() for name, value in whole.state_dict().items()}
+    towers = whole.split("cpu", "cpu")
+    assert not towers.training
+    assert {p.dtype for p in towers.parameters()} == {torch.float64}
+    with torch.no_grad():
+        for p in towers.parameters():
+            p.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())
+
+
+def test_the_same_seed_drops_the_same_units(pair):
+    _, towers, images = pair
+    towers = copy.deepcopy(towers).train()
+    towers.dropout.p = 0.5
+    results = []
+    with torch.no_grad():
+        for _ in range(2):
+            torch.manual_seed(0)
+            results.append(towers(images))
+    assert torch.equal(*results)
+    assert not torch.equal(results[0], towers.eval()(images))
+
+
 def test_modes_reach_both_towers(pair):
     _, towers, images = pair
     with torch.no_grad():

@@ -154,7 +154,7 @@ def _check_class(cls: Any) -> None:
     own = [name for c in written(cls).__mro__[:-1] for name in vars(c)]
     if "__init_subclass__" in own or type(cls) not in (type, abc.ABCMeta):
         raise Untraceable("its class keeps track of subclasses")
-    if {"__reduce__", "__reduce_ex__"} & set(own) - ({"__reduce_ex__"} if cls is not written(cls) else set()):
+    if {"__reduce__", "__reduce_ex__"} & set(own):
         raise Untraceable("its class pickles in its own way")
 
 

@@ -17,6 +17,7 @@ from torch.fx import Graph, Node, Proxy, Tracer
 
 from .._plain import GroupedLRN
 from ..nn import ConvBlock2d, LocalResponseNorm, MaxPool2d
+from .depends import written
 from .kinds import Part, customised, part_of
 from .values import Untraceable, Value, ValueAttribute
 from .watch import Reads, watching
@@ -62,10 +63,9 @@ class Traces:
             self.looks_through(child, training)
         tracer = _Tracer(lambda child: self._looked_through.get((id(child), training), False))
         tracer.traced_func_name = "_fastcnn_forward" if hasattr(m, "_fastcnn_forward") else "forward"
-        names = required(m)
         try:
+            tracer.names = required(m)
             with _modes_set(m, training), watching(m) as reads:
-                tracer.names = names
                 graph = tracer.trace(m)
         except Untraceable:
             raise
@@ -115,7 +115,7 @@ def required(m: nn.Module) -> list[str]:
     Raises:
         Untraceable: one of them has to be given by its name.
     """
-    forward = getattr(type(m), "_fastcnn_forward", type(m).forward)
+    forward = written(type(m)).forward
     names = []
     for name, parameter in list(inspect.signature(forward).parameters.items())[1:]:
         if parameter.default is not parameter.empty:

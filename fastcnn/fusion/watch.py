@@ -36,9 +36,8 @@ _QUESTIONS: tuple[tuple[Any, str, str], ...] = (
 )
 
 
-Read = tuple[
-    nn.Module, str, Any, Any
-]  # the module, the attribute's name, its value and a copy of what it holds
+# A module, the name of an attribute, its value and a copy of what that holds.
+Read = tuple[nn.Module, str, Any, Any]
 
 
 class Reads:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -125,7 +126,8 @@ class ConvNet(torch.nn.Module):
         fused: bool,
     ) -> None:
         super().__init__()
-        self.name, self.sizes, self.margins = name, table.sizes, table.margins
+        self.name = name
+        self.with_margins = partial(with_margins, name, table.margins, table.sizes)
         features: Named = []
         for row in table.convs:
             features += block(row, in_channels, fused)
@@ -142,7 +144,7 @@ class ConvNet(torch.nn.Module):
         self.classifier = torch.nn.Sequential(OrderedDict(classifier))
 
     def forward(self, input: Tensor) -> Tensor:
-        maps = self.avgpool(self.features(self._with_margins(input)))
+        maps = self.avgpool(self.features(self.with_margins(input)))
         return self.classifier(maps.flatten(-3))
 
     def split(self, first: torch.device | str, second: torch.device | str) -> torch.nn.Module:
@@ -162,16 +164,19 @@ class ConvNet(torch.nn.Module):
 
         return split(self, first, second)
 
-    def _with_margins(self, input: Tensor) -> Tensor:
-        """Zeros around the image, where the network has them."""
-        margins = [self.margins(size) for size in input.shape[-2:]]
-        if input.dim() not in (3, 4) or None in margins:
-            raise RuntimeError(
-                f"{self.name}: input must be (N, C, H, W) or (C, H, W) with H and W {self.sizes}, "
-                f"but got shape {tuple(input.shape)}"
-            )
-        padding = [zeros for margin in reversed(margins) for zeros in margin or ()]
-        return F.pad(input, padding) if any(padding) else input
+
+def with_margins(
+    name: str, margins: Callable[[int], tuple[int, int] | None], sizes: str, input: Tensor
+) -> Tensor:
+    """Zeros around the image, where a network has them; a size that it does not take is refused."""
+    sides = [margins(size) for size in input.shape[-2:]]
+    if input.dim() not in (3, 4) or None in sides:
+        raise RuntimeError(
+            f"{name}: input must be (N, C, H, W) or (C, H, W) with H and W {sizes}, "
+            f"but got shape {tuple(input.shape)}"
+        )
+    padding = [zeros for side in reversed(sides) for zeros in side or ()]
+    return F.pad(input, padding) if any(padding) else input
 
 
 def build(

@@ -7,6 +7,7 @@ dense layers see both halves of what comes before, and there alone activations c
 from __future__ import annotations
 
 import contextvars
+import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -28,7 +29,8 @@ class Halves(nn.Module):
 
     def __init__(self, whole: nn.Module, make: Callable[[], nn.Module], devices: list[torch.device]) -> None:
         super().__init__()
-        self.halves = nn.ModuleList(make().to(device) for device in devices)
+        dtype = next(whole.parameters()).dtype
+        self.halves = nn.ModuleList(make().to(device, dtype) for device in devices)
         self.register_state_dict_post_hook(_join)
         self.register_load_state_dict_pre_hook(_split)
         self.load_state_dict(whole.state_dict())
@@ -88,12 +90,13 @@ class TwoTowers(nn.Module):
         layer: Any
         for name, layer in net.classifier.named_children():
             if name == "fc8":  # the softmax is over all classes: on the first device
-                self.classifier[name] = layer.to(first)
+                self.classifier[name] = copy.deepcopy(layer).to(first)
             elif isinstance(layer, nn.Linear):
                 half = partial(nn.Linear, layer.in_features, layer.out_features // 2)
                 self.classifier[name] = Halves(layer, half, self.devices)
         self.dropout = nn.Dropout(max(m.p for m in net.modules() if isinstance(m, nn.Dropout)))
-        self.with_margins = net._with_margins
+        self.with_margins = net.with_margins
+        self.train(net.training)
 
     def forward(self, input: Tensor) -> Tensor:
         return self._run(input, {})
@@ -120,13 +123,17 @@ class TwoTowers(nn.Module):
                 crossed[name] = sum(h.numel() * h.itemsize for h in halves)
                 return both(lambda i: torch.cat([h.to(self.devices[i]) for h in halves], 1))
 
+            def dropped(halves: Pair) -> Pair:
+                """Drawn one after the other: threads would share out the random numbers by chance."""
+                return self.dropout(halves[0]), self.dropout(halves[1])
+
             maps = both(lambda i: features["conv2"](features["conv1"](images.to(self.devices[i]), i), i))
             maps = exchanged(maps, "conv3")
             maps = both(lambda i: features["conv5"](features["conv4"](features["conv3"](maps[i], i), i), i))
             units = exchanged(both(lambda i: maps[i].flatten(1)), "fc6")
-            units = both(lambda i: self.dropout(classifier["fc6"](units[i], i).relu()))
+            units = dropped(both(lambda i: classifier["fc6"](units[i], i).relu()))
             units = exchanged(units, "fc7")
-            units = both(lambda i: self.dropout(classifier["fc7"](units[i], i).relu()))
+            units = dropped(both(lambda i: classifier["fc7"](units[i], i).relu()))
         crossed["fc8"] = units[1].numel() * units[1].itemsize
         return classifier["fc8"](torch.cat([h.to(self.devices[0]) for h in units], 1))
 
