@@ -240,6 +240,7 @@ def in_parallel(rank, port, wrap):
                 optimizer.step()
         for ours, theirs in zip(parallel.parameters(), plain.parameters(), strict=True):
             assert_close(ours.full_tensor() if wrap == "fsdp" else ours, theirs)
+        dist.barrier()  # or one takes its connections down while the other still reads from them
     finally:
         dist.destroy_process_group()
 
