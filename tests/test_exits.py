@@ -2,9 +2,7 @@
 
 import copy
 import io
-import os
 import pickle
-import socket
 from itertools import product
 
 import pytest
@@ -219,11 +217,10 @@ def test_onnx_of_layers_and_functions():
     assert_close(result, Net()(x))
 
 
-def in_parallel(rank, port, wrap):
+def in_parallel(rank, meeting, wrap):
     """A training step of one of two processes on half of the batch, held against one on all of it."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     try:
         model, x, _ = made()
         plain = fastcnn.unfuse(copy.deepcopy(model))
@@ -246,8 +243,5 @@ def in_parallel(rank, port, wrap):
 
 
 @pytest.mark.parametrize("wrap", ["ddp", "fsdp"])
-def test_two_processes_train_as_one(wrap):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(in_parallel, (port, wrap), nprocs=2)
+def test_two_processes_train_as_one(wrap, tmp_path):
+    mp.spawn(in_parallel, (tmp_path / "meeting", wrap), nprocs=2)
