@@ -145,8 +145,8 @@ class MaxPool:
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of the pooled map; RuntimeError where there would be none."""
-        rows = self._windows(height, 0)
-        columns = self._windows(width, 1)
+        rows = self.windows(height, 0)
+        columns = self.windows(width, 1)
         if height < 1 or width < 1 or rows < 1 or columns < 1:
             raise RuntimeError(
                 f"max_pool2d: input of {height}x{width} gives an output of {rows}x{columns}, "
@@ -155,8 +155,8 @@ class MaxPool:
             )
         return rows, columns
 
-    def _windows(self, size: int, axis: int) -> int:
-        """How many windows there are over ``size`` rows (axis 0) or columns (axis 1)."""
+    def windows(self, size: int, axis: int = 0) -> int:
+        """How many windows there are over ``size`` rows (axis 0) or columns (axis 1); below 1 for none."""
         kernel, stride, padding, dilation = (p[axis] for p in self.pairs)
         span = size + 2 * padding - dilation * (kernel - 1) - 1
         if not self.ceil_mode:

@@ -1,6 +1,7 @@
 """The networks against their published figures, and fused against plain."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,6 +94,58 @@ def test_an_unknown_norm_is_named():
         alexnet(norm="group")
 
 
+@pytest.mark.parametrize("variant", ["2012", "caffenet", "bvlc"])
+def test_one_tower_has_half_of_the_kernels_but_for_the_last_convolution(variant):
+    model = on_meta(variant, towers=1)
+    layers = list(per_layer(model).values())
+    assert layers == [17_472, 153_728, 221_376, 331_968, 442_624, *SIZES_2012[5:]]
+    assert sum(layers) == 59_798_312
+    assert [block.out_channels for block in model.features] == [48, 128, 192, 192, 256]
+    assert {block.groups for block in model.features} == {1}
+    for block, published in zip(model.features[:2], on_meta(variant).features[:2], strict=True):
+        assert block.stages.lrn == replace(published.stages.lrn, groups=1)
+        assert block.stages.order == published.stages.order
+
+
+@pytest.mark.parametrize(("variant", "towers"), [("2012", 2), ("bvlc", 2), ("2014", 1)])
+def test_its_own_number_of_towers_is_the_published_network(variant, towers):
+    assert repr(on_meta(variant, towers=towers)) == repr(on_meta(variant))
+    assert on_meta(variant, towers=towers).name == f"alexnet('{variant}')"
+
+
+@pytest.mark.parametrize(("variant", "towers", "words"), [("2012", 3, "1 or 2"), ("2014", 2, "1")])
+def test_other_numbers_of_towers_are_refused(variant, towers, words):
+    with pytest.raises(
+        ValueError, match=rf"alexnet\('{variant}'\): towers must be {words}, but got {towers}"
+    ):
+        alexnet(variant, towers=towers)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_pooling_without_overlap_gives_maps_of_the_same_sizes(variant):
+    def maps(model):
+        x = torch.empty(1, 3, size, size, device="meta")
+        return [(x := layer(x)).shape for layer in model.features]
+
+    size = 224 if variant == "2014" else 227
+    plain = on_meta(variant, overlap=False, fused=False)
+    pools = [m for m in plain.features if isinstance(m, torch.nn.MaxPool2d)]
+    assert [(m.kernel_size, m.stride, m.ceil_mode) for m in pools] == [((2, 2), (2, 2), False)] * 3
+    assert maps(on_meta(variant, overlap=False)) == maps(on_meta(variant))
+    assert shapes(plain) == shapes(on_meta(variant))
+
+
+@pytest.mark.parametrize("options", [{"towers": 1}, {"overlap": False}, {"adaptive": True}])
+def test_alexnet_with_options_fused_and_plain(options):
+    torch.manual_seed(0)
+    fused, plain = (alexnet(num_classes=4, in_channels=1, fused=f, **options) for f in (True, False))
+    plain.load_state_dict(fused.state_dict())
+    x = torch.randn(2, 1, 240 if "adaptive" in options else 200, 200)
+    y, expected = (m.avgpool(m.features(m.with_margins(x))) for m in (fused, plain))
+    assert y.shape == (2, 256, 6, 6)
+    assert_close(y, expected, factor=10)
+
+
 def test_lenet_has_the_published_sizes():
     layers = per_layer(lenet5())
     assert layers == {
@@ -182,6 +235,59 @@ def test_alexnet_takes(variant, size, fused):
     images = torch.empty(2, 3, size, size, device="meta")
     assert model(images).shape == (2, 7)
     assert model(images[0]).shape == (7,)
+
+
+@pytest.mark.parametrize(
+    ("variant", "adaptive", "overlap", "least", "most"),
+    [
+        *[("2012", False, overlap, 196, 227) for overlap in (True, False)],
+        *[("2012", True, overlap, 36, None) for overlap in (True, False)],
+        *[("bvlc", False, overlap, 199, 230) for overlap in (True, False)],
+        *[("bvlc", True, overlap, 39, None) for overlap in (True, False)],
+        ("2014", False, True, 223, 254),
+        ("2014", False, False, 195, 226),
+        ("2014", True, True, 63, None),
+        ("2014", True, False, 35, None),
+    ],
+)
+def test_alexnet_takes_with_options(variant, adaptive, overlap, least, most):
+    model = on_meta(variant, num_classes=7, adaptive=adaptive, overlap=overlap)
+    words = f"from {least} to {most} " if most else f"at least {least} "
+    for size in (least, most or 500):
+        assert model(torch.empty(2, 3, size, 224, device="meta")).shape == (2, 7)
+    for size in (1, least - 1, *([most + 1] if most else [])):
+        with pytest.raises(RuntimeError, match=words):
+            model(torch.empty(2, 3, 224, size, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("build", "variant", "size"),
+    [(alexnet, "2012", 224), (alexnet, "bvlc", 227), (lenet5, "relu", 28), (lenet5, "caffe", 28)],
+)
+def test_averaging_a_map_of_the_published_size_changes_no_bit(build, variant, size):
+    torch.manual_seed(0)
+    flattened, averaged = (build(variant, num_classes=3, in_channels=1, adaptive=a) for a in (False, True))
+    averaged.load_state_dict(flattened.state_dict())
+    images = torch.randn(2, 1, size, size)
+    with torch.no_grad():
+        maps = flattened.features(flattened.with_margins(images))
+        assert torch.equal(averaged.avgpool(maps), maps)
+        assert torch.equal(averaged.eval()(images), flattened.eval()(images))
+
+
+@pytest.mark.parametrize("variant", ["relu", "caffe"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_averaging_lenet_takes_any_size_from_16_on(variant, fused):
+    model = lenet5(variant, adaptive=True, fused=fused)
+    for size in (16, 29, 65):
+        assert model(torch.rand(2, 1, size, 40)).shape == (2, 10)
+    with pytest.raises(RuntimeError, match=r"H and W at least 16 \(28.* as published\), but got shape"):
+        model(torch.rand(2, 1, 40, 15))
+
+
+def test_the_lenet_of_1998_does_not_average():
+    with pytest.raises(ValueError, match=r"lenet5\('1998'\): adaptive must be False, but got True"):
+        lenet5("1998", adaptive=True)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,21 @@ def test_modes_reach_both_towers(pair):
             assert towers(images).dtype == torch.bfloat16
 
 
+def test_other_pooling_is_split_too():
+    torch.manual_seed(0)
+    whole = alexnet(num_classes=3, overlap=False, adaptive=True).eval()
+    images = torch.randn(1, 3, 90, 120)
+    with torch.no_grad():
+        torch.testing.assert_close(whole.split("cpu", "cpu")(images), whole(images))
+
+
+def test_one_tower_is_not_split():
+    with torch.device("meta"):
+        net = alexnet(towers=1)
+    with pytest.raises(ValueError, match=r"but this is alexnet\('2012', towers=1\)"):
+        net.split("cpu", "cpu")
+
+
 @pytest.mark.parametrize("net", [lenet5(), lenet5(fused=False)])
 def test_only_the_network_in_two_towers_is_split(net):
     with pytest.raises(ValueError, match=r"split: only alexnet\('2012'\), .* but this is lenet5\('relu'\)"):

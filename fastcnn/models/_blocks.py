@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import contains
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +52,10 @@ class Dense:
     bias: float = 0
 
 
+def no_margins(size: int) -> tuple[int, int]:
+    return 0, 0
+
+
 @dataclass(frozen=True)
 class Table:
     """A network: its rows, and which images it takes."""
@@ -56,9 +63,46 @@ class Table:
     convs: tuple[Conv, ...]
     map_size: int  # rows and columns of the last map
     denses: tuple[Dense, ...]
-    margins: Callable[[int], tuple[int, int] | None]  # zeros before and after a size; None: refused
-    sizes: str  # those that margins takes, in words
-    adaptive: bool = False  # average whatever the last map is to map_size
+    published: tuple[int, ...]  # rows and columns of the images
+    margins: Callable[[int], tuple[int, int]] = no_margins  # zeros before and after a size
+    near: bool = False  # other sizes that give the same map are taken, too
+    adaptive: bool = False  # average whatever the last map is to map_size: any size is taken that leaves one
+
+
+class Sizes(NamedTuple):
+    """Rows and columns of the images that a network takes."""
+
+    taken: Callable[[int], bool]
+    words: str
+
+
+def sizes(table: Table) -> Sizes:
+    """Worked out from the rows of the table."""
+    published = " or ".join(map(str, table.published))
+    if not (table.near or table.adaptive):
+        return Sizes(partial(contains, table.published), published)
+    last_map = partial(_last_map, table)
+    least = bisect_left(_POSSIBLE, 1 if table.adaptive else table.map_size, key=last_map)
+    most = None if table.adaptive else bisect_right(_POSSIBLE, table.map_size, key=last_map) - 1
+    span = f"from {least} to {most}" if most else f"at least {least}"
+    return Sizes(partial(_between, least, most), f"{span} ({published} as published)")
+
+
+_POSSIBLE = range(1024)  # far more than any table's least and most
+
+
+def _last_map(table: Table, size: int) -> int:
+    """Rows of the last map for so many rows of the image; below 1 where there is none."""
+    size += sum(table.margins(size))
+    for row in table.convs:
+        size = (size + 2 * row.padding - row.kernel) // row.stride + 1
+        if row.pool:
+            size = row.pool.windows(size)
+    return size
+
+
+def _between(least: int, most: int | None, size: int) -> bool:
+    return size >= least and (most is None or size <= most)
 
 
 def _fill(layer: torch.nn.Conv2d | torch.nn.Linear, row: Conv | Dense) -> None:
@@ -127,7 +171,7 @@ class ConvNet(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
-        self.with_margins = partial(with_margins, name, table.margins, table.sizes)
+        self.with_margins = partial(with_margins, name, table.margins, sizes(table))
         features: Named = []
         for row in table.convs:
             features += block(row, in_channels, fused)
@@ -165,31 +209,13 @@ class ConvNet(torch.nn.Module):
         return split(self, first, second)
 
 
-def with_margins(
-    name: str, margins: Callable[[int], tuple[int, int] | None], sizes: str, input: Tensor
-) -> Tensor:
+def with_margins(name: str, margins: Callable[[int], tuple[int, int]], sizes: Sizes, input: Tensor) -> Tensor:
     """Zeros around the image, where a network has them; a size that it does not take is refused."""
-    sides = [margins(size) for size in input.shape[-2:]]
-    if input.dim() not in (3, 4) or None in sides:
+    height, width = input.shape[-2:] if input.dim() in (3, 4) else (0, 0)
+    if not (sizes.taken(height) and sizes.taken(width)):
         raise RuntimeError(
-            f"{name}: input must be (N, C, H, W) or (C, H, W) with H and W {sizes}, "
+            f"{name}: input must be (N, C, H, W) or (C, H, W) with H and W {sizes.words}, "
             f"but got shape {tuple(input.shape)}"
         )
-    padding = [zeros for side in reversed(sides) for zeros in side or ()]
+    padding = margins(width) + margins(height)
     return F.pad(input, padding) if any(padding) else input
-
-
-def build(
-    name: str,
-    tables: Mapping[str, Table],
-    variant: str,
-    num_classes: int,
-    dropout: float,
-    in_channels: int,
-    fused: bool,
-) -> ConvNet:
-    """The network of ``tables[variant]``; ValueError for a variant that is not there."""
-    if variant not in tables:
-        raise ValueError(f"{name}: variant must be one of {tuple(tables)}, but got {variant!r}")
-    title = f"{name}({variant!r})"
-    return ConvNet(title, tables[variant], num_classes, dropout, in_channels, fused)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..stages import LRN, MaxPool
-from ._blocks import Conv, ConvNet, Dense, Table, build
+from ._blocks import Conv, ConvNet, Dense, Table
 
 _POOL = MaxPool(3, 2, ceil_mode=True)
 _POOL_2014 = MaxPool(3, 2)
@@ -48,50 +48,41 @@ _CLASSIFIER_2014 = (
 )
 
 
-def _margins_2012(size: int) -> tuple[int, int] | None:
+def _margins_2012(size: int) -> tuple[int, int]:
     """Zeros after the image until whole windows cover it: cuda-convnet rounds their number up."""
-    return (0, -(size - 11) % 4) if 196 <= size <= 227 else None
+    return 0, -(size - 11) % 4
 
-
-def _margins_2014(size: int) -> tuple[int, int] | None:
-    return (0, 0) if size >= 63 else None
-
-
-def _margins_caffe(size: int) -> tuple[int, int] | None:
-    return (0, 0) if 199 <= size <= 230 else None
-
-
-_SIZES_CAFFE = "from 199 to 230 (227 as published)"
 
 TABLES = {
     "2012": Table(
         _towers(_LRN_2012, bias=1),
         6,
         _classifier(std=0.01, bias=1),
-        _margins_2012,
-        "from 196 to 227 (224 as published)",
+        published=(224,),
+        margins=_margins_2012,
+        near=True,
     ),
     "2014": Table(
         _CONVS_2014,
         6,
         _CLASSIFIER_2014,
-        _margins_2014,
-        "at least 63 (224 as published)",
+        published=(224,),
+        near=True,
         adaptive=True,
     ),
     "caffenet": Table(
         _towers(_LRN_CAFFE, bias=1, order="pool_lrn"),
         6,
         _classifier(std=0.005, bias=1),
-        _margins_caffe,
-        _SIZES_CAFFE,
+        published=(227,),
+        near=True,
     ),
     "bvlc": Table(
         _towers(_LRN_CAFFE, bias=0.1),
         6,
         _classifier(std=0.005, bias=0.1),
-        _margins_caffe,
-        _SIZES_CAFFE,
+        published=(227,),
+        near=True,
     ),
 }
 
@@ -113,11 +104,30 @@ def _with_norm(table: Table, norm: str | None) -> Table:
     return replace(table, convs=tuple(convs))
 
 
+def _in_one_tower(table: Table) -> Table:
+    """Half as many kernels, but for the last convolution (Krizhevsky et al. 2012, §3.2, footnote 2)."""
+    *halved, last = table.convs
+    convs = [
+        replace(conv, channels=conv.channels // 2, groups=1, lrn=conv.lrn and replace(conv.lrn, groups=1))
+        for conv in halved
+    ]
+    return replace(table, convs=(*convs, replace(last, groups=1)))
+
+
+def _without_overlap(table: Table) -> Table:
+    """Maps pooled by 2 x 2 (Krizhevsky et al. 2012, §3.4), to the same sizes."""
+    convs = [replace(conv, pool=conv.pool and MaxPool(2)) for conv in table.convs]
+    return replace(table, convs=tuple(convs))
+
+
 def alexnet(
     variant: str = "2012",
     num_classes: int = 1000,
     *,
+    towers: int | None = None,
     norm: str | None = "published",
+    overlap: bool = True,
+    adaptive: bool | None = None,
     dropout: float = 0.5,
     in_channels: int = 3,
     fused: bool = True,
@@ -131,23 +141,60 @@ def alexnet(
     - "2014": Krizhevsky 2014, "One weird trick", 61,100,840 parameters. No LRN, no towers;
       torchvision's checkpoint loads as it is. Takes 63 x 63 and larger; torch's initial weights.
     - "caffenet": Caffe's reference network, which pools before its LRN (k = 1, across both
-      towers). Takes 227 x 227; Caffe's initial weights.
+      towers). Takes 227 x 227 and near sizes; Caffe's initial weights.
     - "bvlc": Caffe's replica of the paper: "caffenet" with the LRN before the pooling.
+
+    Between the last map, 256 x 6 x 6, and the first dense layer: a dense layer has a weight for each of its
+    inputs, so it takes a fixed number of them. Flattening gives it all 9216 values of the map, and each place
+    of the map weights of its own; then only images that give 6 x 6 will do. Adaptive average pooling makes
+    6 x 6 of a map of any size, each value the mean of the part of the map that it stands for (of a map
+    smaller than that, places are repeated): any image will do, but what is averaged no longer tells where in
+    its part it was. Of a map that is 6 x 6 already, it changes nothing.
 
     Args:
         variant: one of the above.
         num_classes: outputs of the last layer.
+        towers: 1: the paper's network for one GPU (§3.2, footnote 2), 59,798,312 parameters: one tower, so
+            half of the kernels in each convolution, except for the last, which keeps its 256 as the dense
+            layers keep theirs. None: as the variant has it, 2, or 1 for "2014".
         norm: "lrn": after the first two convolutions' ReLU (for "2014" as in its author's own one-GPU
             configuration); "batch": batch normalisation after every convolution; None: no normalisation;
             "published": as the variant has it.
+        overlap: False pools 2 x 2 in steps of 2, where published 3 x 3 in steps of 2 (§3.4).
+        adaptive: True averages the last map to 6 x 6, False flattens it as it is; None: as the variant has
+            it, True for "2014" alone. The sizes taken, of H and of W:
+
+            ========  =============  ==============
+            variant   adaptive=True  adaptive=False
+            ========  =============  ==============
+            "2012"    at least 36    196 to 227
+            "2014"    at least 63    223 to 254
+            Caffe's   at least 39    199 to 230
+            ========  =============  ==============
+
+            With overlap=False the same, but for "2014", which takes at least 35, or 195 to 226.
         dropout: probability that an input of the last two dense layers ("2014": of the first two)
             is dropped in training.
         in_channels: channels of the images.
         fused: False builds the same network from torch's own layers, with the same state dict.
 
     Raises:
-        ValueError: an unknown variant or norm; a dropout outside 0 to 1.
+        ValueError: an unknown variant or norm; towers that the variant can't have; a dropout outside 0 to 1.
         RuntimeError: on the forward pass, images of a size or number of channels that don't fit.
     """
-    tables = {name: _with_norm(table, norm) for name, table in TABLES.items()}
-    return build("alexnet", tables, variant, num_classes, dropout, in_channels, fused)
+    if variant not in TABLES:
+        raise ValueError(f"alexnet: variant must be one of {tuple(TABLES)}, but got {variant!r}")
+    table, name = TABLES[variant], f"alexnet({variant!r})"
+    own = table.convs[1].groups
+    if towers not in (None, 1, own):
+        raise ValueError(
+            f"{name}: towers must be {' or '.join(map(str, sorted({1, own})))}, but got {towers!r}"
+        )
+    if towers == 1 != own:
+        table, name = _in_one_tower(table), f"alexnet({variant!r}, towers=1)"
+    table = _with_norm(table, norm)
+    if not overlap:
+        table = _without_overlap(table)
+    if adaptive is not None:
+        table = replace(table, adaptive=adaptive)
+    return ConvNet(name, table, num_classes, dropout, in_channels, fused)

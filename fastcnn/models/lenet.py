@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ..stages import MaxPool
-from ._blocks import Conv, Dense, Table, build
+from ._blocks import Conv, ConvNet, Dense, Table
 from .lenet1998 import LeNet1998
 
 _POOL = MaxPool(2)
 
 
-def _margins(size: int) -> tuple[int, int] | None:
+def _margins(size: int) -> tuple[int, int]:
     """MNIST's 28 pixels stand in the middle of 32 (LeCun et al. 1998, §II.B)."""
-    return {28: (2, 2), 32: (0, 0)}.get(size)
-
-
-def _margins_caffe(size: int) -> tuple[int, int] | None:
-    return (0, 0) if size == 28 else None
+    return (2, 2) if size == 28 else (0, 0)
 
 
 # Named as in the paper, where S2 and S4 are the poolings.
@@ -26,15 +24,14 @@ TABLES = {
         (Conv("c1", 6, 5, pool=_POOL), Conv("c3", 16, 5, pool=_POOL)),
         5,
         (Dense("c5", 120), Dense("f6", 84, dropout=True), Dense("output", dropout=True)),
-        _margins,
-        "28 or 32",
+        published=(28, 32),
+        margins=_margins,
     ),
     "caffe": Table(
         (Conv("conv1", 20, 5, relu=False, pool=_POOL), Conv("conv2", 50, 5, relu=False, pool=_POOL)),
         4,
         (Dense("ip1", 500), Dense("ip2", dropout=True)),
-        _margins_caffe,
-        "28",
+        published=(28,),
     ),
 }
 _VARIANTS = ("1998", *TABLES)
@@ -44,6 +41,7 @@ def lenet5(
     variant: str = "relu",
     num_classes: int = 10,
     *,
+    adaptive: bool = False,
     dropout: float = 0.0,
     in_channels: int = 1,
     fused: bool = True,
@@ -64,13 +62,15 @@ def lenet5(
     Args:
         variant: one of the above.
         num_classes: outputs of the last layer.
+        adaptive: True averages the last map to the size that it has for the images above, so that any of at
+            least 16 x 16 are taken; see :func:`fastcnn.models.alexnet`.
         dropout: probability that an input of the last two layers is dropped in training.
         in_channels: channels of the images.
         fused: False builds the same network from torch's own layers, with the same state dict.
 
     Raises:
         ValueError: an unknown variant; a dropout outside 0 to 1; for "1998", another number of classes or
-            channels than 10 and 1, or dropout.
+            channels than 10 and 1, dropout or adaptive.
         RuntimeError: on the forward pass, images of a size or number of channels that don't fit.
     """
     if variant not in _VARIANTS:
@@ -81,5 +81,8 @@ def lenet5(
                 "lenet5('1998'): num_classes, in_channels and dropout must be 10, 1 and 0, "
                 f"but got {num_classes}, {in_channels} and {dropout}"
             )
+        if adaptive:
+            raise ValueError(f"lenet5('1998'): adaptive must be False, but got {adaptive!r}")
         return LeNet1998()
-    return build("lenet5", TABLES, variant, num_classes, dropout, in_channels, fused)
+    table = replace(TABLES[variant], adaptive=adaptive)
+    return ConvNet(f"lenet5({variant!r})", table, num_classes, dropout, in_channels, fused)

@@ -95,7 +95,7 @@ class TwoTowers(nn.Module):
                 half = partial(nn.Linear, layer.in_features, layer.out_features // 2)
                 self.classifier[name] = Halves(layer, half, self.devices)
         self.dropout = nn.Dropout(max(m.p for m in net.modules() if isinstance(m, nn.Dropout)))
-        self.with_margins = net.with_margins
+        self.with_margins, self.avgpool = net.with_margins, net.avgpool
         self.train(net.training)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class TwoTowers(nn.Module):
             maps = both(lambda i: features["conv2"](features["conv1"](images.to(self.devices[i]), i), i))
             maps = exchanged(maps, "conv3")
             maps = both(lambda i: features["conv5"](features["conv4"](features["conv3"](maps[i], i), i), i))
-            units = exchanged(both(lambda i: maps[i].flatten(1)), "fc6")
+            units = exchanged(both(lambda i: self.avgpool(maps[i]).flatten(1)), "fc6")
             units = dropped(both(lambda i: classifier["fc6"](units[i], i).relu()))
             units = exchanged(units, "fc7")
             units = dropped(both(lambda i: classifier["fc7"](units[i], i).relu()))
