@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     demonstration.add_argument("--epochs", type=_positive, help="passes over the digits")
     demonstration.add_argument("--seed", type=_seed, default=0, help="draws split, weights and batches")
+    _train_options(_add(commands, train, "train a model on pictures, IDX files or the built-in digits"))
+    _bench_options(_add(commands, bench, "time fastcnn against what else is installed here"))
     fields = _add(commands, receptive_field, "what part of an image each layer of a model sees")
     fields.add_argument("model", choices=_SIZES, help="the network")
     fields.add_argument("--variant", help="its variant, as in fastcnn.models")
@@ -53,6 +56,22 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, but got {text!r}")
     return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, but got {text!r}")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, but got {text!r}")
+    return rate
 
 
 def _seed(text: str) -> int:
@@ -111,6 +130,88 @@ def demo(args: argparse.Namespace) -> int:
     return 0
 
 
+def _train_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--data", required=True, help="folder of class folders, or of IDX files (gzip or not); or: digits")
+    add("--out", type=Path, default=Path("run"), help="folder for checkpoint.pt, log.csv, model.safetensors")
+    add("--model", choices=_SIZES, help="default: alexnet for pictures, lenet5 for the others")
+    add("--variant", help="its variant, as in fastcnn.models")
+    add("--norm", choices=("published", "lrn", "batch", "none"), help="alexnet's normalisation")
+    add("--towers", type=_positive, choices=(1, 2), help="alexnet in one tower of half the width, or in two")
+    add(
+        "--no-overlap",
+        dest="overlap",
+        action="store_false",
+        default=None,
+        help="alexnet's pools side by side",
+    )
+    add("--adaptive", action="store_true", default=None, help="average the last maps: images of any size")
+    add("--size", type=_positive, help="height and width of the model's images; the paper's 224 for pictures")
+    add("--recipe", choices=("alexnet2012", "modern"), default="modern", help="the paper's, or today's")
+    add("--epochs", type=_positive, help="passes over the images; default: the recipe's, as below")
+    add("--batch", type=_positive, help="images in a step, of all processes together")
+    add("--rate", type=_rate, help="learning rate")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the products; weights stay float32")
+    add("--accumulate", type=_positive, default=1, metavar="N", help="take a step's gradients in N parts")
+    kind = command.add_mutually_exclusive_group()
+    kind.add_argument("--fused", action="store_true", default=True, help="fastcnn's blocks (default)")
+    kind.add_argument("--plain", dest="fused", action="store_false", help="torch's own layers, to compare")
+    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--workers", type=_count, metavar="N", help="processes that read images; default: one a processor")
+    add("--weights", type=Path, metavar="FILE", help="start from these weights")
+    add("--resume", action="store_true", help="go on from the checkpoint in --out")
+    add("--save-every", type=_positive, metavar="N", help="steps between checkpoints; one ends each epoch")
+    add("--skip-bad", action="store_true", help="leave out images that can't be read, and name them")
+    add("--tensorboard", action="store_true", help="write TensorBoard's files, too")
+    add("--seed", type=_seed, default=0, help="draws weights, batches, crops and dropout")
+
+
+_MODEL_OPTIONS = ("norm", "towers", "overlap", "adaptive")
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train; 1 where that can't be done or go on, 130 on Ctrl-C."""
+    from . import training
+
+    options = {name: value for name, value in vars(args).items() if name != "run"}
+    changes = {name: options.pop(name) for name in _MODEL_OPTIONS}
+    options["model_options"] = {
+        name: None if value == "none" else value for name, value in changes.items() if value is not None
+    }
+    try:
+        training.run(training.Options(**options))
+    except KeyboardInterrupt:
+        print("train: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except (OSError, ModuleNotFoundError, RuntimeError, ValueError) as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _bench_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--quick", action="store_true", help="six cases in some two minutes; all of them take ten")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add("--save", type=Path, metavar="JSON", help="file for all of the results")
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Run the benchmark; 1 where something is missing or can't be written, 130 on Ctrl-C."""
+    from . import bench as benchmark
+
+    try:
+        benchmark.run(args.quick, args.device, args.dtype, args.save)
+    except KeyboardInterrupt:
+        print("bench: interrupted; nothing is saved", file=sys.stderr)
+        return 130
+    except (OSError, ModuleNotFoundError, RuntimeError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def receptive_field(args: argparse.Namespace) -> int:
     """Print the table of an untrained model, then draw it if asked to; 1 where that can't be done."""
     from . import models
@@ -136,8 +237,8 @@ def _plot(path: Path, photograph: Path | None, size: int, title: str, rows: Sequ
     if importlib.util.find_spec("matplotlib") is None:
         raise ModuleNotFoundError("--plot needs matplotlib; install with: pip install matplotlib")
     from . import _field_picture as pictures
-    from .demo import files
+    from . import _files
     from .demo.pictures import png
 
     image = pictures.read(photograph, size) if photograph else pictures.leaves(size)
-    files.replace(path, png(pictures.picture(title, rows, image)))
+    _files.replace(path, png(pictures.picture(title, rows, image)))

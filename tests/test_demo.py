@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fastcnn import demo
-from fastcnn.demo import data, files, pictures, table, train
+from fastcnn import _files, demo
+from fastcnn.demo import data, pictures, table, train
 from fastcnn.measure import Timing, bytes_kept, compare
 from fastcnn.models import lenet5
 
@@ -139,8 +139,8 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(where, stop, tmp_path, m
         raise stop
 
     path = tmp_path / "w.safetensors"
-    files.replace(path, b"old")
-    monkeypatch.setattr(files.os, where, fail)
+    _files.replace(path, b"old")
+    monkeypatch.setattr(_files.os, where, fail)
     with pytest.raises(type(stop)):
         train.save(lenet5(), path)
     assert os.listdir(tmp_path) == ["w.safetensors"]
@@ -149,7 +149,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(where, stop, tmp_path, m
 
 def test_a_folder_that_is_not_there_is_an_oserror(tmp_path):
     with pytest.raises(FileNotFoundError):
-        files.replace(tmp_path / "no" / "x", b"")
+        _files.replace(tmp_path / "no" / "x", b"")
 
 
 # Pictures.

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import time
 from itertools import product
 
 import pytest
@@ -239,6 +240,7 @@ def in_parallel(rank, meeting, wrap):
             assert_close(ours.full_tensor() if wrap == "fsdp" else ours, theirs)
         dist.barrier()  # or one takes its connections down while the other still reads from them
     finally:
+        time.sleep(0.3)  # see fastcnn/training/processes.py
         dist.destroy_process_group()
 
 

@@ -75,7 +75,8 @@ def _fit(console: Console, model: ConvNet, digits: Split, epochs: int, seed: int
 
 def _draw(model: ConvNet, digits: Split, history: list[Epoch], seed: int, out: Path) -> None:
     """digits.png, filters.png and training.png."""
-    from . import files, pictures, train
+    from .. import _files
+    from . import pictures, train
 
     images, labels = digits.test_images, digits.test_labels
     probabilities = train.predict(model, images)
@@ -88,7 +89,7 @@ def _draw(model: ConvNet, digits: Split, history: list[Epoch], seed: int, out: P
         "training": pictures.training(history),
     }
     for name, figure in figures.items():
-        files.replace(out / f"{name}.png", pictures.png(figure))
+        _files.replace(out / f"{name}.png", pictures.png(figure))
 
 
 def _compare(console: Console) -> None:

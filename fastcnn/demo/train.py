@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import files
+from .. import _files
 from .data import Split, shift
 
 EPOCHS = 30
@@ -95,7 +95,7 @@ def fit(
 
 
 def save(model: torch.nn.Module, path: Path) -> None:
-    """The model's weights as safetensors; whole or not at all, see :func:`files.replace`."""
+    """The model's weights as safetensors; whole or not at all, see :func:`fastcnn._files.replace`."""
     from safetensors.torch import save as serialise
 
-    files.replace(path, serialise(model.state_dict()))
+    _files.replace(path, serialise(model.state_dict()))

@@ -1,0 +1,138 @@
+"""Training of the models, by one process or by several, see ``python -m fastcnn train --help``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+from .. import _files, models
+from ..models.lenet1998 import LeNet1998
+from .options import Options, deciding, network
+
+if TYPE_CHECKING:
+    from .loop import Plan, Training
+    from .processes import Processes
+
+__all__ = ["Options", "run"]
+
+
+def run(options: Options) -> None:
+    """Train, and write checkpoint.pt, log.csv and model.safetensors into the folder ``options.out``.
+
+    Raises:
+        ModuleNotFoundError, FileNotFoundError: something to install, or the data, is missing.
+        OSError: a file can't be written; the checkpoint before stays.
+        RuntimeError: damaged data, checkpoint or weights; images that the model does not take; a loss that is
+            no number.
+        ValueError: an option that the model does not have; a checkpoint in ``out`` without ``resume``.
+    """
+    _check_needs(options)
+    from .processes import joined
+
+    with joined(options.device) as processes:
+        _run(options, processes)
+
+
+def _run(options: Options, processes: Processes) -> None:
+    from rich.console import Console
+
+    from .log import follow
+    from .loop import Training
+
+    console = Console(quiet=processes.rank > 0, soft_wrap=True, highlight=False, markup=False)
+    training = Training(_plan(options, processes.number), processes, console.print)
+    for line in _head(options, training):
+        console.print(line)
+    follow(training, options.out, console, options.tensorboard)
+    bad = len(set().union(*processes.gathered(training.bad)))
+    if bad:
+        console.print(f"{bad} image{'s' if bad > 1 else ''} could not be read")
+    if processes.rank == 0:
+        _save_weights(training, options.out / "model.safetensors")
+    console.print(f"Weights, log and checkpoint are in {options.out}")
+
+
+def _check_needs(options: Options) -> None:
+    needs = ["rich", "safetensors"] + ["tensorboard"] * options.tensorboard
+    missing = " ".join(name for name in needs if importlib.util.find_spec(name) is None)
+    if missing:
+        raise ModuleNotFoundError(f"training needs {missing}; install with: pip install {missing}")
+
+
+def _plan(options: Options, processes: int) -> Plan:
+    from .augment import UNIT
+    from .images import find
+    from .loop import Plan
+
+    path, recipe = options.out / "checkpoint.pt", options.completed_recipe()
+    if path.exists() and not options.resume:
+        raise ValueError(f"{path} is there: --resume goes on from it, another --out starts anew")
+    data = find(options.data, options.size)
+    model = network(options, recipe, data)
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, data.channels, data.size, data.size))  # is a size refused? not in hours
+    options.out.mkdir(parents=True, exist_ok=True)
+    published = isinstance(model, LeNet1998)
+    return Plan(
+        model=model.train(),
+        loss=models.map_loss if published else partial(F.cross_entropy, label_smoothing=recipe.smoothing),
+        data=data,
+        known=UNIT if published else None,  # it takes pixels from 0 to 1, and scales them itself
+        recipe=recipe,
+        settings=deciding(options, recipe, data, model),
+        path=path,
+        seed=options.seed,
+        accumulate=options.accumulate,
+        workers=_workers(processes) if options.workers is None else options.workers,
+        save_every=options.save_every,
+        skip_bad=options.skip_bad,
+    )
+
+
+def _workers(processes: int) -> int:
+    return max(1, min(8, len(os.sched_getaffinity(0)) // processes))
+
+
+def _head(options: Options, training: Training) -> Iterator[str]:
+    """What is about to happen."""
+    data, recipe, count = training.plan.data, training.plan.recipe, training.processes.number
+    weights = sum(p.numel() for p in training.model.parameters())
+    kind = "fused" if options.fused else "plain"
+    yield f"{training.plan.settings['--model']}, {kind}, {weights:,} parameters, {recipe.dtype}"
+    yield (
+        f"{options.data}: {len(data.train):,} images to train on, {len(data.test):,} to test with, "
+        f"{len(data.classes)} classes, {data.size} x {data.size} pixels"
+    )
+    yield (
+        f"recipe {options.recipe}: {recipe.epochs} epochs of {training.steps.per_epoch} steps, "
+        f"batch {recipe.batch}{f' shared by {count} processes' if count > 1 else ''}, "
+        f"on {training.processes.device}"
+    )
+    yield from data.notes
+    if training.step:
+        yield f"going on from step {training.step} of {training.stop}"
+    elif options.resume:
+        yield f"no checkpoint in {options.out} yet: starting from the beginning"
+
+
+def _save_weights(training: Training, path: Path) -> None:
+    """The model's weights, and beside them what its images must be made of."""
+    from safetensors.torch import save
+
+    about = {
+        "model": training.plan.settings["--model"],
+        "classes": training.plan.data.classes,
+        "size": training.plan.data.size,
+        "mean": training.known.mean.tolist(),  # of pixels from 0 to 255, to be taken off
+        "std": training.known.std.tolist() if training.plan.recipe.scaled else [1.0],  # to divide by
+    }
+    state = {name: tensor.cpu().contiguous() for name, tensor in training.model.state_dict().items()}
+    _files.replace(path, save(state, {name: json.dumps(value) for name, value in about.items()}))

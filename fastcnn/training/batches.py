@@ -1,0 +1,79 @@
+"""Which images make up which step, and reading them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from .images import Batch, Source
+from .processes import Processes
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed for each combination of numbers, so that no state of chance needs keeping between steps."""
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class Steps:
+    """The numbers of the images in every step: each image once in an epoch, in an order of its own.
+
+    A last batch smaller than the number of processes is left out.
+    """
+
+    def __init__(self, images: int, batch: int, processes: int, seed: int) -> None:
+        self.images, self.batch, self.seed = images, batch, seed
+        self.per_epoch = images // batch + (images % batch >= processes)
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def numbers(self, step: int) -> Tensor:
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
+            self._epoch, self._order = epoch, torch.randperm(self.images, generator=generator)
+        return self._order[place * self.batch : (place + 1) * self.batch]
+
+
+def training(
+    source: Source, steps: Steps, start: int, stop: int, processes: Processes, workers: int
+) -> Iterator[Batch]:
+    """This process's share of every step from ``start`` on."""
+    shares = (processes.share(steps.numbers(step)).tolist() for step in range(start, stop))
+    return iter(_reader(source, shares, processes, workers))
+
+
+def all_of(
+    source: Source, numbers: Tensor, batch: int, processes: Processes, workers: int
+) -> Iterator[Batch]:
+    """This process's share of the images with these numbers, once, in batches."""
+    share = processes.share(numbers)
+    return iter(_reader(source, [part.tolist() for part in share.split(batch)], processes, workers))
+
+
+def _reader(source: Source, lists: Any, processes: Processes, workers: int) -> DataLoader[Batch]:
+    return DataLoader(
+        source,  # type: ignore[arg-type]
+        batch_sampler=_Once(lists),
+        num_workers=workers,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
+        pin_memory=processes.device.type == "cuda",
+    )
+
+
+class _Once:
+    """A sampler: DataLoader wants one that it can iterate, whatever it is."""
+
+    def __init__(self, lists: Iterator[list[int]] | Sequence[list[int]]) -> None:
+        self._lists = lists
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._lists)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

@@ -1,0 +1,58 @@
+"""MNIST's file format, IDX: two zero bytes, type, dimensions, their sizes, then the values (LeCun's page)."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_UINT8 = 8
+
+
+def read(path: Path) -> Tensor:
+    """The uint8 values of an IDX file, gzip or not, in its own shape.
+
+    Raises:
+        OSError: it can't be opened.
+        RuntimeError: it is damaged or no such file; the message names it.
+    """
+    data = path.read_bytes()
+    try:
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise RuntimeError(f"{path}: damaged gzip file: {error}") from error
+    if len(data) < 4 or data[:2] != b"\0\0" or data[3] == 0:
+        raise RuntimeError(f"{path}: not an IDX file: it starts with {data[:4].hex(' ') or 'nothing'}")
+    if data[2] != _UINT8:
+        raise RuntimeError(f"{path}: must hold bytes (IDX type 8), but its type is {data[2]}")
+    start = 4 + 4 * data[3]
+    sizes = [int.from_bytes(data[i : i + 4], "big") for i in range(4, min(start, len(data)), 4)]
+    if len(data) != start + math.prod(sizes):
+        raise RuntimeError(
+            f"{path}: damaged: its header says {tuple(sizes)}, {start + math.prod(sizes)} bytes in all, "
+            f"but there are {len(data)}"
+        )
+    if math.prod(sizes) == 0:
+        raise RuntimeError(f"{path}: is empty: its header says {tuple(sizes)}")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=start).view(sizes)
+
+
+def read_pair(images: Path, labels: Path) -> tuple[Tensor, Tensor]:
+    """Images (N, H, W) and their labels (N,), uint8.
+
+    Raises:
+        OSError, RuntimeError: as of :func:`read`; shapes that don't fit.
+    """
+    values, classes = read(images), read(labels)
+    if values.dim() != 3:
+        raise RuntimeError(f"{images}: must be (N, H, W), but is {tuple(values.shape)}")
+    if classes.shape != values.shape[:1]:
+        raise RuntimeError(
+            f"{labels}: must have a label for each of {len(values)} images, but is {tuple(classes.shape)}"
+        )
+    return values, classes

@@ -1,0 +1,272 @@
+"""Training: steps, a test after each epoch, and checkpoints from which it goes on to the same bits."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from . import augment, batches, checkpoint
+from .augment import Statistics
+from .batches import Steps, seed_of
+from .images import Batch, Data, Source
+from .processes import Processes
+from .recipe import Recipe, rate
+
+_SAMPLE = 5000  # images that statistics are taken of, evenly spaced
+_TEST_BATCH = 128
+
+
+class Plan(NamedTuple):
+    """What is trained, on what, and how."""
+
+    model: torch.nn.Module
+    loss: Callable[..., Tensor]  # the mean, of scores (N, classes) and labels (N,)
+    data: Data
+    known: Statistics | None  # of the training set; None: to be taken
+    recipe: Recipe
+    settings: Mapping[str, Any]  # all that decides the weights
+    path: Path  # of the checkpoint
+    seed: int = 0
+    accumulate: int = 1
+    workers: int = 0
+    save_every: int | None = None
+    skip_bad: bool = False
+
+
+class Epoch(NamedTuple):
+    """An epoch's numbers: mean losses, errors as shares of the test images (5: not among the best five)."""
+
+    epoch: int
+    rate: float
+    loss: float
+    test_loss: float
+    error: float
+    error5: float | None
+    images_per_second: float
+    seconds: float
+
+
+class Training:
+    """A training that stands at ``step``, of ``stop`` in all; where its checkpoint was, if there is one.
+
+    Args:
+        plan: what to do.
+        processes: with whom.
+        tell: gets a line about each image that is skipped.
+
+    Raises:
+        OSError, RuntimeError: :func:`checkpoint.load`'s.
+        ValueError: fewer images than processes.
+    """
+
+    def __init__(self, plan: Plan, processes: Processes, tell: Callable[[str], None]) -> None:
+        self.plan, self.processes, self.tell = plan, processes, tell
+        self.steps = Steps(len(plan.data.train), plan.recipe.batch, processes.number, plan.seed)
+        self.stop = plan.recipe.epochs * self.steps.per_epoch
+        if self.stop == 0:
+            raise ValueError(
+                f"--data: {len(plan.data.train)} images are fewer than {processes.number} processes"
+            )
+        self.model = plan.model.to(processes.device)
+        self.optimizer = plan.recipe.optimizer(self.model.parameters(), lr=plan.recipe.rate)
+        self.dtype: torch.dtype = getattr(torch, plan.recipe.dtype)
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=self.dtype == torch.float16)
+        self.step, self.history, self.bad = 0, list[Epoch](), set[str]()
+        # Of this epoch and this process: the sum of the losses, and of how many images.
+        self._sums = torch.zeros(2, dtype=torch.float64, device=processes.device)
+        known = self._resume() or plan.known
+        self.known = known or self._statistics()
+        parallel = processes.number > 1
+        self._parallel = DistributedDataParallel(self.model) if parallel else self.model
+
+    def _resume(self) -> Statistics | None:
+        """Go to where the checkpoint is, if there is one."""
+        state = checkpoint.load(self.plan.path, self.plan.settings)
+        if state is None:
+            return None
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.bad = state["step"], set(state["bad"])
+        self.history = [Epoch(*epoch) for epoch in state["history"]]
+        if self.processes.rank == 0:
+            self._sums.copy_(state["sums"])
+        return Statistics(*state["statistics"])
+
+    def _save(self) -> None:
+        """By the first process. Never what a loss that is no number has made of the weights."""
+        sums = self._checked_sums()
+        if self.processes.rank == 0:
+            state = {
+                "settings": dict(self.plan.settings),
+                "step": self.step,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "sums": sums.cpu(),
+                "bad": sorted(self.bad),
+                "history": [tuple(epoch) for epoch in self.history],
+                "statistics": tuple(self.known),
+            }
+            checkpoint.save(self.plan.path, state)
+
+    def _checked_sums(self) -> Tensor:
+        """Those of all processes."""
+        sums = self.processes.total(self._sums.clone())
+        if not sums.isfinite().all():
+            raise RuntimeError(
+                f"the loss became {sums[0].item()} in step {self.step} or shortly before; a lower --rate may "
+                f"help. {self.plan.path} is from before that"
+            )
+        return sums
+
+    def run(self) -> Iterator[Epoch | None]:
+        """To the end: None after each step, and the numbers of an epoch after its test.
+
+        Raises:
+            OSError: the checkpoint can't be written; the one before stays.
+            RuntimeError: an image that can't be read, without ``skip_bad``; a loss that is no number.
+        """
+        plan = self.plan
+        start, first = time.perf_counter(), self.step
+        for batch in batches.training(
+            plan.data.train, self.steps, self.step, self.stop, self.processes, plan.workers
+        ):
+            self._train(batch)
+            self.step += 1
+            yield None
+            if self.step % self.steps.per_epoch == 0:
+                seconds = time.perf_counter() - start
+                self.history.append(self._end_of_epoch((self.step - first) / seconds, seconds))
+                self._save()
+                yield self.history[-1]
+                start, first = time.perf_counter(), self.step
+            elif plan.save_every and self.step % plan.save_every == 0:
+                self._save()
+
+    def _end_of_epoch(self, steps_per_second: float, seconds: float) -> Epoch:
+        loss, images = self._checked_sums().tolist()
+        self._sums.zero_()
+        speed = steps_per_second * images / self.steps.per_epoch
+        lr = self.optimizer.param_groups[0]["lr"]
+        return Epoch(len(self.history) + 1, lr, loss / images, *self.test(), speed, seconds)
+
+    def _train(self, batch: Batch) -> None:
+        """One step on this process's share of its images."""
+        self._account_for(batch.bad)
+        lr = rate(self.plan.recipe, self.step, self.stop, [epoch.error for epoch in self.history])
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        images, labels = self._augmented(batch), batch.labels.to(self.processes.device)
+        count = self.processes.total(torch.tensor(float(len(images)), device=images.device))
+        torch.manual_seed(seed_of(self.plan.seed, self.step, self.processes.rank))  # for dropout
+        self.optimizer.zero_grad()
+        *parts, last = _parts(images, labels, self.plan.accumulate)
+        with self._without_exchange():
+            for part in parts:
+                self._backward(*part, self.processes.number / count)
+        self._backward(*last, self.processes.number / count)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _backward(self, images: Tensor, labels: Tensor, weight: Tensor) -> None:
+        """Gradients of the sum of some images' losses, times ``weight``: so the mean over all processes'."""
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            scores = self._parallel(images)
+        loss = self.plan.loss(scores.float(), labels) * len(images) if len(images) else scores.float().sum()
+        self._sums += torch.stack([loss.detach().double(), loss.new_tensor(len(images)).double()])
+        self.scaler.scale(loss * weight).backward()
+
+    def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
+        return getattr(self._parallel, "no_sync", contextlib.nullcontext)()
+
+    def _augmented(self, batch: Batch) -> Tensor:
+        """Crops of uint8 images as the model takes them, drawn for the step's whole batch."""
+        data, recipe, device = self.plan.data, self.plan.recipe, self.processes.device
+        numbers = torch.arange(len(self.steps.numbers(self.step)))
+        seed = seed_of(self.plan.seed, self.step)
+        draws = augment.draw(len(numbers), data.side - self.plan.data.size, data.channels, seed)
+        draws = draws.of(self.processes.share(numbers)[batch.places])
+        images = augment.crop(batch.images.to(device, non_blocking=True), draws.places, self.plan.data.size)
+        if data.mirrored:
+            images = augment.mirror(images, draws.mirrored)
+        values = augment.normalise(images, self.known, recipe.scaled)
+        if recipe.colour and data.channels == 3:
+            values = augment.recolour(values, draws.colour, self.known, recipe.scaled)
+        return values
+
+    @torch.no_grad()
+    def test(self) -> tuple[float, float, float | None]:
+        """Mean loss, error and error among the best five, over all test images of all processes.
+
+        The loss is -log of the right class's probability, which is averaged over the crops.
+        """
+        data, device = self.plan.data, self.processes.device
+        sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self.model.eval()
+        for batch in self._read(data.test, torch.arange(len(data.test))):
+            images, labels = batch.images.to(device), batch.labels.to(device)
+            ten = self.plan.recipe.crops == 10
+            crops = augment.ten_crops(images, data.size) if ten else [augment.middle(images, data.size)]
+            scores = torch.stack([self._log_probabilities(crop) for crop in crops])
+            average = scores.logsumexp(0) - math.log(len(crops))
+            best = average.topk(min(5, len(data.classes))).indices == labels[:, None]
+            loss = F.nll_loss(average, labels, reduction="sum")
+            sums += torch.stack([loss, best[:, 0].sum(), best.any(1).sum(), torch.tensor(len(labels))])
+        self.model.train()
+        loss_, right, right5, count = self.processes.total(sums).tolist()
+        if count == 0:
+            raise RuntimeError("no image to test with can be read")
+        return loss_ / count, 1 - right / count, 1 - right5 / count if len(data.classes) > 5 else None
+
+    def _log_probabilities(self, images: Tensor) -> Tensor:
+        values = augment.normalise(images, self.known, self.plan.recipe.scaled)
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            scores = self.model(values)
+        return scores.double().log_softmax(1)
+
+    def _statistics(self) -> Statistics:
+        """Of a sample of the training set: sums of whole numbers, which do not depend on who adds what."""
+        channels, device = self.plan.data.channels, self.processes.device
+        sums = torch.zeros(1 + channels + channels**2, dtype=torch.float64, device=device)
+        images = len(self.plan.data.train)
+        sample = torch.arange(0, images, math.ceil(images / _SAMPLE))
+        for batch in self._read(self.plan.data.train, sample):
+            values = batch.images.to(device).transpose(0, 1).flatten(1).double()
+            count = torch.tensor([values.shape[1]], device=device)
+            sums += torch.cat([count, values.sum(1), (values @ values.T).flatten()])
+        sums = self.processes.total(sums).cpu()
+        if sums[0] == 0:
+            raise RuntimeError("no image to train on can be read")
+        return augment.statistics(
+            sums[0], sums[1 : channels + 1], sums[channels + 1 :].view(channels, channels)
+        )
+
+    def _read(self, source: Source, numbers: Tensor) -> Iterator[Batch]:
+        for batch in batches.all_of(source, numbers, _TEST_BATCH, self.processes, self.plan.workers):
+            self._account_for(batch.bad)
+            yield batch
+
+    def _account_for(self, bad: list[str]) -> None:
+        """Images that can't be read: an error, or said once each."""
+        if bad and not self.plan.skip_bad:
+            raise RuntimeError(f"can't read {bad[0]}\n--skip-bad goes on without such images")
+        for line in bad:
+            if line not in self.bad:
+                self.bad.add(line)
+                self.tell(f"skipped {line}")
+
+
+def _parts(images: Tensor, labels: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
+    """``count`` parts, or as many as there are images; one that is empty where there are none."""
+    count = max(1, min(count, len(images)))
+    return list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))

@@ -1,0 +1,87 @@
+"""What the command line of training decides."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import models
+from ..models.lenet1998 import LeNet1998
+from .images import Data
+from .recipe import RECIPES, Recipe
+
+
+@dataclass(frozen=True)
+class Options:
+    """See ``python -m fastcnn train --help``; None is the default of the recipe or of the data."""
+
+    data: str
+    out: Path = Path("run")
+    model: str | None = None
+    variant: str | None = None
+    model_options: dict[str, Any] = field(default_factory=dict)
+    size: int | None = None
+    recipe: str = "modern"
+    epochs: int | None = None
+    batch: int | None = None
+    rate: float | None = None
+    dtype: str | None = None
+    accumulate: int = 1
+    fused: bool = True
+    device: str = "cpu"
+    workers: int | None = None
+    weights: Path | None = None
+    resume: bool = False
+    save_every: int | None = None
+    skip_bad: bool = False
+    tensorboard: bool = False
+    seed: int = 0
+
+    def completed_recipe(self) -> Recipe:
+        """The recipe, with what the command line says otherwise."""
+        given = {name: getattr(self, name) for name in ("epochs", "batch", "rate", "dtype")}
+        return replace(RECIPES[self.recipe], **{k: v for k, v in given.items() if v is not None})
+
+
+def network(options: Options, recipe: Recipe, data: Data) -> torch.nn.Module:
+    """The network, with its initial weights.
+
+    Raises:
+        ValueError: an option that it does not have.
+        RuntimeError: images that it does not take; weights that don't fit.
+    """
+    torch.manual_seed(options.seed)
+    name = options.model or ("alexnet" if data.channels == 3 else "lenet5")
+    make = getattr(models, name)
+    variant = [options.variant] if options.variant else []
+    settings = {"num_classes": len(data.classes), "in_channels": data.channels, "fused": options.fused}
+    missing = [o for o in options.model_options if o not in inspect.signature(make).parameters]
+    if missing:
+        raise ValueError(f"--{missing[0]}: {name} has no such option")
+    model: torch.nn.Module = make(*variant, **settings, **options.model_options)
+    if recipe.default_weights and not isinstance(model, LeNet1998):
+        for layer in model.modules():
+            if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+                layer.reset_parameters()
+    if options.weights:
+        models.load_weights(model, options.weights)
+    return model
+
+
+def deciding(options: Options, recipe: Recipe, data: Data, model: torch.nn.Module) -> dict[str, Any]:
+    """All that decides the weights, by its option: a training goes on with nothing else."""
+    return {
+        "--data": f"{len(data.train)} + {len(data.test)} images of {len(data.classes)} classes",
+        "--size": data.size,
+        "--model": f"{getattr(model, 'name', '')} {options.model_options or ''}".strip(),
+        "--recipe": options.recipe,
+        "--epochs": recipe.epochs,
+        "--batch": recipe.batch,
+        "--rate": recipe.rate,
+        "--dtype": recipe.dtype,
+        "--seed": options.seed,
+    }

@@ -1,0 +1,71 @@
+"""One process, or several that torchrun started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+
+class Processes(NamedTuple):
+    """This process: its number, how many there are, and its device."""
+
+    rank: int
+    number: int
+    device: torch.device
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes of a tensor on the device, which is changed."""
+        if self.number > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Everybody's ``value``, by number."""
+        values = [value] * self.number
+        if self.number > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def share(self, numbers: Tensor) -> Tensor:
+        """This process's part of (n,): parts differ by one at most, and none overlap."""
+        return numbers.tensor_split(self.number)[self.rank]
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[Processes]:
+    """Meet the other processes, by gloo on the CPU and by NCCL on GPUs; alone without torchrun's environment.
+
+    Raises:
+        RuntimeError: ``device`` is "cuda" and there is none for this process.
+    """
+    count, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    if device == "cuda" and torch.cuda.device_count() <= local:
+        raise RuntimeError(f"--device cuda: process {local} here has no GPU of {torch.cuda.device_count()}")
+    here = torch.device(device, local) if device == "cuda" else torch.device(device)
+    if count == 1:
+        yield Processes(0, 1, here)
+        return
+    if device == "cuda":
+        torch.cuda.set_device(here)
+    store, rank, count = next(rendezvous("env://"))
+    # After a restart torchrun's store still has the addresses of those before (torch 2.13).
+    store = PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count)
+    try:
+        yield Processes(dist.get_rank(), count, here)
+        dist.barrier()  # who leaves early takes its connections with it
+    finally:
+        # Gloo's threads outlive this (DistributedDataParallel leaks the group, torch 2.13), and one that lets
+        # go of a tensor while the interpreter shuts down aborts the process: 1 run of 50 on a busy machine.
+        time.sleep(0.3)
+        dist.destroy_process_group()

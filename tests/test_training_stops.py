@@ -1,0 +1,301 @@
+"""Training that is stopped, damaged or shared: what goes on, to the same bits, and what is said."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from test_training import log_of, one_thread, train, weights_of, write_idx, write_mnist, write_pictures
+
+from fastcnn.models import lenet5, load_weights
+from fastcnn.training import checkpoint, idx, images
+
+KILLS = 30
+__all__ = ["one_thread"]  # a fixture
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    (tmp_path / "data").mkdir()
+    return write_mnist(tmp_path / "data")
+
+
+def assert_same_weights(a, b):
+    a, b = weights_of(a), weights_of(b)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# Stopped.
+
+
+def run_in_a_child(data, out, *options):
+    """A child that has imported everything before it was forked, so that it is killed while it trains."""
+    torch.set_num_threads(1)
+    sys.exit(train(data, out, *options))
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bits(mnist, tmp_path):
+    """Dropout, shifts, momentum and a checkpoint after every step."""
+    options = ["--epochs", "3", "--recipe", "alexnet2012", "--rate", "0.001", "--save-every", "1"]
+    assert train(mnist, tmp_path / "whole", *options) == 0
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_training_stops", "fastcnn.training.log"])
+    draw, stopped, out = random.Random(0), 0, tmp_path / "killed"
+    while stopped < KILLS:
+        child = context.Process(target=run_in_a_child, args=(mnist, out, "--resume", *options))
+        child.start()
+        child.join(draw.uniform(0.02, 0.4))
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)
+            stopped += 1
+            child.join()
+        else:
+            assert child.exitcode == 0
+            (out / "checkpoint.pt").unlink()  # it got to the end: once more from the beginning
+    assert train(mnist, out, "--resume", *options) == 0
+    assert_same_weights(tmp_path / "whole", out)
+    assert [row["loss"] for row in log_of(out)] == [row["loss"] for row in log_of(tmp_path / "whole")]
+    assert sorted(os.listdir(out)) == ["checkpoint.pt", "log.csv", "model.safetensors"]
+
+
+def test_a_full_disk_stops_it_and_leaves_the_last_checkpoint(mnist, tmp_path, capsys):
+    """The limit on a file's size stands for the disk's: writing fails in the middle of a checkpoint."""
+    out = tmp_path / "run"
+    assert train(mnist, tmp_path / "whole") == 0
+    child = subprocess.run(
+        [sys.executable, "-c", _WITH_A_SMALL_DISK, str(mnist), str(out)], capture_output=True, text=True
+    )
+    assert child.returncode == 1 and child.stderr.startswith("train: ") and "File too large" in child.stderr
+    assert sorted(os.listdir(out)) == ["checkpoint.pt"]
+    assert checkpoint.load(out / "checkpoint.pt", {})["step"] == 2
+    assert train(mnist, out, "--resume") == 0
+    assert_same_weights(tmp_path / "whole", out)
+
+
+_WITH_A_SMALL_DISK = """
+import resource, sys, torch
+from fastcnn.training import checkpoint
+from fastcnn.cli import main
+
+save = checkpoint.save
+
+def limited(path, state):
+    if state["step"] > 2:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    save(path, state)
+
+checkpoint.save = limited
+torch.set_num_threads(1)
+_, data, out = sys.argv
+options = "--batch 16 --epochs 2 --dtype float32 --workers 0 --save-every 2".split()
+sys.exit(main(["train", "--data", data, "--out", out, *options]))
+"""
+
+
+def test_a_checkpoint_is_not_written_over(mnist, tmp_path, capsys):
+    assert train(mnist, tmp_path / "run", "--epochs", "1") == 0
+    assert train(mnist, tmp_path / "run", "--epochs", "1") == 1
+    assert "checkpoint.pt is there: --resume goes on from it" in capsys.readouterr().err
+
+
+def test_no_checkpoint_is_said_and_a_foreign_one_refused(mnist, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(mnist, out, "--resume") == 0
+    assert f"no checkpoint in {out} yet: starting from the beginning" in capsys.readouterr().out
+    assert train(mnist, out, "--resume", "--seed", "1", "--variant", "caffe") == 1
+    error = capsys.readouterr().err
+    assert "other settings: --model \"lenet5('relu')\", now \"lenet5('caffe')\"; --seed 0, now 1" in error
+    for foreign in ({"model": {}}, [1, 2], {"format": "something"}):
+        torch.save(foreign, out / "checkpoint.pt")
+        assert train(mnist, out, "--resume") == 1
+        assert "checkpoint.pt: not a checkpoint that fastcnn's training wrote" in capsys.readouterr().err
+
+
+# Damaged.
+
+
+def lengths(size, count, draw):
+    return [0, 1, *(draw.randrange(2, size * 9 // 10) for _ in range(count - 2))]
+
+
+def damaged_files(tmp_path):
+    """A hundred files: what reads each, and the file."""
+    draw = random.Random(0)
+
+    def cut(path, count):
+        data = path.read_bytes()
+        for i, length in enumerate(lengths(len(data), count, draw)):
+            torn = path.with_name(f"{i}-{path.name}")
+            torn.write_bytes(data[:length])
+            yield torn
+
+    def picture(path):
+        images.picture(path, 32)
+
+    def weights(path):
+        load_weights(lenet5(), path)
+
+    def state(path):
+        checkpoint.load(path, {})
+
+    noise = Image.frombytes("RGB", (40, 40), draw.randbytes(4800))
+    for suffix in ("jpg", "png"):
+        noise.save(tmp_path / f"noise.{suffix}")
+    write_mnist(tmp_path)
+    save_file(lenet5().state_dict(), tmp_path / "w.safetensors")
+    checkpoint.save(tmp_path / "c.pt", {"settings": {}, "model": lenet5().state_dict()})
+    sources = [
+        (picture, tmp_path / "noise.jpg", 20),
+        (picture, tmp_path / "noise.png", 20),
+        (idx.read, tmp_path / "train-images-idx3-ubyte.gz", 15),
+        (idx.read, tmp_path / "train-labels-idx1-ubyte", 15),
+        (weights, tmp_path / "w.safetensors", 10),
+        (state, tmp_path / "c.pt", 10),
+    ]
+    for read, path, count in sources:
+        read(path)
+        yield from ((read, torn) for torn in cut(path, count))
+    for i in range(5):
+        flipped = bytearray((tmp_path / "c.pt").read_bytes())
+        flipped[len(flipped) * (i + 1) // 7] ^= 1
+        (tmp_path / f"flipped{i}.pt").write_bytes(flipped)
+        yield state, tmp_path / f"flipped{i}.pt"
+    shapes = {"flat": (5,), "deep": (2, 2, 2, 2), "none": (0, 28, 28), "thin": (2, 0, 3), "two": (4, 4)}
+    for name, shape in shapes.items():
+        write_idx(tmp_path / name, torch.zeros(shape, dtype=torch.long), bytes)
+        yield lambda path: idx.read_pair(path, tmp_path / "train-labels-idx1-ubyte"), tmp_path / name
+
+
+def test_a_hundred_damaged_files_give_errors_that_name_them(tmp_path):
+    count = 0
+    for read, path in damaged_files(tmp_path):
+        count += 1
+        if read.__name__ == "picture":
+            batch = images.Files([path], [0], 32).__getitems__([0])
+            assert batch.images.shape == (0, 3, 32, 32) and len(batch.bad) == 1
+            message = batch.bad[0]
+        else:
+            with pytest.raises(RuntimeError) as caught:
+                read(path)
+            message = str(caught.value)
+        assert str(path) in message and len(message) > len(str(path)) + 10, message
+        assert "\n" not in message and len(message) < 400, message
+    assert count == 100
+
+
+def test_a_picture_that_cannot_be_read_is_named_or_skipped(tmp_path, capsys):
+    data = write_pictures(tmp_path / "data", 20)
+    torn = data / "red" / "11.png"
+    torn.write_bytes(torn.read_bytes()[:60])
+    options = ["--model", "lenet5", "--size", "28", "--recipe", "alexnet2012", "--rate", "1e-6"]
+    assert train(data, tmp_path / "a", *options) == 1
+    error = capsys.readouterr().err
+    assert f"can't read {torn}: " in error and "--skip-bad" in error
+    assert train(data, tmp_path / "b", *options, "--skip-bad", "--workers", "1") == 0
+    said = capsys.readouterr().out
+    assert said.count(f"skipped {torn}: ") == 1 and "1 image could not be read" in said
+
+
+@pytest.mark.parametrize("missing", ["train-labels-idx1-ubyte", "t10k-images-idx3-ubyte.gz"])
+def test_a_missing_idx_file_is_named(missing, mnist, tmp_path, capsys):
+    (mnist / missing).unlink()
+    assert train(mnist, tmp_path / "run") == 1
+    assert missing.partition("-idx")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: (data / "empty").mkdir(), "empty: has no picture"),
+        (lambda data: write_pictures(data, 1, ["single"]), "single: needs two pictures"),
+        (
+            lambda data: [p.rename(data.parent / p.name) for p in data.iterdir()],
+            "neither IDX files nor a folder",
+        ),
+    ],
+    ids=["empty", "single", "nothing"],
+)
+def test_folders_that_are_no_classes_are_named(change, message, tmp_path, capsys):
+    data = write_pictures(tmp_path / "data", 3)
+    change(data)
+    assert train(data, tmp_path / "run") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_classes_must_be_those_of_training(tmp_path, capsys):
+    write_pictures(tmp_path / "data" / "train", 2)
+    write_pictures(tmp_path / "data" / "val", 2, ("blue", "green", "yellow"))
+    assert train(tmp_path / "data", tmp_path / "run") == 1
+    assert "train and val differ in classes: red, yellow" in capsys.readouterr().err
+
+
+# Shared.
+
+SMALL = ["--batch", "16", "--epochs", "2", "--dtype", "float32", "--workers", "0"]
+
+
+def torchrun(data, out, *options, restarts=0):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [
+        f"--max-restarts={restarts}",
+        "-m",
+        "fastcnn",
+        "train",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+    ]
+    return subprocess.Popen(
+        [*command, *SMALL, *options],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_two_processes_train_as_one_with_the_whole_batch(mnist, tmp_path):
+    """Equal but for the order in which gradients are added, which later steps magnify."""
+    options = ["--epochs", "4", "--batch", "20"]  # a last batch of 16
+    process = torchrun(mnist, tmp_path / "two", *options)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "batch 20 shared by 2 processes" in said and said.count("epoch ") == 1
+    assert train(mnist, tmp_path / "one", *options) == 0
+    one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    for name in ("loss", "test_loss", "error", "rate"):
+        assert [float(r[name]) for r in two] == pytest.approx([float(r[name]) for r in one], rel=1e-4)
+    weights = weights_of(tmp_path / "two")
+    for name, value in weights_of(tmp_path / "one").items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
+
+
+def workers_of(process):
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if "train" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes to kill in /proc")
+def test_a_killed_process_is_started_again_and_only_steps_since_the_checkpoint_are_lost(mnist, tmp_path):
+    options = ["--epochs", "16", "--save-every", "2"]
+    whole = torchrun(mnist, tmp_path / "whole", *options)
+    assert whole.wait(timeout=120) == 0
+    out = tmp_path / "killed"
+    process = torchrun(mnist, out, "--resume", *options, restarts=1)
+    while not (out / "checkpoint.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(workers_of(process)[-1], signal.SIGKILL)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "going on from step" in said
+    assert_same_weights(tmp_path / "whole", out)
