@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,48 +11,18 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from machine import machine
 
-import fastcnn
-from fastcnn import _native
+from fastcnn.bench import rates as machine_rates
+from fastcnn.measure import quartiles, seconds, settle
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def seconds(fn: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    fn()
-    return time.perf_counter() - start
-
-
-def settle(fn: Callable[[], object]) -> None:
-    """Let the last contender's threads fall asleep, then warm up this one's, its caches and its pages.
-
-    Without, whoever comes after a library with threads of its own takes up to three times as long.
-    """
-    time.sleep(0.01)
-    for _ in range(3):
-        if seconds(fn) > 0.2:
-            break
-
-
-def quartiles(values: list[float]) -> dict[str, float]:
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": median, "low": low, "high": high}
-
-
-def best_of(fn: Callable[[], object], rounds: int = 9) -> float:
-    return min(seconds(fn) for _ in range(rounds))
 
 
 @pytest.fixture(scope="session")
 def rates() -> dict[str, float]:
     """Bytes per second of a large copy (read and written), and matmul's FLOP/s by dtype, at their best."""
-    a, b = torch.ones(10 << 20), torch.empty(10 << 20)
-    result = {"copy": 2 * a.nbytes / best_of(lambda: b.copy_(a))}
-    for name, dtype in DTYPES.items():
-        m = torch.randn(2048, 2048).to(dtype)
-        result[name] = 2 * 2048**3 / best_of(lambda m=m: m @ m, 3)
-    return result
+    return machine_rates.rates(DTYPES.values())
 
 
 def peak_bytes(fn: Callable[[], object]) -> int:
@@ -78,7 +46,10 @@ def fresh_compiler():
 
 @pytest.fixture
 def race(benchmark, rates):
-    """Time contenders in turns; "fastcnn" is what pytest-benchmark sees, the others are in extra_info."""
+    """Time contenders in turns; "fastcnn" is what pytest-benchmark sees, the others are in extra_info.
+
+    moved: bytes that must be; flops: of convolutions and dense layers, which with them make the floor.
+    """
 
     def run(contenders, rounds, moved=0, flops=0, dtype="float32", check=True, **extra):
         outputs = {name: fn() for name, fn in contenders.items()}
@@ -100,11 +71,11 @@ def race(benchmark, rates):
         ours = benchmark.stats.stats.data
         times = {"fastcnn": ours, **{name: taken[-len(ours) :] for name, taken in times.items()}}
         benchmark.extra_info.update(
-            extra,
+            {"moved": moved, "operations": flops} | extra,
             dtype=dtype,
-            seconds={name: quartiles(taken) for name, taken in times.items()},
+            seconds={name: quartiles(taken)._asdict() for name, taken in times.items()},
             times_faster={
-                name: quartiles([a / b for a, b in zip(taken, ours, strict=True)])
+                name: quartiles([a / b for a, b in zip(taken, ours, strict=True)])._asdict()
                 for name, taken in times.items()
             },
             peak_bytes={name: peak_bytes(fn) for name, fn in contenders.items()},
@@ -117,19 +88,12 @@ def race(benchmark, rates):
 
 def pytest_benchmark_update_machine_info(config, machine_info):
     """Only what bears on speed, and the versions of all contenders."""
-    cpu = machine_info.get("cpu", {}).get("brand_raw", machine_info["processor"])
     machine_info.clear()
-    machine_info.update(
-        processor=cpu,
-        threads=torch.get_num_threads(),
-        extension=_native.load().build_info(),
-        versions={
-            "fastcnn": fastcnn.__version__,
-            "torch": torch.__version__,
-            "onnxruntime": onnxruntime.__version__,
-            "openvino": openvino.__version__.split("-")[0],
-        },
-    )
+    machine_info.update(machine())
+    machine_info["versions"] |= {
+        "onnxruntime": onnxruntime.__version__,
+        "openvino": openvino.__version__.split("-")[0],
+    }
 
 
 def pytest_benchmark_update_commit_info(config, commit_info):

@@ -1,171 +1,121 @@
-"""Write README's table, docs/speed.svg and docs/benchmarks.md from bench/results/cpu.json.
+"""Write what README and docs say of speed and memory, and their pictures, from bench/results/*.json.
 
     python bench/report.py [--check]
 
-With --check nothing is written; the exit status is 1 where README or docs differ from the results.
+With --check nothing is written; the exit status is 1 where a file isn't what the results give.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import sys
-from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = "bench/results/cpu.json"
+import figures
+import report_cpu
+import report_gpu
+import report_growth
+import report_memory
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- begin results -->", "<!-- end results -->"
-
-# README's rows, by the benchmark's name.
-ROWS = {
-    "test_epilogue[epilogue 1-relu, lrn, pool-NCHW-float32]": "ReLU, LRN, pool of [32, 96, 55, 55]",
-    "test_epilogue[epilogue 1-relu, lrn, pool-channels_last-bfloat16]": "ReLU, LRN, pool in bfloat16",
-    "test_epilogue_with_backward[NCHW-float32]": "ReLU, LRN, pool with backward",
-    "test_block[1-32]": "AlexNet's first block, 32 images",
-    "test_inference[1-float32-AlexNet]": "AlexNet, one image",
-    "test_inference[32-float32-AlexNet]": "AlexNet, 32 images",
-    "test_inference[32-bfloat16-AlexNet]": "AlexNet, 32 images, bfloat16",
-    "test_training_step[AlexNet-32]": "AlexNet, a training step on 32",
-}
+SHOWN = 12  # lines of a difference
 
 
-class Result:
-    """One benchmark; times in milliseconds."""
-
-    def __init__(self, benchmark: dict) -> None:
-        self.name = benchmark["name"]
-        self.info = benchmark["extra_info"]
-        self.ms = {name: 1e3 * s["median"] for name, s in self.info["seconds"].items()}
-        ours = {name: ms for name, ms in self.ms.items() if name.startswith("fastcnn")}
-        peers = {n: ms for n, ms in self.ms.items() if n not in ours and not n.endswith("alone")}
-        self.ours, self.peer = min(ours.values()), min(peers, key=peers.__getitem__)
-        self.eager = self.ms["eager"]
+def read(name: str) -> Any:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
-def milliseconds(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
-
-
-def times(value: float) -> str:
-    return f"{value:.1f}" if value >= 2 else f"{value:.2f}"
-
-
-def table(results: dict[str, Result]) -> str:
-    """README's table, in Markdown."""
-    lines = ["| | eager | best peer | | fastcnn | × eager | × best peer |", "|---|--:|--:|---|--:|--:|--:|"]
-    for name, label in ROWS.items():
-        r = results[name]
-        best = r.ms[r.peer]
-        lines.append(
-            f"| {label} | {milliseconds(r.eager)} | {milliseconds(best)} | {r.peer} | {milliseconds(r.ours)} "
-            f"| **{times(r.eager / r.ours)}** | {times(best / r.ours)} |"
-        )
-    return "\n".join(lines)
-
-
-def machine(data: dict) -> str:
-    info = data["machine_info"]
-    versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
-    return f"{info['processor']}, {info['threads']} threads, {versions}"
-
-
-def readme(data: dict, results: dict[str, Result]) -> str:
-    """README with the results between its two marks."""
-    before, rest = (ROOT / "README.md").read_text().split(BEGIN)
+def marked(path: str, results: str) -> str:
+    """A file with the results between its two marks."""
+    before, rest = (ROOT / path).read_text().split(BEGIN)
     after = rest.split(END)[1]
-    caption = (
-        f"Milliseconds, medians, contenders in turns, by `make bench-cpu`: {machine(data)}. Each side in the "
-        "memory format that suits it better; the best peer is the fastest of eager, torch.compile, ONNX "
-        "Runtime and OpenVINO. All of it, with the spread: [docs/benchmarks.md](docs/benchmarks.md)."
-    )
-    return f"{before}{BEGIN}\n{table(results)}\n\n{caption}\n{END}{after}"
+    return f"{before}{BEGIN}\n{results}\n{END}{after}"
 
 
-def details(r: Result) -> Iterator[str]:
-    """A benchmark's own table."""
-    kept = r.info.get("bytes_kept")
-    floor = 1e3 * r.info["floor"]
-    yield f"## {r.name.removeprefix('test_')}\n"
-    yield f"Floor {milliseconds(floor)} ms; fastcnn takes {r.ours / floor:.1f} times that."
-    if kept:
-        eager, ours = (f"{kept[name] / 1e6:.0f} MB" for name in ("eager", "fastcnn"))
-        yield f"Kept for backward: eager {eager}, fastcnn {ours}."
-    yield "\n| | ms | quartiles | times fastcnn's | quartiles | peak, MB |"
-    yield "|---|--:|--:|--:|--:|--:|"
-    for name, seconds in r.info["seconds"].items():
-        low, high = (milliseconds(1e3 * seconds[q]) for q in ("low", "high"))
-        ratio = r.info["times_faster"][name]
-        yield (
-            f"| {name} | {milliseconds(r.ms[name])} | {low}–{high} | {ratio['median']:.2f} "
-            f"| {ratio['low']:.2f}–{ratio['high']:.2f} | {r.info['peak_bytes'][name] / 1e6:.0f} |"
-        )
-    yield ""
+def overview(cpu: dict, results: dict[str, report_cpu.Result]) -> str:
+    return f"""# Benchmarks
+
+From `bench/results/*.json`, by `make report`, which CI compares. `make bench-cpu`, `make growth`,
+`make memory` and `make gpu` measure anew.
+
+- [Against peers on the CPU](#against-peers-on-the-cpu), [near the roof?](#near-the-roof)
+- [How cost grows](#how-cost-grows), [memory of a training step](#memory-of-a-training-step)
+- [GPU](#gpu)
+- [Every CPU benchmark](#every-cpu-benchmark)
+
+## Against peers on the CPU
+
+![Each peer's time over fastcnn's, for every benchmark](peers.svg)
+
+{report_cpu.introduction(cpu, results)}
+
+## Near the roof?
+
+![Operations for each byte that must move, and operations a second](roofline.svg)
+
+The roof is what a large copy and a matmul of 2048 × 2048 reach in the same run. Operations are what the
+formulas ask for, whoever computes and however: a comparison for a ReLU, nine operations for an LRN of 5 (a
+square, four additions, two for d, a power, a product), eight comparisons for a window of nine, two for each
+product of a convolution or dense layer. Bytes are those that must move: input, output, weights.
+"""
 
 
-def document(data: dict, results: dict[str, Result]) -> str:
-    rates = [r.info["rates"] for r in results.values()]
-
-    def between(name: str) -> str:
-        values = [rate[name] / 1e9 for rate in rates]
-        return f"{min(values):.0f}–{max(values):.0f}"
-
-    lines = [
-        "# CPU benchmarks\n",
-        f"By `make bench-cpu` on {machine(data)}. Contenders run in turns; ratios are taken round by round, "
-        'against "fastcnn" in the default format. "Floor": the bytes that must move over the rate of a large '
-        f"copy ({between('copy')} GB/s, read and written), plus the convolutions' and dense layers' "
-        f"arithmetic over a matmul's rate ({between('float32')} GFLOP/s in float32, {between('bfloat16')} in "
-        'bfloat16), taken anew whenever some of these are run. "Peak": memory resident during one run '
-        "beyond what was before.\n",
+def document(cpu: dict, results: dict[str, report_cpu.Result]) -> str:
+    details = [line for r in results.values() for line in report_cpu.details(r)]
+    sections = [
+        overview(cpu, results),
+        report_growth.section(read("growth")),
+        report_memory.section(read("memory")),
+        report_gpu.section(read("gpu")),
+        "## Every CPU benchmark\n",
+        "\n".join(details),
     ]
-    for r in results.values():
-        lines += details(r)
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join(sections).rstrip() + "\n"
 
 
-def picture(results: dict[str, Result], path: Path) -> None:
-    """How many times faster than plain PyTorch and than the best peer, a pair of bars for each row."""
-    import matplotlib
-    from matplotlib import pyplot
+def files() -> dict[str, str]:
+    """Everything that is generated, by its path."""
+    cpu = read("cpu")
+    results = {b["name"]: report_cpu.Result(b) for b in cpu["benchmarks"]}
+    return {
+        "README.md": marked("README.md", report_cpu.readme(cpu, results)),
+        "docs/cpu.md": marked("docs/cpu.md", report_cpu.floors(results)),
+        "docs/benchmarks.md": document(cpu, results),
+        "docs/speed.svg": figures.svg(figures.speed(results)),
+        "docs/peers.svg": figures.svg(figures.peers(results)),
+        "docs/roofline.svg": figures.svg(figures.roofline(results)),
+        "docs/growth.svg": figures.svg(figures.growth(read("growth"))),
+        "docs/memory.svg": figures.svg(figures.memory(read("memory"))),
+    }
 
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "fastcnn"
-    rows = [results[name] for name in ROWS]
-    figure, axes = pyplot.subplots(figsize=(8, 0.55 * len(rows) + 0.9))
-    for offset, label, color, gains in (
-        (-0.19, "than eager PyTorch", "#1f6f8b", [r.eager / r.ours for r in rows]),
-        (0.19, "than the best peer", "#e6a23c", [r.ms[r.peer] / r.ours for r in rows]),
-    ):
-        places = [i + offset for i in range(len(rows))]
-        bars = axes.barh(places, gains, 0.36, color=color, label=label)
-        axes.bar_label(bars, [f"{times(gain)}×" for gain in gains], padding=3, fontsize=8)
-    axes.set_yticks(range(len(rows)), ROWS.values())
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xticks([1, 2, 5, 10, 20, 50], ["1×", "2×", "5×", "10×", "20×", "50×"])
-    axes.minorticks_off()
-    axes.axvline(1, color="#888888", linewidth=0.8)
-    axes.set_xlabel("times faster")
-    axes.legend(frameon=False, loc="lower right")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+
+def differences(path: str, text: str) -> list[str]:
+    """The first lines in which a file isn't the text it should be."""
+    there = ROOT / path
+    lines = there.read_text().splitlines() if there.exists() else []
+    diff = difflib.unified_diff(lines, text.splitlines(), path, "from the results", n=0, lineterm="")
+    return list(islice(diff, SHOWN))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
-    data = json.loads((ROOT / RESULTS).read_text())
-    results = {b["name"]: Result(b) for b in data["benchmarks"]}
-    texts = {"README.md": readme(data, results), "docs/benchmarks.md": document(data, results)}
-    if args.check:
-        return int(any(text != (ROOT / name).read_text() for name, text in texts.items()))
-    for name, text in texts.items():
-        (ROOT / name).write_text(text)
-    picture(results, ROOT / "docs" / "speed.svg")
-    return 0
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if a file is another")
+    check, made = parser.parse_args().check, files()
+    if not check:
+        for path, text in made.items():
+            (ROOT / path).write_text(text)
+        return 0
+    found = [line for path, text in made.items() for line in differences(path, text)]
+    if found:
+        print("\n".join(found), "\nrun make report", file=sys.stderr)
+    return int(bool(found))
 
 
 if __name__ == "__main__":

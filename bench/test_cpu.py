@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import contenders
@@ -11,28 +12,13 @@ from conftest import DTYPES
 from torch import nn
 
 from fastcnn import LRN, MaxPool, functional
+from fastcnn.bench.cases import Epilogue, plain_epilogue
+from fastcnn.bench.cases import pair as networks
 from fastcnn.measure import bytes_kept
 from fastcnn.models import alexnet, lenet5
-from fastcnn.models._blocks import GroupedLRN
 
 SHAPES = {"epilogue 1": (32, 96, 55, 55), "epilogue 2": (32, 256, 27, 27)}
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-class Epilogue(nn.Module):
-    def __init__(self, **stages):
-        super().__init__()
-        self.stages = stages
-
-    def forward(self, x):
-        return functional.epilogue(x, **self.stages)
-
-
-def plain(relu, lrn, pool):
-    layers = [nn.ReLU()] if relu else []
-    layers += [GroupedLRN(lrn)] if lrn else []  # torch's function, upcast by hand in half precision
-    layers += [nn.MaxPool2d(pool.kernel_size, pool.stride)] if pool else []
-    return nn.Sequential(*layers)
 
 
 STAGES = {
@@ -47,6 +33,15 @@ def in_its_own_format(cases):
     return {name: fn for name, fn in cases.items() if "channels_last" not in name}
 
 
+def operations(x, y, relu, lrn, pool):
+    """That the formulas ask for: an LRN for a square, the window's sum, two for d, a power and a product."""
+    return (
+        x.numel() * relu
+        + x.numel() * (lrn.size + 4 if lrn else 0)
+        + y.numel() * (math.prod(pool.kernel_size) - 1 if pool else 0)
+    )
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(
@@ -55,9 +50,9 @@ def in_its_own_format(cases):
 def test_epilogue(race, shape, stages, format, dtype):
     x = torch.randn(SHAPES[shape]).to(DTYPES[dtype]).contiguous(memory_format=FORMATS[format])
     spec = STAGES[stages]
-    cases = in_its_own_format(contenders.inference(plain(**spec), Epilogue(**spec), x))
-    moved = x.nbytes + functional.epilogue(x, **spec).nbytes
-    race(cases, 9, moved, dtype=dtype)
+    cases = in_its_own_format(contenders.inference(plain_epilogue(**spec), Epilogue(**spec), x))
+    y = functional.epilogue(x, **spec)
+    race(cases, 9, x.nbytes + y.nbytes, dtype=dtype, operations=operations(x, y, **spec))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -65,7 +60,7 @@ def test_epilogue(race, shape, stages, format, dtype):
 def test_epilogue_with_backward(race, format, dtype):
     x = torch.randn(SHAPES["epilogue 1"]).to(DTYPES[dtype]).contiguous(memory_format=FORMATS[format])
     spec = STAGES["relu, lrn, pool"]
-    theirs, ours = plain(**spec), Epilogue(**spec)
+    theirs, ours = plain_epilogue(**spec), Epilogue(**spec)
     cases = contenders.backward(theirs, ours, x)
     y = functional.epilogue(x.detach(), **spec)
     moved = 4 * x.nbytes + 2 * y.nbytes + 2 * y.numel()  # r written and read, offsets of one byte
@@ -114,14 +109,8 @@ MODELS = {"AlexNet": (alexnet, (3, 224, 224)), "LeNet-5": (lenet5, (1, 28, 28))}
 
 def pair(name, batch, dtype):
     make, size = MODELS[name]
-    torch.manual_seed(0)
-    ours, theirs = make(), make(fused=False)
-    for layer in ours.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            layer.reset_parameters()
-    theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(batch, *size).to(DTYPES[dtype])
-    return theirs.to(DTYPES[dtype]), ours.to(DTYPES[dtype]), x
+    theirs, ours = networks(make, DTYPES[dtype])
+    return theirs, ours, torch.randn(batch, *size).to(DTYPES[dtype])
 
 
 @pytest.mark.parametrize("batch", [1, 32])
@@ -134,8 +123,11 @@ def test_block(race, block, batch):
         for i in range(block - 1):
             x = ours.features[i](x)
     first = theirs.features[(block - 1) * size : block * size]
-    cases = contenders.inference(first, ours.features[block - 1], x)
-    race(cases, 9 if batch > 1 else 25, flops=flops(first, x))
+    fused = ours.features[block - 1]
+    with torch.no_grad():
+        moved = x.nbytes + fused(x).nbytes + sum(p.nbytes for p in fused.parameters())
+    cases = contenders.inference(first, fused, x)
+    race(cases, 9 if batch > 1 else 25, moved, flops(first, x))
 
 
 @pytest.mark.parametrize(
@@ -150,8 +142,8 @@ def test_inference(race, model, batch, dtype):
         cases["convolutions and dense layers alone"] = products_alone(theirs, x)
     heavy = model == "AlexNet" and batch * (4 if dtype == "bfloat16" else 1) >= 128
     rounds = 5 if heavy else 11 if batch > 8 else 31
-    weights = sum(p.nbytes for p in ours.parameters())
-    race(cases, rounds, weights, work, dtype, check=dtype == "float32")
+    moved = x.nbytes + sum(p.nbytes for p in ours.parameters())
+    race(cases, rounds, moved, work, dtype, check=dtype == "float32")
 
 
 @pytest.mark.parametrize(("model", "batch"), [("AlexNet", 32), ("LeNet-5", 128)])

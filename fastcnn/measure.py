@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Timing(NamedTuple):
-    """Seconds: the median of the repeats, and the quartiles on either side of it."""
+    """Seconds, or a ratio of them: the median of the rounds, and the quartiles on either side of it."""
 
     median: float
     low: float
@@ -37,12 +37,30 @@ def bytes_kept(fn: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> int:
     return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
 
 
-def _seconds(fn: Callable[[], Any]) -> float:
+def seconds(fn: Callable[[], Any]) -> float:
+    """Wall-clock time of ``fn()``, a GPU's work included."""
     start = time.perf_counter()
     fn()
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def settle(fn: Callable[[], Any]) -> None:
+    """Let the last contender's threads fall asleep, then warm up this one's, its caches and its pages.
+
+    Without, whoever comes after a library with threads of its own takes up to three times as long.
+    """
+    time.sleep(0.01)
+    for _ in range(3):
+        if seconds(fn) > 0.2:
+            break
+
+
+def quartiles(values: Sequence[float]) -> Timing:
+    """Of at least two values: the median, and the quartiles on either side of it."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Timing(median, low, high)
 
 
 def compare(fns: Mapping[str, Callable[[], Any]], repeats: int = 7) -> dict[str, Timing]:
@@ -56,11 +74,6 @@ def compare(fns: Mapping[str, Callable[[], Any]], repeats: int = 7) -> dict[str,
     if repeats < 2:
         raise ValueError(f"compare: repeats must be at least 2, but got {repeats}")
     for fn in fns.values():
-        _seconds(fn)
-    rounds = [{name: _seconds(fn) for name, fn in fns.items()} for _ in range(repeats)]
-    return {name: _timing([times[name] for times in rounds]) for name in fns}
-
-
-def _timing(seconds: list[float]) -> Timing:
-    low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
-    return Timing(median, low, high)
+        seconds(fn)
+    rounds = [{name: seconds(fn) for name, fn in fns.items()} for _ in range(repeats)]
+    return {name: quartiles([times[name] for times in rounds]) for name in fns}

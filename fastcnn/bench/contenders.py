@@ -1,0 +1,171 @@
+"""The same computation by everyone: functions that give what runs it, a function without arguments."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import io
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..stages import LRN, MaxPool
+
+Run = Callable[[], Any]
+Builders = dict[str, Callable[[], Run]]  # by the contender's name; building takes seconds, or fails
+
+NEEDS = {
+    "ONNX Runtime": ("onnxruntime", "onnxscript"),
+    "OpenVINO": ("openvino",),
+    "JAX": ("jax",),
+}
+_HINTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+def peers(device: str, dtype: torch.dtype) -> list[str]:
+    """Whom fastcnn can be timed beside here; those of NEEDS run on the CPU only."""
+    names = ["eager", "torch.compile"]
+    if device == "cpu":
+        names += [name for name, packages in NEEDS.items() if not _missing(*packages)]
+    if dtype != torch.float32 and "ONNX Runtime" in names:
+        names.remove("ONNX Runtime")  # has half precision on GPUs only
+    return names
+
+
+def not_installed() -> list[str]:
+    """The packages that some contender needs and that are not there."""
+    return _missing(*(package for packages in NEEDS.values() for package in packages))
+
+
+def _missing(*packages: str) -> list[str]:
+    return [package for package in packages if importlib.util.find_spec(package) is None]
+
+
+def inferring(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        with torch.no_grad():
+            return module(x)
+
+    return run
+
+
+def differentiating(module: nn.Module, x: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    """Forward and the gradients of the input, which requires one, and of all parameters."""
+    leaves = [x, *module.parameters()]
+    grad = torch.ones_like(module(x))
+    return lambda: torch.autograd.grad(module(x), leaves, grad)
+
+
+def stepping(module: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], list[Tensor]]:
+    """One step of SGD; the gradients it took."""
+    module.train()
+    parameters = list(module.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=1e-4)
+
+    def run() -> list[Tensor]:
+        optimizer.zero_grad()
+        F.cross_entropy(module(x), labels).backward()
+        optimizer.step()
+        return [p.grad for p in parameters if p.grad is not None]
+
+    return run
+
+
+def compiled(module: nn.Module, **options: Any) -> Any:
+    return torch.compile(copy.deepcopy(module), dynamic=False, options=options)
+
+
+def by_onnxruntime(module: nn.Module, x: Tensor) -> Run:
+    import onnxruntime
+
+    file = io.BytesIO()
+    torch.onnx.export(module, (x,), file, dynamo=True, verbose=False)  # type: ignore[arg-type]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # into others' turns
+    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: torch.from_numpy(session.run(None, feed)[0])
+
+
+def by_openvino(module: nn.Module, x: Tensor, precision: str) -> Run:
+    """precision: "f32", "bf16" or "f16", a hint that OpenVINO follows where the processor has the arithmetic.
+
+    The module itself becomes float32.
+    """
+    import openvino
+
+    config = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    module, x = module.float(), x.float()
+    try:
+        model = openvino.convert_model(module, example_input=x, input=x.shape)  # keeps an LRN whole
+    except RuntimeError:  # our LeNet-5 looks at its input's size, which tracing does not like
+        model = openvino.convert_model(torch.export.export(module, (x,)))
+    network = openvino.compile_model(model, "CPU", config)
+    feed = x.numpy()
+    return lambda: torch.from_numpy(network([feed])[0])
+
+
+def by_jax(x: Tensor, relu: bool, lrn: LRN | None, pool: MaxPool | None) -> Run:
+    """An epilogue of (N, C, H, W) as XLA compiles it; the LRN is of one group, the pooling has no padding."""
+    import jax
+    from jax import lax
+    from jax import numpy as jnp
+
+    def normalised(r: Any, lrn: LRN) -> Any:
+        wide, sides = r.astype(jnp.float32), (lrn.size // 2, (lrn.size - 1) // 2)
+        no = (0, 0)
+        sums = lax.reduce_window(wide**2, 0.0, lax.add, (1, lrn.size, 1, 1), (1,) * 4, (no, sides, no, no))
+        return (wide * (lrn.k + lrn.alpha / lrn.size * sums) ** -lrn.beta).astype(r.dtype)
+
+    @jax.jit
+    def epilogue(a: Any) -> Any:
+        if relu:
+            a = jnp.maximum(a, 0)
+        if lrn:
+            a = normalised(a, lrn)
+        if pool:
+            window, strides, _, _ = pool.pairs
+            a = lax.reduce_window(a, -jnp.inf, lax.max, (1, 1, *window), (1, 1, *strides), "VALID")
+        return a
+
+    a = jnp.from_dlpack(x.contiguous())
+    return lambda: torch.utils.dlpack.from_dlpack(epilogue(a).block_until_ready())
+
+
+def inference(plain: nn.Module, fused: nn.Module, x: Tensor) -> Builders:
+    """Both modules and their input are of one dtype; plain is torch's own layers."""
+    plain, fused = plain.eval(), fused.eval()
+    return {
+        "fastcnn": partial(inferring, fused, x),
+        "eager": partial(inferring, plain, x),
+        "torch.compile": lambda: inferring(compiled(plain), x),
+        "ONNX Runtime": partial(by_onnxruntime, plain, x),
+        "OpenVINO": lambda: by_openvino(copy.deepcopy(plain), x, _HINTS[x.dtype]),
+    }
+
+
+def backward(plain: nn.Module, fused: nn.Module, x: Tensor) -> Builders:
+    """Forward and backward; x requires a gradient."""
+    return {
+        "fastcnn": partial(differentiating, fused, x),
+        "eager": partial(differentiating, plain, x),
+        "torch.compile": lambda: differentiating(compiled(plain), x),
+    }
+
+
+def training(plain: nn.Module, fused: nn.Module, x: Tensor, labels: Tensor) -> Builders:
+    """A step of copies of the modules, so that all begin with the same weights."""
+    return {
+        "fastcnn": lambda: stepping(copy.deepcopy(fused), x, labels),
+        "eager": lambda: stepping(copy.deepcopy(plain), x, labels),
+        "torch.compile": lambda: stepping(compiled(plain), x, labels),
+    }

@@ -1,0 +1,326 @@
+"""``python -m fastcnn bench``: its cases, who is left out and why, what counts as noise, how it ends."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from fastcnn import bench, cli
+from fastcnn.bench import cases, contenders, machine, race, rates
+from fastcnn.bench.race import Budget
+from fastcnn.bench.result import AGAIN, Result
+from fastcnn.measure import Timing
+
+ONCE = Budget(3, 0, 0)
+
+
+def tell(state):
+    pass
+
+
+# Cases.
+
+
+def small_cases(dtype=torch.float32):
+    x = torch.randn(2, 8, 9, 11).to(dtype)
+    plain, fused = cases.pair(lambda **options: cases.lenet5(dropout=0, **options), dtype)
+    images = torch.randn(4, 1, 28, 28).to(dtype)
+    yield cases.epilogue("epilogue", x)
+    yield cases.epilogue("channels_last", x.contiguous(memory_format=torch.channels_last))
+    yield cases.epilogue("LRN", x, relu=False, pool=None)
+    yield cases.epilogue("pool", x, relu=False, lrn=None)
+    yield cases.epilogue_backward("backward", x)
+    yield cases.inference("block", plain.features[:3], fused.features[0], images)
+    yield cases.inference("network", plain, fused, images)
+    yield cases.training("training", plain, fused, images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fastcnn_gives_eager_values_in_every_case(dtype):
+    for case in small_cases(dtype):
+        builders = {name: case.builders[name] for name in ("eager", "fastcnn")}
+        runs, failed = race.check(builders, race.TOLERANCES[dtype], tell)
+        assert failed == {}, case.name
+        assert list(runs) == ["eager", "fastcnn"]
+
+
+def test_exporters_give_eager_values():
+    torch.manual_seed(0)
+    for case in (next(small_cases()), list(small_cases())[6]):
+        names = [
+            "eager",
+            *(name for name in contenders.peers("cpu", torch.float32) if name in contenders.NEEDS),
+        ]
+        builders = {name: build for name, build in case.builders.items() if name in names}
+        assert race.check(builders, 1e-4, tell)[1] == {}
+
+
+def test_bytes_and_flops_counted_by_hand():
+    work = {case.name: (case.moved, case.flops) for case in small_cases()}
+    x, y = 2 * 8 * 9 * 11, 2 * 8 * 4 * 5
+    assert work["epilogue"] == (4 * (x + y), 0)
+    assert work["LRN"] == (4 * (x + x), 0)
+    assert work["backward"] == (4 * (4 * x + 2 * y) + 2 * y, 0)
+    moved, flops = work["block"]  # the first of LeNet-5, whose convolution looks at 5 x 5
+    assert flops % (2 * 5 * 5 * 4) == 0
+    assert moved > 4 * 4 * 28 * 28
+    assert work["training"] == (0, 3 * work["network"][1])
+
+
+def test_the_quick_cases_are_some_of_all(monkeypatch):
+    def pair(*args):
+        net = nn.Sequential()
+        net.features = nn.Sequential(*(nn.Identity() for _ in range(8)))
+        return net, net
+
+    monkeypatch.setattr(cases, "pair", pair)
+    quick, thorough = ({case.name for case in cases.cases(q, "cpu", torch.float32)} for q in (True, False))
+    assert len(quick) == 6
+    assert quick < thorough
+
+
+def test_half_precision_has_no_onnx_runtime_and_a_gpu_only_torch(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert contenders.peers("cpu", torch.float32)[2:] == ["ONNX Runtime", "OpenVINO", "JAX"]
+    assert contenders.peers("cpu", torch.bfloat16)[2:] == ["OpenVINO", "JAX"]
+    assert contenders.peers("cuda", torch.float32) == ["eager", "torch.compile"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
+    assert contenders.peers("cpu", torch.float32)[2:] == ["OpenVINO", "JAX"]
+    assert contenders.not_installed() == ["onnxscript"]
+
+
+# The race.
+
+
+def builders(**outputs):
+    """Contenders that give these tensors, or raise these errors when they are built."""
+
+    def build(output):
+        if isinstance(output, Exception):
+            raise output
+        return lambda: output
+
+    return {name: lambda o=output: build(o) for name, output in outputs.items()}
+
+
+def test_whoever_is_wrong_or_fails_is_left_out_and_the_rest_runs():
+    right = torch.tensor([3.0, -4.0])
+    case = cases.Case(
+        "case",
+        builders(
+            fastcnn=right + 1e-6,
+            eager=right,
+            wrong=right + 1,
+            nan=right / 0 * 0,
+            shape=right[:1, None, None].expand(2, 2, 2),
+            broken=RuntimeError("first line\n  second line"),
+        ),
+    )
+    result = race.race(case, ONCE, torch.float32, rates.CLOCKS["cpu"], tell)
+    assert list(result.seconds) == ["eager", "fastcnn", AGAIN]
+    assert {len(taken) for taken in result.seconds.values()} == {3}
+    assert result.failed["broken"] == "RuntimeError: first line second line"
+    assert result.failed["wrong"] == "its values are off by 0.28"
+    assert result.failed["nan"] == "its values are off by nan"
+    assert "shape" in result.failed
+
+
+def test_without_eager_or_without_fastcnn_nothing_is_claimed():
+    for name in ("eager", "fastcnn"):
+        outputs = {"fastcnn": torch.ones(1), "eager": torch.ones(1), name: RuntimeError("no")}
+        case = cases.Case("case", builders(**outputs))
+        result = race.race(case, ONCE, torch.float32, rates.CLOCKS["cpu"], tell)
+        assert result.failed == {name: "RuntimeError: no"}
+        assert result.times_faster() == {}
+        assert result.too_close() == []
+
+
+def test_gradients_are_granted_more():
+    def off(by, make):
+        case = builders(eager=make(torch.ones(4)), other=make(torch.ones(4) + by))
+        return list(race.check(case, 0.01, tell)[1])
+
+    assert off(0.05, lambda t: t) == ["other"]
+    assert off(0.05, lambda t: [t]) == []
+    assert off(0.2, lambda t: [t]) == ["other"]
+
+
+def test_rounds_by_the_clock():
+    budget = Budget(5, 4, 12)
+    assert [budget.goes_on(2, 100), budget.goes_on(3, 100)] == [True, False]
+    assert [budget.goes_on(4, 11), budget.goes_on(4, 13), budget.goes_on(5, 11)] == [True, False, False]
+    assert [budget.goes_on(50, 3), budget.goes_on(50, 5)] == [True, False]
+
+
+def test_turns_are_taken():
+    order = []
+    runs = {name: lambda name=name: order.append(name) for name in "ab"}
+    taken = race.take_turns(runs, {}, ONCE, lambda fn: fn() or 1.0, tell)
+    assert taken == {"a": [1.0] * 3, "b": [1.0] * 3}
+    # Warmed up in the first round; after that a call that takes a second needs none.
+    assert "".join(order) == "aaaa" + "bbbb" + "abab"
+
+
+def test_whoever_fails_on_the_way_is_left_out():
+    calls = iter(range(4))
+    runs = {"a": lambda: None, "b": lambda: 1 / (3 - next(calls))}
+    failed = {}
+    assert list(race.take_turns(runs, failed, ONCE, rates.CLOCKS["cpu"], tell)) == ["a"]
+    assert failed == {"b": "ZeroDivisionError: division by zero"}
+
+
+def test_a_rate_is_the_best_of_its_rounds():
+    assert rates._matmul_rate(torch.ones(8, 8), lambda fn: 0.5) == 2 * 8**3 / 0.5
+    times = iter([3.0, 1.0, 2.0])
+    assert rates.best_of(lambda: None, 3, lambda fn: next(times)) == 1
+
+
+# Ratios and noise.
+
+
+def result(**seconds):
+    return Result("case", {AGAIN if name == "again" else name: taken for name, taken in seconds.items()}, {})
+
+
+def test_ratios_are_taken_round_by_round():
+    r = result(fastcnn=[1, 2, 4], again=[1, 2, 4], eager=[2, 6, 4])
+    assert r.times_faster()["eager"] == Timing(2, 1.5, 2.5)
+    assert r.times_faster()["fastcnn"] == Timing(1, 1, 1)
+    assert r.too_close() == []
+
+
+@pytest.mark.parametrize(
+    ("again", "eager", "noisy"),
+    [
+        ([1.0, 1.0, 1.0], [1.1, 1.1, 1.1], False),
+        ([1.2, 1.2, 1.2], [1.1, 1.1, 1.1], True),  # it differs from itself by more
+        ([0.8, 0.8, 0.8], [1.1, 1.1, 1.1], True),
+        ([1.2, 1.2, 1.2], [0.9, 0.9, 0.9], True),  # the same for who is faster than fastcnn
+        ([1.2, 1.2, 1.2], [0.5, 0.5, 0.5], False),
+        ([1.0, 1.0, 1.0], [0.8, 1.1, 1.3], True),  # quartiles on both sides of 1
+        ([1.0, 1.0, 1.0], [1.05, 1.1, 9.0], False),
+        ([2.0, 2.0, 2.0], [60.0, 60.0, 60.0], False),
+    ],
+)
+def test_what_is_too_noisy(again, eager, noisy):
+    r = result(fastcnn=[1.0, 1.0, 1.0], again=again, eager=eager)
+    assert r.too_close() == (["eager"] if noisy else [])
+    record = r.record("float32", {"copy": 1, "float32": 1})
+    assert record["too_noisy"] is noisy
+
+
+# The command.
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Two small cases, of which one has a contender that is wrong; short races; no work for the rates."""
+
+    def two(quick, device, dtype):
+        yield cases.Case("first", builders(fastcnn=torch.ones(1), eager=torch.ones(1)), 100, 10)
+        yield cases.Case(
+            "second",
+            builders(
+                **{"fastcnn": torch.ones(1), "eager": torch.ones(1), "torch.compile": torch.ones(1) + 1}
+            ),
+        )
+
+    monkeypatch.setattr(cases, "cases", two)
+    monkeypatch.setattr(race, "QUICK", ONCE)
+    monkeypatch.setattr(rates, "rates", lambda dtypes, device: {"copy": 1e9, "float32": 1e9})
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (3.25, 0, 0))
+
+
+def test_the_command_prints_a_table_and_saves_json(stub, capsys, tmp_path):
+    path = tmp_path / "out.json"
+    assert cli.main(["bench", "--quick", "--save", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert printed.count("ms: median") == 1
+    assert "first" in printed
+    assert "load 3.2 on" in printed
+    assert "second: torch.compile is left out: its values are off by 1" in printed
+    assert max(map(len, printed.splitlines())) <= 100
+    saved = json.loads(path.read_text())
+    assert saved["machine_info"]["device"] == "cpu"
+    assert saved["machine_info"]["versions"]["torch"] == torch.__version__
+    first, second = saved["cases"]
+    assert [first["name"], first["moved"], first["flops"], first["floor"]] == [
+        "first",
+        100,
+        10,
+        100 / 1e9 + 10 / 1e9,
+    ]
+    assert first["seconds"].keys() == first["times_faster"].keys() == {"eager", "fastcnn", AGAIN}
+    assert first["seconds"]["eager"].keys() == {"median", "low", "high"}
+    assert list(second["failed"]) == ["torch.compile"]
+    assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
+
+
+@pytest.mark.parametrize("width", ["80", "100"])
+def test_the_table_fits_a_terminal(width, monkeypatch, capsys):
+    from rich.console import Console
+
+    from fastcnn.bench.table import Sheet, remarks
+
+    peers = ["eager", "torch.compile", "ONNX Runtime", "OpenVINO", "JAX"]
+    taken = {name: [0.1234, 0.1345, 0.1456] for name in ("fastcnn", AGAIN, *peers[:4])} | {
+        "eager": [9.0, 8.0, 7.0]
+    }
+    r = Result("ReLU, LRN, pool, channels_last", taken, {"JAX": "no"}, 10**9, 10**9)
+    sheet = Sheet(peers, "float32", {"copy": 1e10, "float32": 1e11})
+    console = Console(width=int(width))
+    console.print(sheet.table([r], console.width))
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= int(width)
+    assert "…" not in printed
+    assert "134 ±" in printed
+    assert "59.5" in printed
+    assert "failed" in printed
+    assert "too noisy" in printed
+    assert next(remarks([r])).endswith("JAX is left out: no")
+
+
+def test_what_cannot_be_saved_is_known_before_measuring(stub, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(bench, "_measure", lambda *args: pytest.fail("measured"))
+    for path, words in (
+        (tmp_path / "no" / "out.json", "No such file or directory"),
+        (tmp_path, "is a folder"),
+    ):
+        assert cli.main(["bench", "--save", str(path)]) == 1
+        printed = capsys.readouterr().err
+        assert printed.startswith("bench: ")
+        assert words in printed
+        assert printed.count("\n") == 1
+
+
+def test_without_rich_it_says_how_to_install_it(monkeypatch, capsys):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "rich" else real(name, *a)
+    )
+    assert cli.main(["bench"]) == 1
+    assert "pip install rich" in capsys.readouterr().err
+
+
+def test_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["bench", "--device", "cuda"]) == 1
+    assert capsys.readouterr().err == "bench: --device cuda: torch sees no GPU\n"
+
+
+def test_ctrl_c_leaves_what_there_was(stub, monkeypatch, capsys, tmp_path):
+    first = next(cases.cases(True, "cpu", torch.float32))
+
+    def interrupted(quick, device, dtype):
+        yield first
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cases, "cases", interrupted)
+    assert cli.main(["bench", "--quick", "--save", str(tmp_path / "out.json")]) == 130
+    printed = capsys.readouterr()
+    assert "first" in printed.out
+    assert printed.err == "bench: interrupted; nothing is saved\n"
+    assert list(tmp_path.iterdir()) == []
