@@ -146,6 +146,7 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         help="alexnet's pools side by side",
     )
     add("--adaptive", action="store_true", default=None, help="average the last maps: images of any size")
+    add("--dropout", type=float, help="share that is dropped before dense layers; alexnet's is 0.5")
     add("--size", type=_positive, help="height and width of the model's images; the paper's 224 for pictures")
     add("--recipe", choices=("alexnet2012", "modern"), default="modern", help="the paper's, or today's")
     add("--epochs", type=_positive, help="passes over the images; default: the recipe's, as below")
@@ -157,7 +158,12 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     kind.add_argument("--fused", action="store_true", default=True, help="fastcnn's blocks (default)")
     kind.add_argument("--plain", dest="fused", action="store_false", help="torch's own layers, to compare")
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--workers", type=_count, metavar="N", help="processes that read images; default: one a processor")
+    add(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="processes that decode pictures; default: one a processor, 8 at most",
+    )
     add("--weights", type=Path, metavar="FILE", help="start from these weights")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--save-every", type=_positive, metavar="N", help="steps between checkpoints; one ends each epoch")
@@ -166,7 +172,7 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     add("--seed", type=_seed, default=0, help="draws weights, batches, crops and dropout")
 
 
-_MODEL_OPTIONS = ("norm", "towers", "overlap", "adaptive")
+_MODEL_OPTIONS = ("norm", "towers", "overlap", "adaptive", "dropout")
 
 
 def train(args: argparse.Namespace) -> int:
@@ -181,7 +187,7 @@ def train(args: argparse.Namespace) -> int:
     try:
         training.run(training.Options(**options))
     except KeyboardInterrupt:
-        print("train: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        print("train: interrupted; --resume goes on from the last checkpoint, or else anew", file=sys.stderr)
         return 130
     except (OSError, ModuleNotFoundError, RuntimeError, ValueError) as error:
         print(f"train: {error}", file=sys.stderr)

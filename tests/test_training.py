@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from fastcnn.cli import main
+from fastcnn.models.lenet1998 import LeNet1998
 from fastcnn.training import augment, batches, idx, images
 from fastcnn.training.momentum import Momentum
+from fastcnn.training.processes import Processes
 from fastcnn.training.recipe import RECIPES, rate
 
 
@@ -32,12 +35,13 @@ def write_idx(path, values, pack=gzip.compress):
 
 
 def write_mnist(folder, count=96, classes=3):
-    """Each class a bright row of its own under noise, half of the images for testing."""
+    """Each class a bright row of its own under noise (of the first four), half of the images for testing."""
+    folder.mkdir(exist_ok=True)
     generator = torch.Generator().manual_seed(0)
     for part in ("train", "t10k"):
         labels = torch.arange(count) % classes
-        values = torch.randint(100, (count, 28, 28), generator=generator)
-        values[torch.arange(count), 5 + 7 * labels] = 250
+        values = torch.randint(101, (count, 28, 28), generator=generator)
+        values[torch.arange(count), (5 + 7 * labels) % 28] = 255
         write_idx(folder / f"{part}-images-idx3-ubyte.gz", values)
         write_idx(folder / f"{part}-labels-idx1-ubyte", labels, bytes)
     return folder
@@ -128,18 +132,20 @@ def test_the_modern_rate_rises_and_falls():
 
 
 def test_an_epoch_has_each_image_once_and_an_order_of_its_own():
-    steps = batches.Steps(50, 16, 1, seed=3)
+    steps = batches.Steps(50, 16, seed=3)
     assert steps.per_epoch == 4
     epochs = [torch.cat([steps.numbers(4 * epoch + i) for i in range(4)]) for epoch in range(2)]
     assert all(sorted(epoch.tolist()) == list(range(50)) for epoch in epochs)
     assert not torch.equal(*epochs)
-    assert torch.equal(batches.Steps(50, 16, 1, seed=3).numbers(5), steps.numbers(5))
-    assert not torch.equal(batches.Steps(50, 16, 1, seed=4).numbers(5), steps.numbers(5))
+    assert torch.equal(batches.Steps(50, 16, seed=3).numbers(5), steps.numbers(5))
+    assert not torch.equal(batches.Steps(50, 16, seed=4).numbers(5), steps.numbers(5))
 
 
-def test_a_last_batch_too_small_to_be_shared_is_left_out():
-    assert [batches.Steps(33, 16, count, seed=0).per_epoch for count in (1, 2)] == [3, 2]
-    assert batches.Steps(1, 16, 2, seed=0).per_epoch == 0
+def test_processes_share_a_batch_without_overlap():
+    numbers = torch.arange(7)
+    shares = [Processes(rank, 3, torch.device("cpu")).share(numbers) for rank in range(3)]
+    assert [len(share) for share in shares] == [3, 2, 2]
+    assert torch.equal(torch.cat(shares), numbers)
 
 
 # Images.
@@ -163,6 +169,38 @@ def test_a_picture_is_scaled_to_its_shorter_side_and_cut_to_its_middle(tmp_path)
     assert torch.equal(read[0], read[2])
 
 
+def ramp(bits):
+    """From black on the left to white, 64 x 64."""
+    values = [round(x * (2**bits - 1) / 63) for x in range(64)] * 64
+    return b"".join(value.to_bytes(bits // 8, "little") for value in values)
+
+
+def test_pictures_of_16_bits_are_scaled_and_of_unknown_range_refused(tmp_path):
+    Image.frombytes("L", (64, 64), ramp(8)).save(tmp_path / "8.png")
+    Image.frombytes("I;16", (64, 64), ramp(16)).save(tmp_path / "16.png")
+    eight, sixteen = (images.picture(tmp_path / f"{bits}.png", 64).int() for bits in (8, 16))
+    assert (eight - sixteen).abs().max() <= 1
+    Image.new("F", (8, 8), 0.5).save(tmp_path / "f.tif")
+    with pytest.raises(ValueError, match="mode F"):
+        images.picture(tmp_path / "f.tif", 8)
+
+
+@pytest.mark.parametrize("size", [(4000, 1), (1, 4000)])
+def test_a_strip_is_a_picture_as_well(size, tmp_path):
+    Image.new("RGB", size, (9, 8, 7)).save(tmp_path / "x.png")
+    assert images.picture(tmp_path / "x.png", 6)[:, 3, 3].tolist() == [9, 8, 7]
+
+
+def test_a_picture_is_turned_as_its_exif_data_says(tmp_path):
+    upright = Image.frombytes("L", (64, 64), ramp(8))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    upright.rotate(180).save(tmp_path / "turned.png", exif=exif)
+    upright.save(tmp_path / "upright.png")
+    turned, expected = (images.picture(tmp_path / f"{name}.png", 64) for name in ("turned", "upright"))
+    assert torch.equal(turned, expected)
+
+
 def test_folders_of_classes_are_split_or_have_a_split(tmp_path):
     data = images.find(str(write_pictures(tmp_path / "a", 20)), None)
     assert data.classes == ("blue", "green", "red") and data.channels == 3
@@ -174,20 +212,29 @@ def test_folders_of_classes_are_split_or_have_a_split(tmp_path):
     assert (len(data.train), len(data.test), data.side) == (9, 6, 32)
 
 
-def test_other_files_are_named(tmp_path):
-    write_pictures(tmp_path / "a")
-    (tmp_path / "a" / "red" / "notes.txt").write_text("x")
-    assert (
-        "ignored 1 file that is no picture by its name: notes.txt"
-        in images.find(str(tmp_path / "a"), 28).notes
-    )
+def test_files_that_are_not_used_are_named(tmp_path):
+    data = write_pictures(tmp_path / "a")
+    (data / "red" / "notes.txt").write_text("x")
+    (data / "loose.png").write_bytes((data / "red" / "0.png").read_bytes())
+    assert "not used: 2 files: loose.png, red/notes.txt" in images.find(str(data), 28).notes
+
+
+def test_links_are_followed_once(tmp_path):
+    data = write_pictures(tmp_path / "a", 4)
+    more = write_pictures(tmp_path / "b", 2, ["scarlet"]) / "scarlet"
+    (data / "red" / "more").symlink_to(more)
+    (data / "red" / "loop").symlink_to(data / "red")
+    (data / "red" / "broken.png").symlink_to(tmp_path / "nowhere")
+    found = images.find(str(data), 28)
+    names = [path.name for path in (*found.train.paths, *found.test.paths) if "red" in path.parts]
+    assert sorted(names) == ["0.png", "0.png", "1.png", "1.png", "2.png", "3.png", "broken.png"]
 
 
 def test_the_digits_are_the_demos(tmp_path):
     data = images.find("digits", None)
     assert (len(data.train), len(data.test), data.side, data.size) == (4000, 1000, 32, 28)
     batch = data.train.__getitems__([0, 3999])
-    assert batch.labels.tolist() == [0, 9] and batch.places.tolist() == [0, 1] and batch.bad == []
+    assert batch.labels.tolist() == [0, 9] and batch.places.tolist() == [0, 1] and batch.bad == {}
     assert batch.images.dtype == torch.uint8 and batch.images.max() > 250
 
 
@@ -202,8 +249,8 @@ def test_crops_are_parts_of_their_images():
 
 def test_ten_crops_are_corners_middle_and_mirror_images():
     x = torch.randn(2, 3, 9, 9)
-    crops = augment.ten_crops(x, 5)
-    assert len(crops) == 10
+    crops = augment.ten_crops(x, 5, mirrored=True)
+    assert len(crops) == 10 and len(augment.ten_crops(x, 5, mirrored=False)) == 5
     assert torch.equal(crops[1], x[..., :5, 4:]) and torch.equal(crops[4], x[..., 2:7, 2:7])
     assert all(torch.equal(crops[i + 5], crops[i].flip(-1)) for i in range(5))
 
@@ -286,6 +333,26 @@ def test_options_train(options, mnist, tmp_path):
     assert len(log_of(tmp_path / "run")) == 2
 
 
+def test_lenet_of_1998_gets_pixels_from_0_to_1_whatever_the_recipe(tmp_path, monkeypatch):
+    seen = []
+    forward = LeNet1998.forward
+    monkeypatch.setattr(LeNet1998, "forward", lambda self, x: seen.append(x.aminmax()) or forward(self, x))
+    options = [
+        "--variant",
+        "1998",
+        "--recipe",
+        "alexnet2012",
+        "--rate",
+        "1e-6",
+        "--epochs",
+        "1",
+        "--batch",
+        "999",
+    ]
+    assert train(write_mnist(tmp_path / "data", 40, 10), tmp_path / "run", *options) == 0
+    assert {(x.min.item(), x.max.item()) for x in seen[1:]} == {(0.0, 1.0)}
+
+
 def test_lenet_of_1998_trains_on_digits(tmp_path):
     options = ["--variant", "1998", "--batch", "50", "--rate", "0.004"]
     assert train("digits", tmp_path / "run", *options) == 0
@@ -350,8 +417,25 @@ def test_wrong_numbers_are_argparses_to_refuse(option, mnist, tmp_path, capsys):
     assert stop.value.code == 2 and option[0] in capsys.readouterr().err
 
 
+def test_weights_that_the_last_step_ruined_are_not_saved(mnist, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(mnist, out, "--batch", "96", "--epochs", "1", "--rate", "1e30") == 1
+    assert "a lower --rate may help" in capsys.readouterr().err
+    assert os.listdir(out) == ["log.csv"]
+
+
+def test_an_option_of_another_model_is_named(mnist, tmp_path, capsys):
+    assert train(mnist, tmp_path / "run", "--no-overlap") == 1
+    assert "--no-overlap: lenet5 has no such option" in capsys.readouterr().err
+
+
+def test_out_is_not_in_data(mnist, capsys):
+    assert train(mnist, mnist / "run") == 1
+    assert f"--out must not be in --data, but got {mnist / 'run'}" in capsys.readouterr().err
+
+
 def test_a_loss_that_is_no_number_stops_and_is_never_in_a_checkpoint(mnist, tmp_path, capsys):
     out = tmp_path / "run"
     assert train(mnist, out, "--rate", "1e30") == 1
-    assert "the loss became" in capsys.readouterr().err
+    assert "the loss or weights are no numbers any more" in capsys.readouterr().err
     assert not (out / "checkpoint.pt").exists()

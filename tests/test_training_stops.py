@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_a_full_disk_stops_it_and_leaves_the_last_checkpoint(mnist, tmp_path, ca
         [sys.executable, "-c", _WITH_A_SMALL_DISK, str(mnist), str(out)], capture_output=True, text=True
     )
     assert child.returncode == 1 and child.stderr.startswith("train: ") and "File too large" in child.stderr
-    assert sorted(os.listdir(out)) == ["checkpoint.pt"]
+    assert sorted(os.listdir(out)) == ["checkpoint.pt", "log.csv"]
     assert checkpoint.load(out / "checkpoint.pt", {})["step"] == 2
     assert train(mnist, out, "--resume") == 0
     assert_same_weights(tmp_path / "whole", out)
@@ -180,8 +181,8 @@ def test_a_hundred_damaged_files_give_errors_that_name_them(tmp_path):
         count += 1
         if read.__name__ == "picture":
             batch = images.Files([path], [0], 32).__getitems__([0])
-            assert batch.images.shape == (0, 3, 32, 32) and len(batch.bad) == 1
-            message = batch.bad[0]
+            assert batch.images.shape == (0, 3, 32, 32) and list(batch.bad) == [str(path)]
+            message = f"{path}: {batch.bad[str(path)]}"
         else:
             with pytest.raises(RuntimeError) as caught:
                 read(path)
@@ -204,6 +205,19 @@ def test_a_picture_that_cannot_be_read_is_named_or_skipped(tmp_path, capsys):
     assert said.count(f"skipped {torn}: ") == 1 and "1 image could not be read" in said
 
 
+def test_a_step_without_an_image_is_no_step_and_an_epoch_without_one_an_error(tmp_path, capsys):
+    data = write_pictures(tmp_path / "data", 20)
+    options = ["--model", "lenet5", "--size", "28", "--skip-bad", "--save-every", "1"]
+    found = images.find(str(data), 28)
+    for path in found.train.paths[1:]:
+        path.write_bytes(b"")
+    assert train(data, tmp_path / "one", *options, "--batch", "1", "--epochs", "1") == 0
+    assert "53 images could not be read" in capsys.readouterr().out
+    found.train.paths[0].write_bytes(b"")
+    assert train(data, tmp_path / "none", *options) == 1
+    assert "no image to train on can be read" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("missing", ["train-labels-idx1-ubyte", "t10k-images-idx3-ubyte.gz"])
 def test_a_missing_idx_file_is_named(missing, mnist, tmp_path, capsys):
     (mnist / missing).unlink()
@@ -214,6 +228,11 @@ def test_a_missing_idx_file_is_named(missing, mnist, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda data: [rmtree(data / name) for name in ("blue", "red")], "two classes at least, but has 1"),
+        (
+            lambda data: (data / "red").rename(data / "train"),
+            "has train, but nothing to test with",
+        ),
         (lambda data: (data / "empty").mkdir(), "empty: has no picture"),
         (lambda data: write_pictures(data, 1, ["single"]), "single: needs two pictures"),
         (
@@ -221,13 +240,22 @@ def test_a_missing_idx_file_is_named(missing, mnist, tmp_path, capsys):
             "neither IDX files nor a folder",
         ),
     ],
-    ids=["empty", "single", "nothing"],
+    ids=["one", "train", "empty", "single", "nothing"],
 )
 def test_folders_that_are_no_classes_are_named(change, message, tmp_path, capsys):
     data = write_pictures(tmp_path / "data", 3)
     change(data)
     assert train(data, tmp_path / "run") == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_training_goes_on_with_the_same_images_alone(tmp_path, capsys):
+    data = write_pictures(tmp_path / "data", 10)
+    options = ["--model", "lenet5", "--size", "28", "--epochs", "1"]
+    assert train(data, tmp_path / "run", *options) == 0
+    (data / "blue").rename(data / "zebra")
+    assert train(data, tmp_path / "run", *options, "--resume") == 1
+    assert "other settings: names or values in --data" in capsys.readouterr().err
 
 
 def test_classes_must_be_those_of_training(tmp_path, capsys):

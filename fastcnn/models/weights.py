@@ -88,7 +88,7 @@ def _read(source: str, path: Path) -> object:
     try:
         return load(path)
     except Exception as error:  # a damaged file can make torch's unpickler raise anything
-        raise RuntimeError(f"{source} is damaged or no checkpoint of tensors: {_reason(error)}") from error
+        raise RuntimeError(f"{source} is damaged or no checkpoint of tensors: {reason(error)}") from error
 
 
 def _safetensors(source: str) -> Callable[[Path], object]:
@@ -104,7 +104,7 @@ def _torch(path: Path) -> object:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The error in a line, without the advice to load unsafely that torch puts around its own."""
     text = str(error).partition("\n\nCheck the documentation")[0]
     line = text.strip().rpartition("\n")[2].partition(" In PyTorch")[0].strip()

@@ -6,15 +6,18 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from .. import _files, models
 from ..models.lenet1998 import LeNet1998
+from .images import Data, Held, find
 from .options import Options, deciding, network
 
 if TYPE_CHECKING:
@@ -47,17 +50,22 @@ def _run(options: Options, processes: Processes) -> None:
     from .log import follow
     from .loop import Training
 
-    console = Console(quiet=processes.rank > 0, soft_wrap=True, highlight=False, markup=False)
-    training = Training(_plan(options, processes.number), processes, console.print)
+    console = Console(quiet=processes.rank > 0, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+    def say(line: str) -> None:
+        """Whatever a file's name has in it."""
+        console.print(line.replace("\n", "\\n").encode("utf-8", "backslashreplace").decode())
+
+    training = Training(_plan(options), processes, say)
     for line in _head(options, training):
-        console.print(line)
+        say(line)
     follow(training, options.out, console, options.tensorboard)
-    bad = len(set().union(*processes.gathered(training.bad)))
+    bad = len(training.bad)
     if bad:
-        console.print(f"{bad} image{'s' if bad > 1 else ''} could not be read")
+        say(f"{bad} image{'s' if bad > 1 else ''} could not be read")
     if processes.rank == 0:
         _save_weights(training, options.out / "model.safetensors")
-    console.print(f"Weights, log and checkpoint are in {options.out}")
+    say(f"Weights, log and checkpoint are in {options.out}")
 
 
 def _check_needs(options: Options) -> None:
@@ -67,38 +75,47 @@ def _check_needs(options: Options) -> None:
         raise ModuleNotFoundError(f"training needs {missing}; install with: pip install {missing}")
 
 
-def _plan(options: Options, processes: int) -> Plan:
+def _plan(options: Options) -> Plan:
     from .augment import UNIT
-    from .images import find
     from .loop import Plan
 
     path, recipe = options.out / "checkpoint.pt", options.completed_recipe()
     if path.exists() and not options.resume:
         raise ValueError(f"{path} is there: --resume goes on from it, another --out starts anew")
+    if options.out.resolve().is_relative_to(Path(options.data).resolve()) and options.data != "digits":
+        raise ValueError(f"--out must not be in --data, but got {options.out} in {options.data}")
     data = find(options.data, options.size)
     model = network(options, recipe, data)
-    with torch.no_grad():
-        model.eval()(torch.zeros(1, data.channels, data.size, data.size))  # is a size refused? not in hours
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, data.channels, data.size, data.size))
+    except RuntimeError as error:
+        raise RuntimeError(f"--size {data.size} does not fit: {error}") from error
     options.out.mkdir(parents=True, exist_ok=True)
     published = isinstance(model, LeNet1998)
+    if published:  # takes pixels from 0 to 1, scales them itself, and has a loss of its own
+        recipe = replace(recipe, scaled=True, smoothing=0.0)
     return Plan(
         model=model.train(),
         loss=models.map_loss if published else partial(F.cross_entropy, label_smoothing=recipe.smoothing),
         data=data,
-        known=UNIT if published else None,  # it takes pixels from 0 to 1, and scales them itself
+        known=UNIT if published else None,
         recipe=recipe,
         settings=deciding(options, recipe, data, model),
         path=path,
         seed=options.seed,
         accumulate=options.accumulate,
-        workers=_workers(processes) if options.workers is None else options.workers,
+        workers=_workers(data) if options.workers is None else options.workers,
         save_every=options.save_every,
         skip_bad=options.skip_bad,
     )
 
 
-def _workers(processes: int) -> int:
-    return max(1, min(8, len(os.sched_getaffinity(0)) // processes))
+def _workers(data: Data) -> int:
+    """One for each processor that this process has for itself, where there is something to decode."""
+    if isinstance(data.train, Held):
+        return 0
+    return max(1, min(8, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def _head(options: Options, training: Training) -> Iterator[str]:
@@ -117,8 +134,11 @@ def _head(options: Options, training: Training) -> Iterator[str]:
         f"on {training.processes.device}"
     )
     yield from data.notes
+    if options.accumulate > 1 and any(isinstance(m, nn.BatchNorm2d) for m in training.model.modules()):
+        yield f"batch norms see each of the {options.accumulate} parts of a batch by itself"
     if training.step:
-        yield f"going on from step {training.step} of {training.stop}"
+        unused = ", so --weights is not used" if options.weights else ""
+        yield f"going on from step {training.step} of {training.stop}{unused}"
     elif options.resume:
         yield f"no checkpoint in {options.out} yet: starting from the beginning"
 

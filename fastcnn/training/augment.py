@@ -98,12 +98,12 @@ def recolour(values: Tensor, moves: Tensor, known: Statistics, scaled: bool) -> 
     return values + shifts.to(values.device)[:, :, None, None]
 
 
-def ten_crops(images: Tensor, size: int) -> list[Tensor]:
-    """The four corners and the middle of (N, C, S, S), and their mirror images (§4.1)."""
+def ten_crops(images: Tensor, size: int, mirrored: bool) -> list[Tensor]:
+    """The four corners and the middle of (N, C, S, S), and if ``mirrored`` their mirror images (§4.1)."""
     room = images.shape[-1] - size
     corners = [(0, 0), (0, room), (room, 0), (room, room), (room // 2, room // 2)]
     crops = [images[..., y : y + size, x : x + size] for y, x in corners]
-    return crops + [c.flip(-1) for c in crops]
+    return crops + [c.flip(-1) for c in crops if mirrored]
 
 
 def middle(images: Tensor, size: int) -> Tensor:

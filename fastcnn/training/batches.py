@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,22 +23,21 @@ def seed_of(*numbers: int) -> int:
 
 
 class Steps:
-    """The numbers of the images in every step: each image once in an epoch, in an order of its own.
+    """The numbers of the images in every step: each image once in an epoch, in an order of its own."""
 
-    A last batch smaller than the number of processes is left out.
-    """
-
-    def __init__(self, images: int, batch: int, processes: int, seed: int) -> None:
+    def __init__(self, images: int, batch: int, seed: int) -> None:
         self.images, self.batch, self.seed = images, batch, seed
-        self.per_epoch = images // batch + (images % batch >= processes)
-        self._epoch, self._order = -1, torch.empty(0)
+        self.per_epoch = math.ceil(images / batch)
 
     def numbers(self, step: int) -> Tensor:
         epoch, place = divmod(step, self.per_epoch)
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
-            self._epoch, self._order = epoch, torch.randperm(self.images, generator=generator)
-        return self._order[place * self.batch : (place + 1) * self.batch]
+        order = _order(self.images, seed_of(self.seed, epoch))
+        return order[place * self.batch : (place + 1) * self.batch]
+
+
+@functools.lru_cache(maxsize=2)  # of the epoch that is trained, and of the next, which is being read
+def _order(images: int, seed: int) -> Tensor:
+    return torch.randperm(images, generator=torch.Generator().manual_seed(seed))
 
 
 def training(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .. import _files
+from ..models.weights import reason
 
 _FORMAT = "fastcnn training, 1"
 
@@ -64,7 +65,7 @@ def load(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     state = _read(path)
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise RuntimeError(f"{path}: not a checkpoint that fastcnn's training wrote")
-    theirs = state["settings"]
+    theirs = state.get("settings", {})
     different = [
         f"{name} {theirs.get(name)!r}, now {value!r}"
         for name, value in settings.items()
@@ -85,6 +86,5 @@ def _read(path: Path) -> object:
     except OSError:
         raise
     except Exception as error:  # a damaged archive, or pickle in it, can fail anywhere
-        reason = str(error).partition("\n")[0]
-        raise RuntimeError(f"{path}: damaged, or no checkpoint: {reason}") from error
+        raise RuntimeError(f"{path}: damaged, or no checkpoint: {reason(error)}") from error
     raise RuntimeError(f"{path}: damaged: checksum of {torn}")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import importlib.util
+import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,21 +17,28 @@ from torch.nn import functional as F
 
 from . import idx
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 _PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_TESTS = ("val", "valid", "validation", "test")  # the first of them is tested with
 _HELD_OUT = 10  # one image of so many of a class, where no folder says which are for testing
 _MARGIN = 4  # pixels that a crop of a small image may move by, added as zeros
+
+
+Classes = dict[str, list[Path]]
 
 
 class Batch(NamedTuple):
     """Some images by number: uint8 (n, C, S, S), labels (n,), and which of the numbers they are (n,).
 
-    ``bad`` has a line for each that can't be read; these are in none of the three.
+    ``bad`` has the files that can't be read, and why; these are in none of the three.
     """
 
     images: Tensor
     labels: Tensor
     places: Tensor
-    bad: list[str]
+    bad: dict[str, str]
 
 
 class Source(Protocol):
@@ -36,6 +47,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitems__(self, numbers: list[int]) -> Batch: ...
+
+    def fingerprint(self) -> str:
+        """Changes with the images, or with the names of their files, and with their labels."""
+        ...
 
 
 class Data(NamedTuple):
@@ -62,7 +77,13 @@ class Held:
 
     def __getitems__(self, numbers: list[int]) -> Batch:
         chosen = torch.tensor(numbers, dtype=torch.long)
-        return Batch(self.images[chosen], self.labels[chosen], torch.arange(len(numbers)), [])
+        return Batch(self.images[chosen], self.labels[chosen], torch.arange(len(numbers)), {})
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for values in (self.images, self.labels):
+            digest.update(ctypes.string_at(values.contiguous().data_ptr(), values.nbytes))
+        return digest.hexdigest()
 
 
 class Files:
@@ -75,34 +96,53 @@ class Files:
         return len(self.paths)
 
     def __getitems__(self, numbers: list[int]) -> Batch:
-        images, places, bad = [], [], []
+        images, places, bad = [], [], {}
         for place, number in enumerate(numbers):
             try:
                 images.append(picture(self.paths[number], self.side))
                 places.append(place)
-            except (
-                Exception
-            ) as error:  # a decoder fails on a damaged file in as many ways as there are formats
-                bad.append(f"{self.paths[number]}: {error}")
-        stacked = (
-            torch.stack(images) if images else torch.empty(0, 3, self.side, self.side, dtype=torch.uint8)
-        )
+            except MemoryError:
+                raise
+            except Exception as error:  # decoders fail on damaged files in as many ways as there are formats
+                bad[str(self.paths[number])] = str(error) or type(error).__name__
+        none = torch.empty(0, 3, self.side, self.side, dtype=torch.uint8)
         labels = torch.tensor([self.labels[numbers[place]] for place in places], dtype=torch.long)
-        return Batch(stacked, labels, torch.tensor(places, dtype=torch.long), bad)
+        pixels = torch.stack(images) if images else none
+        return Batch(pixels, labels, torch.tensor(places, dtype=torch.long), bad)
+
+    def fingerprint(self) -> str:
+        """Of names and labels alone: the files would have to be read."""
+        digest = hashlib.sha256()
+        for path, label in zip(self.paths, self.labels, strict=True):
+            digest.update(os.fsencode(f"{label} {path.parent.name}/{path.name}\0"))
+        return digest.hexdigest()
 
 
 def picture(path: Path, side: int) -> Tensor:
-    """A file as uint8 (3, side, side), by Pillow: the shorter side scaled, then the middle cut out."""
-    from PIL import Image
+    """The middle of a file's picture, as large a square as there is, as uint8 (3, side, side), by Pillow.
 
-    with Image.open(path) as image:
+    It is turned as its EXIF data says; transparency is dropped, and of an animation the first image taken.
+    """
+    from PIL import Image, ImageOps
+
+    with warnings.catch_warnings(), Image.open(path) as image:
+        warnings.simplefilter("ignore")  # of what does no harm; damage is an error
         image.draft("RGB", (side, side))  # a JPEG is decoded at a half or less where that is enough
-        scale = side / min(image.size)
-        width, height = (max(side, round(scale * length)) for length in image.size)
-        left, top = (width - side) // 2, (height - side) // 2
-        scaled = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-        pixels = bytearray(scaled.crop((left, top, left + side, top + side)).tobytes())
+        whole = _in_bytes(ImageOps.exif_transpose(image))
+        short = min(whole.size)
+        left, top = ((length - short) / 2 for length in whole.size)
+        box = (left, top, left + short, top + short)
+        pixels = bytearray(whole.resize((side, side), Image.Resampling.BILINEAR, box).tobytes())
     return torch.frombuffer(pixels, dtype=torch.uint8).view(side, side, 3).permute(2, 0, 1)
+
+
+def _in_bytes(image: Image.Image) -> Image.Image:
+    """In RGB. Pillow itself would cut values over 255 off."""
+    if image.mode.startswith("I;16"):
+        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of Pillow's mode {image.mode}, of which no range is known")
+    return image.convert("RGB")
 
 
 def find(data: str, size: int | None) -> Data:
@@ -181,60 +221,75 @@ def _pictures(folder: Path, size: int) -> Data:
     if importlib.util.find_spec("PIL") is None:
         raise ModuleNotFoundError("pictures are read by Pillow; install it with: pip install pillow")
     side = round(size * 256 / 224)  # the paper's proportion
-    notes = _ignored(folder)
-    held_out = next((folder / name for name in ("val", "test") if (folder / name).is_dir()), None)
-    if (folder / "train").is_dir() and held_out:
-        train, test = _classes(folder / "train"), _classes(held_out)
-        if list(train) != list(test):
-            different = sorted(set(train) ^ set(test))
-            raise RuntimeError(
-                f"{folder}: train and {held_out.name} differ in classes: {', '.join(different)}"
-            )
-    else:
-        found = _classes(folder)
-        test = {name: paths[::_HELD_OUT] for name, paths in found.items()}
-        train = {name: [p for i, p in enumerate(paths) if i % _HELD_OUT] for name, paths in found.items()}
-        single = [name for name, paths in train.items() if not paths]
-        if single:
-            raise RuntimeError(
-                f"{folder / single[0]}: needs two pictures, one to train on and one to test with"
-            )
-        notes.append(f"held out for testing: each class's first picture of every {_HELD_OUT}, by name")
-    names = tuple(train)
-    return Data(
-        _files(train, side), _files(test, side), names, 3, side, size, mirrored=True, notes=tuple(notes)
-    )
+    train, test, notes = _split(folder)
+    if len(train) < 2:
+        raise RuntimeError(f"{folder}: needs the folders of two classes at least, but has {len(train)}")
+    used = {path for part in (train, test) for paths in part.values() for path in paths}
+    notes += _not_used(folder, used)
+    return Data(_files(train, side), _files(test, side), tuple(train), 3, side, size, True, tuple(notes))
 
 
-def _files(classes: dict[str, list[Path]], side: int) -> Files:
+def _split(folder: Path) -> tuple[Classes, Classes, list[str]]:
+    """What to train on and to test with, by the folders where one is called train; and what to say of it."""
+    if not (folder / "train").is_dir():
+        return _held_out(folder)
+    test_folder = next((folder / name for name in _TESTS if (folder / name).is_dir()), None)
+    if test_folder is None:
+        raise FileNotFoundError(f"{folder}: has train, but nothing to test with: {', '.join(_TESTS)}")
+    train, test = _classes(folder / "train"), _classes(test_folder)
+    if list(train) != list(test):
+        different = ", ".join(sorted(set(train) ^ set(test)))
+        raise RuntimeError(f"{folder}: train and {test_folder.name} differ in classes: {different}")
+    return train, test, []
+
+
+def _held_out(folder: Path) -> tuple[Classes, Classes, list[str]]:
+    found = _classes(folder)
+    test = {name: paths[::_HELD_OUT] for name, paths in found.items()}
+    train = {name: [p for i, p in enumerate(paths) if i % _HELD_OUT] for name, paths in found.items()}
+    single = [name for name, paths in train.items() if not paths]
+    if single:
+        raise RuntimeError(f"{folder / single[0]}: needs two pictures, one to train on, one to test with")
+    return train, test, [f"held out for testing: each class's first picture of every {_HELD_OUT}, by name"]
+
+
+def _files(classes: Classes, side: int) -> Files:
     paths = [path for paths in classes.values() for path in paths]
     return Files(paths, [label for label, paths in enumerate(classes.values()) for _ in paths], side)
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
+def _classes(folder: Path) -> Classes:
     """The pictures of each class, by name."""
     folders = sorted(path for path in folder.iterdir() if path.is_dir())
     if not folders:
         raise FileNotFoundError(f"{folder}: has neither IDX files nor a folder for each class")
-    result = {path.name: sorted(p for p in path.rglob("*") if _is_picture(p)) for path in folders}
+    result = {path.name: [p for p in _walk(path) if p.suffix.lower() in _PICTURES] for path in folders}
     empty = [name for name, paths in result.items() if not paths]
     if empty:
         raise FileNotFoundError(f"{folder / empty[0]}: has no picture ({' '.join(_PICTURES)})")
     return result
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in _PICTURES and path.is_file()
+def _walk(folder: Path) -> list[Path]:
+    """All files, by name; links are followed, to each folder once. OSError where one can't be read."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found, seen = list[Path](), set[str]()
+    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        if os.path.realpath(root) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(root))
+        found += [Path(root, name) for name in names]
+    return sorted(found)
 
 
-def _ignored(folder: Path) -> list[str]:
-    """A line about the files that are no pictures by their names."""
-    names = sorted(p.name for p in folder.rglob("*") if p.is_file() and not _is_picture(p))
+def _not_used(folder: Path, used: set[Path]) -> list[str]:
+    """A line about the files that are no pictures by their names, or in no class's folder."""
+    names = [str(path.relative_to(folder)) for path in _walk(folder) if path not in used]
     if not names:
         return []
-    files = (
-        "1 file that is no picture by its name"
-        if len(names) == 1
-        else f"{len(names)} files that are no pictures"
-    )
-    return [f"ignored {files}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"]
+    more = ", ..." if len(names) > 3 else ""
+    return [f"not used: {len(names)} file{'s' if len(names) > 1 else ''}: {', '.join(names[:3])}{more}"]

@@ -45,17 +45,19 @@ def follow(training: Training, out: Path, console: Console, tensorboard: bool) -
 
     board = _board(out / "tensorboard", training) if tensorboard else None
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(compact=True))
-    console.print(HEADER, highlight=False)
-    if training.history:
-        console.print("\n".join(map(row, training.history)), highlight=False)
-        write_csv(out / "log.csv", training.history)
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("", total=training.stop, completed=training.step)
+    console.print(HEADER)
+    for past in training.history:
+        console.print(row(past))
+    write_csv(out / "log.csv", training.history)  # now, so that a folder that can't be written to is found
+    # Redirected, what the forked workers write would wait for a lock that nobody there lets go of.
+    bar = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+    with bar as progress:
+        task = progress.add_task("", total=training.stop, completed=training.step)
         for epoch in training.run():
             at = f"epoch {len(training.history) + 1}, step {training.step} of {training.stop}"
-            progress.update(bar, completed=training.step, description=at)
+            progress.update(task, completed=training.step, description=at)
             if epoch:
-                console.print(row(epoch), highlight=False)
+                console.print(row(epoch))
                 write_csv(out / "log.csv", training.history)
                 if board:
                     _add(board, epoch)

@@ -61,29 +61,30 @@ class Training:
     Args:
         plan: what to do.
         processes: with whom.
-        tell: gets a line about each image that is skipped.
+        tell: gets a line about each image that is skipped, in the first process.
 
     Raises:
-        OSError, RuntimeError: :func:`checkpoint.load`'s.
-        ValueError: fewer images than processes.
+        OSError, RuntimeError: :func:`checkpoint.load`'s; processes that found different checkpoints.
     """
 
     def __init__(self, plan: Plan, processes: Processes, tell: Callable[[str], None]) -> None:
         self.plan, self.processes, self.tell = plan, processes, tell
-        self.steps = Steps(len(plan.data.train), plan.recipe.batch, processes.number, plan.seed)
+        self.steps = Steps(len(plan.data.train), plan.recipe.batch, plan.seed)
         self.stop = plan.recipe.epochs * self.steps.per_epoch
-        if self.stop == 0:
-            raise ValueError(
-                f"--data: {len(plan.data.train)} images are fewer than {processes.number} processes"
-            )
         self.model = plan.model.to(processes.device)
         self.optimizer = plan.recipe.optimizer(self.model.parameters(), lr=plan.recipe.rate)
         self.dtype: torch.dtype = getattr(torch, plan.recipe.dtype)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=self.dtype == torch.float16)
-        self.step, self.history, self.bad = 0, list[Epoch](), set[str]()
+        self.step, self.history = 0, list[Epoch]()
+        self.bad, self._told = dict[str, str](), set[str]()  # images that can't be read, and why
         # Of this epoch and this process: the sum of the losses, and of how many images.
         self._sums = torch.zeros(2, dtype=torch.float64, device=processes.device)
         known = self._resume() or plan.known
+        found = set(processes.gathered(self.step))
+        if len(found) > 1:
+            raise RuntimeError(
+                f"{plan.path}: must be the same file for all processes, but they are at steps {sorted(found)}"
+            )
         self.known = known or self._statistics()
         parallel = processes.number > 1
         self._parallel = DistributedDataParallel(self.model) if parallel else self.model
@@ -96,15 +97,17 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.step, self.bad = state["step"], set(state["bad"])
+        self.step, self.bad = state["step"], state["bad"]
+        self._told = set(self.bad)
         self.history = [Epoch(*epoch) for epoch in state["history"]]
         if self.processes.rank == 0:
             self._sums.copy_(state["sums"])
         return Statistics(*state["statistics"])
 
     def _save(self) -> None:
-        """By the first process. Never what a loss that is no number has made of the weights."""
+        """By the first process, what is still sound; and what any process could not read is known to all."""
         sums = self._checked_sums()
+        self._share_bad()
         if self.processes.rank == 0:
             state = {
                 "settings": dict(self.plan.settings),
@@ -113,21 +116,32 @@ class Training:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "sums": sums.cpu(),
-                "bad": sorted(self.bad),
+                "bad": self.bad,
                 "history": [tuple(epoch) for epoch in self.history],
                 "statistics": tuple(self.known),
             }
             checkpoint.save(self.plan.path, state)
 
     def _checked_sums(self) -> Tensor:
-        """Those of all processes."""
+        """Those of all processes, if they and the weights are numbers."""
         sums = self.processes.total(self._sums.clone())
-        if not sums.isfinite().all():
-            raise RuntimeError(
-                f"the loss became {sums[0].item()} in step {self.step} or shortly before; a lower --rate may "
-                f"help. {self.plan.path} is from before that"
-            )
+        sound = [sums.isfinite().all(), *(p.isfinite().all() for p in self.model.parameters())]
+        if not torch.stack(sound).all():
+            raise self._no_numbers("the loss or weights are")
         return sums
+
+    def _no_numbers(self, what: str) -> RuntimeError:
+        return RuntimeError(
+            f"{what} no numbers any more at step {self.step}; a lower --rate may help. "
+            f"{self.plan.path}, if it is there, is from before that"
+        )
+
+    def _share_bad(self) -> None:
+        for bad in self.processes.gathered(self.bad):
+            self.bad = self.bad | bad
+        for path in sorted(self.bad.keys() - self._told):
+            self.tell(f"skipped {path}: {self.bad[path]}")
+        self._told = set(self.bad)
 
     def run(self) -> Iterator[Epoch | None]:
         """To the end: None after each step, and the numbers of an epoch after its test.
@@ -155,10 +169,15 @@ class Training:
 
     def _end_of_epoch(self, steps_per_second: float, seconds: float) -> Epoch:
         loss, images = self._checked_sums().tolist()
+        if images == 0:
+            raise RuntimeError(f"no image of epoch {len(self.history) + 1} could be read")
         self._sums.zero_()
+        tested = self.test()
+        if not math.isfinite(tested[0]):
+            raise self._no_numbers("the scores of the test images are")
         speed = steps_per_second * images / self.steps.per_epoch
         lr = self.optimizer.param_groups[0]["lr"]
-        return Epoch(len(self.history) + 1, lr, loss / images, *self.test(), speed, seconds)
+        return Epoch(len(self.history) + 1, lr, loss / images, *tested, speed, seconds)
 
     def _train(self, batch: Batch) -> None:
         """One step on this process's share of its images."""
@@ -168,6 +187,8 @@ class Training:
             group["lr"] = lr
         images, labels = self._augmented(batch), batch.labels.to(self.processes.device)
         count = self.processes.total(torch.tensor(float(len(images)), device=images.device))
+        if count == 0:  # none could be read
+            return
         torch.manual_seed(seed_of(self.plan.seed, self.step, self.processes.rank))  # for dropout
         self.optimizer.zero_grad()
         *parts, last = _parts(images, labels, self.plan.accumulate)
@@ -194,9 +215,9 @@ class Training:
         data, recipe, device = self.plan.data, self.plan.recipe, self.processes.device
         numbers = torch.arange(len(self.steps.numbers(self.step)))
         seed = seed_of(self.plan.seed, self.step)
-        draws = augment.draw(len(numbers), data.side - self.plan.data.size, data.channels, seed)
+        draws = augment.draw(len(numbers), data.side - data.size, data.channels, seed)
         draws = draws.of(self.processes.share(numbers)[batch.places])
-        images = augment.crop(batch.images.to(device, non_blocking=True), draws.places, self.plan.data.size)
+        images = augment.crop(batch.images.to(device, non_blocking=True), draws.places, data.size)
         if data.mirrored:
             images = augment.mirror(images, draws.mirrored)
         values = augment.normalise(images, self.known, recipe.scaled)
@@ -212,16 +233,18 @@ class Training:
         """
         data, device = self.plan.data, self.processes.device
         sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self.processes.agree(self.model.buffers())  # each has statistics of its own, of batch norms
         self.model.eval()
         for batch in self._read(data.test, torch.arange(len(data.test))):
             images, labels = batch.images.to(device), batch.labels.to(device)
-            ten = self.plan.recipe.crops == 10
-            crops = augment.ten_crops(images, data.size) if ten else [augment.middle(images, data.size)]
+            crops = [augment.middle(images, data.size)]
+            if self.plan.recipe.crops == 10:
+                crops = augment.ten_crops(images, data.size, data.mirrored)
             scores = torch.stack([self._log_probabilities(crop) for crop in crops])
             average = scores.logsumexp(0) - math.log(len(crops))
             best = average.topk(min(5, len(data.classes))).indices == labels[:, None]
             loss = F.nll_loss(average, labels, reduction="sum")
-            sums += torch.stack([loss, best[:, 0].sum(), best.any(1).sum(), torch.tensor(len(labels))])
+            sums += torch.stack([loss, best[:, 0].sum(), best.any(1).sum(), loss.new_tensor(len(labels))])
         self.model.train()
         loss_, right, right5, count = self.processes.total(sums).tolist()
         if count == 0:
@@ -256,14 +279,12 @@ class Training:
             self._account_for(batch.bad)
             yield batch
 
-    def _account_for(self, bad: list[str]) -> None:
-        """Images that can't be read: an error, or said once each."""
+    def _account_for(self, bad: dict[str, str]) -> None:
+        """Images that can't be read: an error, or said when processes next meet."""
         if bad and not self.plan.skip_bad:
-            raise RuntimeError(f"can't read {bad[0]}\n--skip-bad goes on without such images")
-        for line in bad:
-            if line not in self.bad:
-                self.bad.add(line)
-                self.tell(f"skipped {line}")
+            path, why = next(iter(bad.items()))
+            raise RuntimeError(f"can't read {path}: {why}\n--skip-bad goes on without such images")
+        self.bad |= bad
 
 
 def _parts(images: Tensor, labels: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:

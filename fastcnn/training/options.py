@@ -59,9 +59,9 @@ def network(options: Options, recipe: Recipe, data: Data) -> torch.nn.Module:
     make = getattr(models, name)
     variant = [options.variant] if options.variant else []
     settings = {"num_classes": len(data.classes), "in_channels": data.channels, "fused": options.fused}
-    missing = [o for o in options.model_options if o not in inspect.signature(make).parameters]
-    if missing:
-        raise ValueError(f"--{missing[0]}: {name} has no such option")
+    for option in options.model_options:
+        if option not in inspect.signature(make).parameters:
+            raise ValueError(f"--{'no-' * (option == 'overlap')}{option}: {name} has no such option")
     model: torch.nn.Module = make(*variant, **settings, **options.model_options)
     if recipe.default_weights and not isinstance(model, LeNet1998):
         for layer in model.modules():
@@ -73,9 +73,13 @@ def network(options: Options, recipe: Recipe, data: Data) -> torch.nn.Module:
 
 
 def deciding(options: Options, recipe: Recipe, data: Data, model: torch.nn.Module) -> dict[str, Any]:
-    """All that decides the weights, by its option: a training goes on with nothing else."""
+    """What decides the weights, by its option: a training goes on with nothing else.
+
+    Left out is what changes their rounding alone: device, number of processes, ``--accumulate``, ``--plain``.
+    """
     return {
         "--data": f"{len(data.train)} + {len(data.test)} images of {len(data.classes)} classes",
+        "names or values in --data": f"{data.train.fingerprint()[:16]}, {data.test.fingerprint()[:16]}",
         "--size": data.size,
         "--model": f"{getattr(model, 'name', '')} {options.model_options or ''}".strip(),
         "--recipe": options.recipe,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,11 @@ class Processes(NamedTuple):
         if self.number > 1:
             dist.all_reduce(values)
         return values
+
+    def agree(self, values: Iterable[Tensor]) -> None:
+        """The first process's values for all."""
+        for value in values if self.number > 1 else ():
+            dist.broadcast(value, 0)
 
     def gathered(self, value: Any) -> list[Any]:
         """Everybody's ``value``, by number."""
@@ -61,11 +66,9 @@ def joined(device: str) -> Iterator[Processes]:
     store = PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=count)
-    try:
-        yield Processes(dist.get_rank(), count, here)
-        dist.barrier()  # who leaves early takes its connections with it
-    finally:
-        # Gloo's threads outlive this (DistributedDataParallel leaks the group, torch 2.13), and one that lets
-        # go of a tensor while the interpreter shuts down aborts the process: 1 run of 50 on a busy machine.
-        time.sleep(0.3)
-        dist.destroy_process_group()
+    yield Processes(rank, count, here)  # after an error, the others may never come to what is below
+    dist.barrier()  # who leaves early takes its connections with it
+    # Gloo's threads outlive the group (DistributedDataParallel leaks it, torch 2.13), and one that lets go of
+    # a tensor while the interpreter shuts down aborts the process: 1 run of 50 on a busy machine.
+    time.sleep(0.3)
+    dist.destroy_process_group()

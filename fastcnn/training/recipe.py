@@ -24,7 +24,7 @@ class Recipe:
     dtype: str
     smoothing: float = 0.0  # of labels
     colour: bool = False  # shifts along the principal components of the training set's colours
-    crops: int = 1  # averaged in testing: 1, or the paper's 10
+    crops: int = 1  # averaged in testing: 1, or the paper's 10; 5 where a mirror image is another thing
     scaled: bool = True  # pixels over their standard deviation, not as they are, 0 to 255
     default_weights: bool = True  # torch's initial ones, whatever the network's paper says
 
