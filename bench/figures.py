@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import matplotlib
@@ -146,13 +146,13 @@ def points(axes: Axes, rows: dict[str, Result]) -> None:
     for (who, values), color in zip(speeds.items(), (GREY, PEER, OURS), strict=True):
         axes.plot(list(at.values()), values, "o", color=color, markersize=6, label=who)
     for (name, x), column in zip(at.items(), columns, strict=True):
-        axes.annotate(ROOF[name], (x, min(column)), **AT | place(x, at.values()))
+        axes.annotate(ROOF[name], (x, min(column)), **AT | place(x, list(at.values())))
 
 
-def place(x: float, others: Iterable[float]) -> dict[str, Any]:
-    """Where beside a point there is room for its name: it depends on the next point to the right."""
+def place(x: float, others: Collection[float]) -> dict[str, Any]:
+    """Where beside a point there is room for its name: left of the first; else by the next to the right."""
     next_one = min((other / x for other in others if other > x), default=math.inf)
-    if next_one < 1.6:
+    if x == min(others) or next_one < 1.6:
         return {"xytext": (-6, 0), "ha": "right", "va": "center"}
     if next_one < 2.3:
         return {"xytext": (0, -6), "ha": "center", "va": "top"}
