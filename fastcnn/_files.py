@@ -27,6 +27,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(aside, path)
         _sync_folder(path.parent)
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)  # a full disk does not say whose writing failed
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

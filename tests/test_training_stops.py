@@ -74,7 +74,8 @@ def test_a_full_disk_stops_it_and_leaves_the_last_checkpoint(mnist, tmp_path, ca
     child = subprocess.run(
         [sys.executable, "-c", _WITH_A_SMALL_DISK, str(mnist), str(out)], capture_output=True, text=True
     )
-    assert child.returncode == 1 and child.stderr.startswith("train: ") and "File too large" in child.stderr
+    assert child.returncode == 1 and child.stderr.startswith("train: ") and "File too large: " in child.stderr
+    assert "checkpoint.pt" in child.stderr
     assert sorted(os.listdir(out)) == ["checkpoint.pt", "log.csv"]
     assert checkpoint.load(out / "checkpoint.pt", {})["step"] == 2
     assert train(mnist, out, "--resume") == 0
