@@ -8,7 +8,7 @@ from collections.abc import Iterator
 # README's rows, by the benchmark's name.
 ROWS = {
     "test_epilogue[epilogue 1-relu, lrn, pool-NCHW-float32]": "ReLU, LRN, pool of [32, 96, 55, 55]",
-    "test_epilogue[epilogue 1-relu, lrn, pool-channels_last-bfloat16]": "ReLU, LRN, pool in bfloat16",
+    "test_epilogue[epilogue 1-relu, lrn, pool-channels_last-bfloat16]": "ReLU, LRN, pool, bf16 channels_last",
     "test_epilogue_with_backward[NCHW-float32]": "ReLU, LRN, pool with backward",
     "test_block[1-32]": "AlexNet's first block, 32 images",
     "test_inference[1-float32-AlexNet]": "AlexNet, one image",
@@ -88,9 +88,11 @@ def readme(data: dict, results: dict[str, Result]) -> str:
             f"| **{times(r.eager / r.ours)}** | {times(best / r.ours)} |"
         )
     caption = (
-        f"\nMilliseconds, medians, contenders in turns, by `make bench-cpu`: {machine(data)}. Each side in "
-        "the memory format that suits it better; the best peer is the fastest of eager, torch.compile, ONNX "
-        "Runtime and OpenVINO. All of it, with the spread: [docs/benchmarks.md](docs/benchmarks.md)."
+        f"\nMilliseconds, medians, contenders in turns, by `make bench-cpu`: {machine(data)}. Layers are in one "
+        "memory format for all, NCHW unless the row names another. Of blocks and models, eager is in NCHW, "
+        "fastcnn and the best peer in the format that suits each better. The best peer is the fastest of "
+        "eager, torch.compile, ONNX Runtime and OpenVINO. All of it, with the spread: "
+        "[docs/benchmarks.md](docs/benchmarks.md)."
     )
     return "\n".join([*lines, caption])
 
