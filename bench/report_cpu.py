@@ -88,10 +88,10 @@ def readme(data: dict, results: dict[str, Result]) -> str:
             f"| **{times(r.eager / r.ours)}** | {times(best / r.ours)} |"
         )
     caption = (
-        f"\nMilliseconds, medians, contenders in turns, by `make bench-cpu`: {machine(data)}. Layers are in one "
-        "memory format for all, NCHW unless the row names another. Of blocks and models, eager is in NCHW, "
-        "fastcnn and the best peer in the format that suits each better. The best peer is the fastest of "
-        "eager, torch.compile, ONNX Runtime and OpenVINO. All of it, with the spread: "
+        f"\nMilliseconds, medians, contenders in turns, by `make bench-cpu`: {machine(data)}. Layers are "
+        "in one memory format for all, NCHW unless the row names another. Of blocks and models, eager is in "
+        "NCHW, fastcnn and the best peer in the format that suits each better. The best peer is the "
+        "fastest of eager, torch.compile, ONNX Runtime and OpenVINO. All of it, with the spread: "
         "[docs/benchmarks.md](docs/benchmarks.md)."
     )
     return "\n".join([*lines, caption])
