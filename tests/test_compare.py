@@ -43,6 +43,15 @@ def slower(result):
     return [line.split()[-2] for line in result.stdout.splitlines() if "SLOWER" in line]
 
 
+def lines(result, start):
+    return [line for line in result.stdout.splitlines() if line.startswith(start)]
+
+
+def seconds(file):
+    """Of its first benchmark, by contender."""
+    return file["benchmarks"][0]["extra_info"]["seconds"]
+
+
 def test_the_same_times_are_not_slower(compare):
     result = compare(OLD, OLD)
     assert result.returncode == 0
@@ -79,14 +88,14 @@ def test_slower_is_over_5_percent(compare, new, status):
 
 def test_within_the_quartiles_is_not_slower(compare):
     new = benchmarks(a=(1.2, 10), b=(2, 10), c=(3, 10))
-    new["benchmarks"][0]["extra_info"]["seconds"]["fastcnn"]["low"] = 1.01  # below the old upper one, 1.02
+    seconds(new)["fastcnn"]["low"] = 1.01  # below the old upper one, 1.02
     assert compare(OLD, new).returncode == 0
 
 
 def test_every_way_of_ours_is_compared(compare):
     files = [benchmarks(a=(1, 10)), benchmarks(a=(1, 10))]
     for file, ours in zip(files, (1, 2), strict=True):
-        file["benchmarks"][0]["extra_info"]["seconds"]["fastcnn channels_last"] = around(ours)
+        seconds(file)["fastcnn channels_last"] = around(ours)
     result = compare(*files)
     assert "a fastcnn channels_last" in result.stdout
     assert result.returncode == 1
@@ -95,15 +104,77 @@ def test_every_way_of_ours_is_compared(compare):
 def test_what_only_one_file_has_is_named(compare):
     result = compare(OLD, benchmarks(a=(1, 10), d=(1, 10)))
     assert result.returncode == 0
-    assert [line for line in result.stdout.splitlines() if line.startswith("only")] == [
+    assert lines(result, "only") == [
         "only in the old file: b",
         "only in the old file: c",
         "only in the new file: d",
     ]
 
 
+def test_ways_of_ours_that_only_one_file_has_are_named(compare):
+    old, new = benchmarks(a=(1, 10)), benchmarks(a=(1, 10))
+    seconds(old).update({"fastcnn channels_last": around(1), "OpenVINO": around(5)})
+    seconds(new)["fastcnn folded"] = around(1)
+    result = compare(old, new)
+    assert result.returncode == 0
+    assert lines(result, "only") == [
+        "only in the old file: a fastcnn channels_last",
+        "only in the new file: a fastcnn folded",
+    ]
+
+
+def test_the_second_timing_is_left_out(compare):
+    old, new, without = (benchmarks(a=(1, 10)) for _ in range(3))
+    for file, again in ((old, 1), (new, 2)):
+        seconds(file)["fastcnn again"] = around(again)
+    for result in (compare(old, new), compare(old, without), compare(without, new)):
+        assert result.returncode == 0
+        assert "fastcnn again" not in result.stdout
+
+
+def test_what_differs_between_the_machines_is_named(compare):
+    old = OLD | {
+        "machine_info": {
+            "processor": "A",
+            "threads": 2,
+            "extension": {"compiler": "12.2.0", "openmp": "yes"},
+            "versions": {"torch": "2.12.0", "onnxruntime": "1.32.0"},
+        }
+    }
+    new = OLD | {
+        "machine_info": {
+            "processor": "B",
+            "threads": 4,
+            "extension": {"compiler": "13.1.0", "openmp": "yes"},
+            "versions": {"torch": "2.13.0", "openvino": "2026.4.1"},
+        }
+    }
+    result = compare(old, new)
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[:7] == [
+        "differs: processor A, now B",
+        "differs: threads 2, now 4",
+        "differs: compiler 12.2.0, now 13.1.0",
+        "differs: torch 2.12.0, now 2.13.0",
+        "differs: onnxruntime 1.32.0, now none",
+        "differs: openvino none, now 2026.4.1",
+        "eager torch takes 1.00 times as long as it did; fastcnn's times over that:",
+    ]
+    assert lines(compare(old, old), "differs") == []
+    assert "differs: threads none, now 4" in lines(compare(OLD, new), "differs")
+
+
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"benchmarks": 1}', '{"benchmarks": [{"name": "a", "extra_info": {}}]}']
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"benchmarks": 1}',
+        '{"benchmarks": [{"name": "a", "extra_info": {}}]}',
+        OLD | {"machine_info": []},
+        OLD | {"machine_info": None},
+    ],
 )
 def test_another_kind_of_file_is_refused(compare, content):
     result = compare(OLD, content)
@@ -114,14 +185,33 @@ def test_another_kind_of_file_is_refused(compare, content):
 
 def test_a_file_without_quartiles_is_refused(compare):
     new = benchmarks(a=(1, 10))
-    del new["benchmarks"][0]["extra_info"]["seconds"]["fastcnn"]["high"]
+    del seconds(new)["fastcnn"]["high"]
     assert "not a file that make bench-cpu writes" in compare(OLD, new).stderr
+
+
+@pytest.mark.parametrize("median", [0, -1, float("nan"), float("inf"), "1", None])
+@pytest.mark.parametrize("who", ["fastcnn", "eager"])
+def test_a_median_that_is_no_time_is_refused(compare, who, median):
+    old = benchmarks(a=(1, 10))
+    seconds(old)[who]["median"] = median
+    result = compare(old, OLD)
+    assert result.returncode == 2
+    assert "old.json: not a file that make bench-cpu writes" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_files_with_nothing_in_common_are_refused(compare):
     result = compare(OLD, benchmarks(d=(1, 10)))
     assert result.returncode == 2
     assert "no benchmark of eager torch in common" in result.stderr
+
+
+def test_files_without_a_time_of_ours_in_common_are_refused(compare):
+    new = benchmarks(a=(1, 10))
+    del seconds(new)["fastcnn"]
+    result = compare(OLD, new)
+    assert result.returncode == 2
+    assert "no time of fastcnn's is in both files" in result.stderr
 
 
 def test_a_missing_file_is_named(tmp_path):
