@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-com
 NATIVE := $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help env demo test lint format sanitize wheel bench-cpu bench-gpu growth memory report sweep gpu resources clean
+.PHONY: help env demo test lint format sanitize wheel bench-cpu bench-gpu growth memory choices report sweep gpu resources clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -71,16 +71,20 @@ wheel: .venv/built  ## build the source distribution, and from it the wheel, int
 	touch $@
 
 bench-cpu: .venv/bench  ## time the CPU kernels against every peer, half an hour; write bench/results and README's table
-	$(BIN)/python -m pytest bench/test_cpu.py -W ignore --benchmark-columns=median,iqr,rounds \
-	  --benchmark-json=bench/results/cpu.json
+	$(BIN)/python -m pytest bench/test_cpu.py -W ignore --tb=short --show-capture=no \
+	  --benchmark-columns=median,iqr,rounds --benchmark-json=bench/results/cpu.json
 	$(BIN)/python bench/report.py
 
-growth: .venv/built  ## time one size after another, to see how cost grows; ARGS="--megabytes 4" for a quick try
+growth: .venv/built  ## time one size after another, to see how cost grows; ARGS="--megabytes 4 --out FILE" to try
 	$(BIN)/python bench/growth.py $(ARGS)
 	$(BIN)/python bench/report.py
 
 memory: .venv/built  ## follow the memory of training steps, fused and plain
 	$(BIN)/python bench/memory.py
+	$(BIN)/python bench/report.py
+
+choices: .venv/built  ## time the CPU kernels' design choices beside what they replaced, ten minutes
+	$(BIN)/python bench/choices.py
 	$(BIN)/python bench/report.py
 
 report: .venv/built  ## write README's table, docs/benchmarks.md and the pictures from bench/results

@@ -1,4 +1,4 @@
-"""The same computation by everyone: a name and a function without arguments for each."""
+"""Who runs beside those of fastcnn.bench: torch in channels_last and freezing, and the products alone."""
 
 from __future__ import annotations
 
@@ -8,58 +8,49 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastcnn.bench.contenders import (
-    by_onnxruntime,
-    by_openvino,
-    compiled,
-    differentiating,
-    inferring,
-    stepping,
-)
+from fastcnn.bench.cases import Case
+from fastcnn.bench.contenders import Builders, Run, compiled, inferring
 
-Contenders = dict[str, Callable[[], object]]
-CHANNELS_LAST = torch.channels_last
+ALONE = "convolutions and dense layers alone"
+OF_TORCH = ("fastcnn", "eager", "torch.compile")
 
 
-def inference(plain: nn.Module, fused: nn.Module, x: Tensor) -> Contenders:
-    """Both modules and their input are of one dtype; plain is torch's own layers."""
-    plain, fused = plain.eval(), fused.eval()
-    half = x.dtype != torch.float32
-    last = x.contiguous(memory_format=CHANNELS_LAST)
-    plain_last, fused_last = (copy.deepcopy(m).to(memory_format=CHANNELS_LAST) for m in (plain, fused))
-    result: Contenders = {
-        "fastcnn": inferring(fused, x),
-        "fastcnn channels_last": inferring(fused_last, last),
-        "eager": inferring(plain, x),
-        "eager channels_last": inferring(plain_last, last),
-        "torch.compile": inferring(compiled(plain), x),
-        "torch.compile channels_last": inferring(compiled(plain_last), last),
-        "torch.compile freezing": inferring(compiled(plain, freezing=True), x),
-    }
-    if not half:
-        result["ONNX Runtime"] = by_onnxruntime(plain, x)
-    result["OpenVINO"] = by_openvino(copy.deepcopy(plain), x, "bf16" if half else "f32")
-    return result
+def in_both_formats(make: Callable[..., Case], *modules_and_input: nn.Module | Tensor) -> Case:
+    """The case as it is made, with torch's contenders once more, weights and input in channels_last."""
+    case, last = make(*modules_and_input), make(*map(channels_last, modules_and_input))
+    again = {f"{name} channels_last": build for name, build in last.builders.items() if name in OF_TORCH}
+    return case._replace(builders=case.builders | again)
 
 
-def training(plain: nn.Module, fused: nn.Module, x: Tensor) -> Contenders:
-    labels = torch.arange(len(x)) % 10
-    last = x.contiguous(memory_format=CHANNELS_LAST)
-    plain_last, fused_last = (copy.deepcopy(m).to(memory_format=CHANNELS_LAST) for m in (plain, fused))
-    return {
-        "fastcnn": stepping(fused, x, labels),
-        "fastcnn channels_last": stepping(fused_last, last, labels),
-        "eager": stepping(plain, x, labels),
-        "eager channels_last": stepping(plain_last, last, labels),
-        "torch.compile": stepping(compiled(plain), x, labels),
-    }
+def channels_last(one: nn.Module | Tensor) -> nn.Module | Tensor:
+    if isinstance(one, nn.Module):
+        return copy.deepcopy(one).to(memory_format=torch.channels_last)
+    return one.detach().contiguous(memory_format=torch.channels_last)
 
 
-def backward(plain: nn.Module, fused: nn.Module, x: Tensor) -> Contenders:
-    """Forward and the gradients of the input and of all parameters."""
-    x.requires_grad_()
-    return {
-        "fastcnn": differentiating(fused, x),
-        "eager": differentiating(plain, x),
-        "torch.compile": differentiating(compiled(plain), x),
-    }
+def freezing(plain: nn.Module, x: Tensor) -> Builders:
+    """torch.compile with weights as constants."""
+    return {"torch.compile freezing": lambda: inferring(compiled(plain.eval(), freezing=True), x)}
+
+
+def products_alone(plain: nn.Module, x: Tensor) -> Builders:
+    """A model's convolutions and dense layers, each with the input that it gets."""
+    return {ALONE: lambda: _products(plain.eval(), x)}
+
+
+def _products(plain: nn.Module, x: Tensor) -> Run:
+    calls: list[tuple[nn.Module, Tensor]] = []
+    layers = [m for m in plain.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [m.register_forward_hook(lambda m, inputs, _: calls.append((m, inputs[0]))) for m in layers]
+    with torch.no_grad():
+        plain(x)
+    for hook in hooks:
+        hook.remove()
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            for layer, given in calls:
+                y = layer(given)
+        return y
+
+    return run

@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from report_cpu import ROOF, ROWS, Result, label, times
+from report_cpu import ROOF, ROWS, Result, times
 from report_growth import FLAT, UNITS, costs
 
 OURS, PEER, GREY, DARK = "#1f6f8b", "#e6a23c", "#a0a0a0", "#555555"
@@ -79,6 +79,7 @@ PEERS = {
     "torch.compile": ("torch.compile, best of its ways", PEER, "o"),
     "ONNX Runtime": ("ONNX Runtime", DARK, "D"),
     "OpenVINO": ("OpenVINO", DARK, "^"),
+    "JAX": ("JAX", DARK, "x"),
 }
 
 
@@ -92,13 +93,13 @@ def peers(results: dict[str, Result]) -> Figure:
         points = [(ms / r.ours, i) for i, (r, ms) in enumerate(zip(rows, best, strict=True)) if ms]
         axes.plot(*zip(*points, strict=True), marker, color=color, markersize=5, label=legend)
     axes.axvline(1, color=OURS, linewidth=1.5)
-    axes.set_yticks(range(len(rows)), [label(r.name) for r in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [r.name for r in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.7)
     axes.grid(axis="y", color="#eeeeee")
     axes.set_axisbelow(True)
     plain_ticks(axes, "x", (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50), "×")
     axes.set_xlabel("time over fastcnn's (blue line)")
-    figure.legend(loc="upper center", ncols=4, fontsize=8, handletextpad=0.2, bbox_to_anchor=(0.55, 1))
+    figure.legend(loc="upper center", ncols=5, fontsize=8, handletextpad=0.2, bbox_to_anchor=(0.5, 1))
     return figure
 
 
@@ -127,7 +128,7 @@ def roof(axes: Axes, rates: dict[str, float], dtype: str) -> None:
     copy, product = rates["copy"] / 1e9, rates[dtype] / 1e9
     axes.plot([0.2, product / copy, 3000], [0.2 * copy, product, product], color=DARK, linewidth=1.2)
     axes.annotate(f"copy, {copy:.0f} GB/s", (0.6, 0.6 * copy), (-9, 9), **AT, rotation=47, ha="center")
-    axes.annotate(f"matmul, {product:.0f} GFLOP/s", (3000, product), (0, 10), **AT, ha="right")
+    axes.annotate(f"products, {product:.0f} GFLOP/s", (3000, product), (0, 10), **AT, ha="right")
 
 
 def points(axes: Axes, rows: dict[str, Result]) -> None:
@@ -191,7 +192,8 @@ def memory(data: dict) -> Figure:
 def growth(data: dict) -> Figure:
     """Cost of an element, or of an image, along each axis: flat where cost is linear."""
     figure = canvas(8, 5.2, left=0.08, right=0.98, top=0.94, bottom=0.1, wspace=0.3, hspace=0.4)
-    for axes, (name, points) in zip(figure.subplots(2, 3).flat, data["axes"].items(), strict=True):
+    series = {name: points for name, points in data["axes"].items() if points}
+    for axes, (name, points) in zip(figure.subplots(2, 3).flat, series.items(), strict=False):
         ours = costs(name, points, "fastcnn")
         median = ours.median
         axes.axhspan(median * (1 - FLAT), median * (1 + FLAT), color=OURS, alpha=0.12, lw=0)

@@ -64,6 +64,10 @@ def machine() -> Row:
         "SMs": gpu.multi_processor_count,
         "L2 bytes": gpu.L2_cache_size,
         "memory bytes": gpu.total_memory,
+        "TF32": {
+            "matmul": torch.get_float32_matmul_precision() != "highest",
+            "convolution": torch.backends.cudnn.allow_tf32,
+        },
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

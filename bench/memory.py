@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 import torch
 from gpu_timing import peak_bytes
-from machine import machine
 from torch import nn
 from torch.nn import functional as TF
 from torch.profiler import ProfilerActivity, profile
 
 import fastcnn
+from fastcnn.bench.machine import facts
 from fastcnn.measure import bytes_kept
 from fastcnn.models import alexnet, lenet5
 
@@ -129,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=32)
     batch = parser.parse_args().batch
-    data = {"machine_info": machine(), "batch": batch, "cpu": rows(batch, "cpu")}
+    data = {"machine_info": facts("cpu"), "batch": batch, "cpu": rows(batch, "cpu")}
     if torch.cuda.is_available() and fastcnn.available_backends()["cuda"] is None:
         data["machine_info"]["gpu"] = torch.cuda.get_device_name()
         data["cuda"] = rows(batch, "cuda")

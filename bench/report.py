@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import figures
+import report_choices
 import report_cpu
 import report_gpu
 import report_growth
@@ -23,20 +24,35 @@ import report_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-BEGIN, END = "<!-- begin results -->", "<!-- end results -->"
 SHOWN = 12  # lines of a difference
 
 
-def read(name: str) -> Any:
+def read(name: str, command: str) -> Any:
+    """The results of that name, which the command makes."""
     path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        sys.exit(f"no {path.relative_to(ROOT)}: run {command}")
+    return json.loads(path.read_text())
 
 
-def marked(path: str, results: str) -> str:
-    """A file with the results between its two marks."""
-    before, rest = (ROOT / path).read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{results}\n{END}{after}"
+def read_cpu() -> tuple[dict, dict[str, report_cpu.Result]]:
+    """What `make bench-cpu` wrote, and its benchmarks by name."""
+    data = read("cpu", "make bench-cpu")
+    results = {r.name: r for r in map(report_cpu.Result, data["benchmarks"])}
+    lacking = [name for name in (*report_cpu.ROWS, *report_cpu.ROOF) if name not in results]
+    if lacking:
+        sys.exit(f"cpu.json has not all of the benchmarks, {lacking[0]!r} for one: run make bench-cpu")
+    return data, results
+
+
+def marked(path: str, **sections: str) -> str:
+    """A file with each section between the two marks of its name."""
+    text = (ROOT / path).read_text()
+    for name, section in sections.items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{section}\n{end}{rest.split(end)[1]}"
+    return text
 
 
 def overview(cpu: dict, results: dict[str, report_cpu.Result]) -> str:
@@ -60,20 +76,22 @@ From `bench/results/*.json`, by `make report`, which CI compares. `make bench-cp
 
 ![Operations for each byte that must move, and operations a second](roofline.svg)
 
-The roof is what a large copy and a matmul of 2048 × 2048 reach in the same run. Operations are what the
-formulas ask for, whoever computes and however: a comparison for a ReLU, nine operations for an LRN of 5 (a
-square, four additions, two for d, a power, a product), eight comparisons for a window of nine, two for each
-product of a convolution or dense layer. Bytes are those that must move: input, output, weights.
+The roof is what a large copy and the faster one of a matmul and a convolution reach in the same run.
+Operations are what the formulas ask for, whoever computes and however: a comparison for a ReLU, nine
+operations for an LRN of 5 (a square, four additions, two for d, a power, a product), eight comparisons for a
+window of nine, two for each product of a convolution or dense layer, whose network's ReLU, LRN and pooling
+are not counted. Bytes are those that must move: input, output, weights.
 """
 
 
-def document(cpu: dict, results: dict[str, report_cpu.Result]) -> str:
+def document(cpu: dict, results: dict[str, report_cpu.Result], growth: dict, memory: dict) -> str:
     details = [line for r in results.values() for line in report_cpu.details(r)]
+    gpu = RESULTS / "gpu.json"
     sections = [
         overview(cpu, results),
-        report_growth.section(read("growth")),
-        report_memory.section(read("memory")),
-        report_gpu.section(read("gpu")),
+        report_growth.section(growth),
+        report_memory.section(memory),
+        report_gpu.section(json.loads(gpu.read_text())) if gpu.exists() else report_gpu.waiting(),
         "## Every CPU benchmark\n",
         "\n".join(details),
     ]
@@ -82,17 +100,18 @@ def document(cpu: dict, results: dict[str, report_cpu.Result]) -> str:
 
 def files() -> dict[str, str]:
     """Everything that is generated, by its path."""
-    cpu = read("cpu")
-    results = {b["name"]: report_cpu.Result(b) for b in cpu["benchmarks"]}
+    cpu, results = read_cpu()
+    growth, memory = read("growth", "make growth"), read("memory", "make memory")
+    choices = report_choices.section(read("choices", "make choices"))
     return {
-        "README.md": marked("README.md", report_cpu.readme(cpu, results)),
-        "docs/cpu.md": marked("docs/cpu.md", report_cpu.floors(results)),
-        "docs/benchmarks.md": document(cpu, results),
+        "README.md": marked("README.md", results=report_cpu.readme(cpu, results)),
+        "docs/cpu.md": marked("docs/cpu.md", results=report_cpu.floors(results), choices=choices),
+        "docs/benchmarks.md": document(cpu, results, growth, memory),
         "docs/speed.svg": figures.svg(figures.speed(results)),
         "docs/peers.svg": figures.svg(figures.peers(results)),
         "docs/roofline.svg": figures.svg(figures.roofline(results)),
-        "docs/growth.svg": figures.svg(figures.growth(read("growth"))),
-        "docs/memory.svg": figures.svg(figures.memory(read("memory"))),
+        "docs/growth.svg": figures.svg(figures.growth(growth)),
+        "docs/memory.svg": figures.svg(figures.memory(memory)),
     }
 
 

@@ -2,66 +2,57 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+
+from contenders import ALONE
+
+from fastcnn.bench.cases import LARGE, PIXELS, SMALL
 
 # README's rows, by the benchmark's name.
 ROWS = {
-    "test_epilogue[epilogue 1-relu, lrn, pool-NCHW-float32]": "ReLU, LRN, pool of [32, 96, 55, 55]",
-    "test_epilogue[epilogue 1-relu, lrn, pool-channels_last-bfloat16]": "ReLU, LRN, pool, bf16 channels_last",
-    "test_epilogue_with_backward[NCHW-float32]": "ReLU, LRN, pool with backward",
-    "test_block[1-32]": "AlexNet's first block, 32 images",
-    "test_inference[1-float32-AlexNet]": "AlexNet, one image",
-    "test_inference[32-float32-AlexNet]": "AlexNet, 32 images",
-    "test_inference[32-bfloat16-AlexNet]": "AlexNet, 32 images, bfloat16",
-    "test_training_step[AlexNet-32]": "AlexNet, a training step on 32",
+    "ReLU, LRN, pool of map 1, float32": "ReLU, LRN, pool of [32, 96, 55, 55]",
+    "ReLU, LRN, pool of map 1, large values, float32": "the same, values ten times as large",
+    "ReLU, LRN, pool of map 1, bfloat16": "the same in bfloat16",
+    "ReLU, LRN, pool of map 1 with backward, float32": "the same with backward",
+    "AlexNet's block 1, batch 32": "AlexNet's first block, 32 images",
+    "AlexNet, batch 1, float32": "AlexNet, one image",
+    "AlexNet, batch 32, float32": "AlexNet, 32 images",
+    "AlexNet, batch 32, bfloat16": "AlexNet, 32 images, bfloat16",
+    "AlexNet, training step, batch 32": "AlexNet, a training step on 32",
 }
 
 # The roofline's points.
 ROOF = {
-    "test_epilogue[epilogue 1-pool-NCHW-float32]": "pool",
-    "test_epilogue[epilogue 1-lrn-NCHW-float32]": "LRN",
-    "test_epilogue[epilogue 1-relu, lrn, pool-NCHW-float32]": "ReLU, LRN, pool",
-    "test_block[1-32]": "block 1",
-    "test_block[2-32]": "block 2",
-    "test_inference[1-float32-AlexNet]": "AlexNet, 1",
-    "test_inference[32-float32-AlexNet]": "AlexNet, 32",
-    "test_epilogue[epilogue 1-pool-NCHW-bfloat16]": "pool",
-    "test_epilogue[epilogue 1-lrn-NCHW-bfloat16]": "LRN",
-    "test_epilogue[epilogue 1-relu, lrn, pool-NCHW-bfloat16]": "ReLU, LRN, pool",
-    "test_inference[1-bfloat16-AlexNet]": "AlexNet, 1",
-    "test_inference[32-bfloat16-AlexNet]": "AlexNet, 32",
-}
-
-FORMS = {
-    r"epilogue\[epilogue (.)-(.*)-(NCHW|channels_last)-(.*)\]": r"\2 of map \1, \3, \4",
-    r"epilogue_with_backward\[(.*)-(.*)\]": r"relu, lrn, pool with backward, \1, \2",
-    r"block\[(.)-(.*)\]": r"AlexNet's block \1, batch \2",
-    r"inference\[(\d+)-(\w+)-(.*)\]": r"\3, batch \1, \2",
-    r"training_step\[(.*)-(\d+)\]": r"\1, training step, batch \2",
+    "pool of map 1, float32": "pool",
+    "LRN of map 1, float32": "LRN",
+    "ReLU, LRN, pool of map 1, float32": "ReLU, LRN, pool",
+    "AlexNet's block 1, batch 32": "block 1",
+    "AlexNet's block 2, batch 32": "block 2",
+    "AlexNet, batch 1, float32": "AlexNet, 1",
+    "AlexNet, batch 32, float32": "AlexNet, 32",
+    "pool of map 1, bfloat16": "pool",
+    "LRN of map 1, bfloat16": "LRN",
+    "ReLU, LRN, pool of map 1, bfloat16": "ReLU, LRN, pool",
+    "AlexNet, batch 1, bfloat16": "AlexNet, 1",
+    "AlexNet, batch 32, bfloat16": "AlexNet, 32",
 }
 
 
 class Result:
-    """One benchmark; times in milliseconds."""
+    """One benchmark; times in milliseconds, everyone's in the memory format that suits them better."""
 
     def __init__(self, benchmark: dict) -> None:
-        self.name = benchmark["name"]
         self.info = benchmark["extra_info"]
+        self.name = self.info["name"]
         self.ms = {name: 1e3 * s["median"] for name, s in self.info["seconds"].items()}
-        ours = {name: ms for name, ms in self.ms.items() if name.startswith("fastcnn")}
-        peers = {n: ms for n, ms in self.ms.items() if n not in ours and not n.endswith("alone")}
-        self.ours, self.peer = min(ours.values()), min(peers, key=peers.__getitem__)
-        self.eager = self.ms["eager"]
+        self.ours = self.best("fastcnn", "fastcnn channels_last")
+        self.eager = self.best("eager", "eager channels_last")
+        peers = [name for name in self.ms if not name.startswith("fastcnn") and name != ALONE]
+        self.peer = min(peers, key=self.ms.__getitem__)
         self.floor = 1e3 * self.info["floor"]
 
-
-def label(name: str) -> str:
-    """A benchmark's name in words."""
-    name = name.removeprefix("test_")
-    for form, words in FORMS.items():
-        name = re.sub(form, words, name)
-    return name
+    def best(self, *names: str) -> float:
+        return min(self.ms[name] for name in names)
 
 
 def milliseconds(value: float) -> str:
@@ -72,10 +63,16 @@ def times(value: float) -> str:
     return f"{value:.1f}" if value >= 2 else f"{value:.2f}"
 
 
-def machine(data: dict) -> str:
+def machine(data: dict, *peers: str) -> str:
+    """Processor, threads, and the versions of fastcnn, torch and some peers."""
     info = data["machine_info"]
-    versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
+    names = [name for name in ("fastcnn", "torch", *peers) if name in info["versions"]]
+    versions = ", ".join(f"{name} {info['versions'][name]}" for name in names)
     return f"{info['processor']}, {info['threads']} threads, {versions}"
+
+
+def everyone(data: dict) -> str:
+    return machine(data, "onnxruntime", "openvino", "jax")
 
 
 def readme(data: dict, results: dict[str, Result]) -> str:
@@ -87,60 +84,71 @@ def readme(data: dict, results: dict[str, Result]) -> str:
             f"| {row} | {milliseconds(r.eager)} | {milliseconds(best)} | {r.peer} | {milliseconds(r.ours)} "
             f"| **{times(r.eager / r.ours)}** | {times(best / r.ours)} |"
         )
-    caption = (
-        f"\nMilliseconds, medians, contenders in turns, by `make bench-cpu`: {machine(data)}. Layers are "
-        "in one memory format for all, NCHW unless the row names another. Of blocks and models, eager is in "
-        "NCHW, fastcnn and the best peer in the format that suits each better. The best peer is the "
-        "fastest of eager, torch.compile, ONNX Runtime and OpenVINO. All of it, with the spread: "
-        "[docs/benchmarks.md](docs/benchmarks.md)."
-    )
-    return "\n".join([*lines, caption])
+    return "\n".join([*lines, caption(data), why(results)])
+
+
+def caption(data: dict) -> str:
+    return f"""
+Milliseconds, medians, contenders in turns, by `make bench-cpu`: {everyone(data)}.
+Everyone is in the memory format, NCHW or channels_last, that suits them better; × is the quotient of the
+medians. The best peer is the fastest of eager, torch.compile, ONNX Runtime, OpenVINO and, for layers, JAX.
+All of it, with the spread: [docs/benchmarks.md](docs/benchmarks.md).
+"""
+
+
+def why(results: dict[str, Result]) -> str:
+    """How much of a forward pass is neither convolution nor dense layer."""
+    names = [f"AlexNet, batch {batch}, float32" for batch in (1, 8, 32)]
+    rest = [f"{1 - results[name].ms[ALONE] / results[name].ms['eager']:.0%}" for name in names]
+    return f"""Why it pays: of AlexNet's forward pass in plain PyTorch, {rest[2]} on 32 images, {rest[1]} on 8
+and {rest[0]} on one go into ReLU, LRN and pooling, which do little arithmetic but read and write
+activation-sized tensors again and again. Here they are read once."""
 
 
 def floors(results: dict[str, Result]) -> str:
-    """How far the epilogues are from the time that their bytes take."""
-    lines = ["| | MB that must move | floor, ms | takes, ms | times the floor |", "|---|--:|--:|--:|--:|"]
+    """How far the layers are from the time that their bytes take."""
+    lines = [
+        "| | MB that must move | floor, ms | NCHW, ms | × floor | channels_last, ms | × floor |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
     for r in results.values():
-        if "epilogue" in r.name:
-            lines.append(
-                f"| {label(r.name)} | {r.info['moved'] / 1e6:.1f} | {milliseconds(r.floor)} "
-                f"| {milliseconds(r.ours)} | {r.ours / r.floor:.1f} |"
-            )
+        if " of map " in r.name:
+            formats = [r.ms["fastcnn"], r.ms["fastcnn channels_last"]]
+            cells = " | ".join(f"{milliseconds(ms)} | {ms / r.floor:.1f}" for ms in formats)
+            lines.append(f"| {r.name} | {r.info['moved'] / 1e6:.1f} | {milliseconds(r.floor)} | {cells} |")
     return "\n".join(lines)
 
 
 def introduction(data: dict, results: dict[str, Result]) -> str:
-    rates = [r.info["rates"] for r in results.values()]
+    rates = {name: f"{rate / 1e9:.0f}" for name, rate in next(iter(results.values())).info["rates"].items()}
+    return f"""By `make bench-cpu` on {everyone(data)}.
+Contenders run in turns; ratios are taken round by round, against "fastcnn" in NCHW. "fastcnn again" is the
+same once more in each round, and shows what chance does: a ratio is marked ≈ where it is no farther from 1
+than that, or has quartiles on both sides of 1.
 
-    def between(name: str) -> str:
-        values = [rate[name] / 1e9 for rate in rates]
-        return f"{min(values):.0f}–{max(values):.0f}"
+"Floor": the bytes that must move over the rate of a large copy ({rates["copy"]} GB/s, read and written), plus
+the convolutions' and dense layers' arithmetic over the faster one's rate of a matmul and a convolution
+({rates["float32"]} GFLOP/s in float32, {rates["bfloat16"]} in bfloat16), measured in the same run.
 
-    return (
-        f"By `make bench-cpu` on {machine(data)}. Contenders run in turns; ratios are taken round by round, "
-        'against "fastcnn" in the default format. "Floor": the bytes that must move over the rate of a large '
-        f"copy ({between('copy')} GB/s, read and written), plus the convolutions' and dense layers' "
-        f"arithmetic over a matmul's rate ({between('float32')} GFLOP/s in float32, {between('bfloat16')} in "
-        'bfloat16), taken anew whenever some of these are run. "Peak": memory resident during one run '
-        "beyond what was before. Map 1 is [32, 96, 55, 55], map 2 [32, 256, 27, 27]."
-    )
+Map 1 is [32, 96, 55, 55], map 2 [32, 256, 27, 27], the outputs of AlexNet's first two convolutions; their
+values are normal with a standard deviation of {SMALL}, large ones of {LARGE}, an image's of {PIXELS}.
+Everyone's results are compared with eager's first. ONNX Runtime's threads don't spin when they wait, which
+would be in the next contender's time; OpenVINO computes in bfloat16 where the row says so, but reads and
+writes float32. "Alone" is no contender: a plain model's convolutions and dense layers without the rest."""
 
 
 def details(r: Result) -> Iterator[str]:
     """A benchmark's own table."""
-    kept = r.info.get("bytes_kept")
-    yield f"### {label(r.name)}\n"
+    yield f"### {r.name}\n"
     yield f"Floor {milliseconds(r.floor)} ms; fastcnn takes {r.ours / r.floor:.1f} times that."
-    if kept:
-        eager, ours = (f"{kept[name] / 1e6:.0f} MB" for name in ("eager", "fastcnn"))
-        yield f"Kept for backward: eager {eager}, fastcnn {ours}."
-    yield "\n| | ms | quartiles | times fastcnn's | quartiles | peak, MB |"
-    yield "|---|--:|--:|--:|--:|--:|"
+    yield "\n| | ms | quartiles | times fastcnn's | quartiles |"
+    yield "|---|--:|--:|--:|--:|"
     for name, seconds in r.info["seconds"].items():
         low, high = (milliseconds(1e3 * seconds[q]) for q in ("low", "high"))
         ratio = r.info["times_faster"][name]
+        close = "≈ " * (name in r.info["too_close"])
         yield (
-            f"| {name} | {milliseconds(r.ms[name])} | {low}–{high} | {ratio['median']:.2f} "
-            f"| {ratio['low']:.2f}–{ratio['high']:.2f} | {r.info['peak_bytes'][name] / 1e6:.0f} |"
+            f"| {name} | {milliseconds(r.ms[name])} | {low}–{high} | {close}{ratio['median']:.2f} "
+            f"| {ratio['low']:.2f}–{ratio['high']:.2f} |"
         )
     yield ""

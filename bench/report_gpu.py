@@ -20,8 +20,9 @@ def waiting() -> str:
     return f"""## GPU
 
 **Not measured: this waits for hardware.** No kernel of the cuda and triton backends has run on a GPU. `make
-gpu` on a machine with one times all of it, and this section then has its rows. Until then these are
-predictions, from counted instructions and bytes; the pages they come from say why.
+gpu` on a machine with one times all of it into `bench/results/gpu.json`, of which `make report` then makes
+this section. Until then these are predictions, from counted instructions and bytes; the pages they come from
+say why.
 
 [CUDA](cuda.md), [128, 96, 55, 55] in bfloat16 channels_last, on an H100:
 
@@ -35,18 +36,16 @@ def rows(part: dict) -> Iterator[str]:
     yield "| | ms | quartiles | times the first's |"
     yield "|---|--:|--:|--:|"
     for name, row in part["results"].items():
+        case = name.replace(" | ", ", ")
         for who, ms in row.get("ms", {}).items():
             ratio = row["times"].get(who)
             shown = f"{ratio['median']:.2f}" if ratio else ""
-            case = name.replace(" | ", ", ")
             yield f"| {case}: {who} | {ms['median']:.4g} | {ms['low']:.4g}–{ms['high']:.4g} | {shown} |"
-        for who, why in row.get("errors", {}).items():
-            yield f"| {name.replace(' | ', ', ')}: {who} | failed | | |" if why else ""
+        for who in row.get("errors", {}):
+            yield f"| {case}: {who} | failed | | |"
 
 
-def section(data: dict | None) -> str:
-    if data is None:
-        return waiting()
+def section(data: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     lines = [
         "## GPU\n",

@@ -215,7 +215,7 @@ def bench(args: argparse.Namespace) -> int:
     try:
         benchmark.run(args.quick, args.device, args.dtype, args.save)
     except KeyboardInterrupt:
-        print("bench: interrupted; nothing is saved", file=sys.stderr)
+        print("bench: interrupted; what the table has is complete, and saved if asked for", file=sys.stderr)
         return 130
     except (OSError, ModuleNotFoundError, RuntimeError) as error:
         print(f"bench: {error}", file=sys.stderr)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastcnn import bench, cli
+from fastcnn import LRN, bench, cli
 from fastcnn.bench import cases, contenders, machine, race, rates
 from fastcnn.bench.race import Budget
 from fastcnn.bench.result import AGAIN, Result
@@ -24,7 +24,7 @@ def tell(state):
 
 
 def small_cases(dtype=torch.float32):
-    x = torch.randn(2, 8, 9, 11).to(dtype)
+    x = (cases.LARGE * torch.randn(2, 8, 9, 11)).to(dtype)
     plain, fused = cases.pair(lambda **options: cases.lenet5(dropout=0, **options), dtype)
     images = torch.randn(4, 1, 28, 28).to(dtype)
     yield cases.epilogue("epilogue", x)
@@ -46,33 +46,50 @@ def test_fastcnn_gives_eager_values_in_every_case(dtype):
         assert list(runs) == ["eager", "fastcnn"]
 
 
-def test_exporters_give_eager_values():
+@pytest.mark.parametrize("name", contenders.NEEDS)
+def test_exporters_give_eager_values(name):
+    if name not in contenders.peers("cpu", torch.float32):
+        pytest.skip(f"not installed: {', '.join(contenders.NEEDS[name])}")
     torch.manual_seed(0)
-    for case in (next(small_cases()), list(small_cases())[6]):
-        names = [
-            "eager",
-            *(name for name in contenders.peers("cpu", torch.float32) if name in contenders.NEEDS),
-        ]
-        builders = {name: build for name, build in case.builders.items() if name in names}
-        assert race.check(builders, 1e-4, tell)[1] == {}
+    found = {case.name: case.builders for case in small_cases()}
+    assert name not in found["channels_last"]
+    assert name not in found["training"]
+    for case in ("epilogue", "LRN", "pool", *["network"] * (name != "JAX")):
+        builders = {who: found[case][who] for who in ("eager", name)}
+        assert race.check(builders, 1e-4, tell)[1] == {}, case
 
 
-def test_bytes_and_flops_counted_by_hand():
-    work = {case.name: (case.moved, case.flops) for case in small_cases()}
+def test_bytes_and_operations_counted_by_hand():
+    work = {case.name: case[2:] for case in small_cases()}
     x, y = 2 * 8 * 9 * 11, 2 * 8 * 4 * 5
-    assert work["epilogue"] == (4 * (x + y), 0)
-    assert work["LRN"] == (4 * (x + x), 0)
-    assert work["backward"] == (4 * (4 * x + 2 * y) + 2 * y, 0)
-    moved, flops = work["block"]  # the first of LeNet-5, whose convolution looks at 5 x 5
-    assert flops % (2 * 5 * 5 * 4) == 0
-    assert moved > 4 * 4 * 28 * 28
-    assert work["training"] == (0, 3 * work["network"][1])
+    assert work["epilogue"] == (4 * (x + y), 0, x + 9 * x + 8 * y)
+    assert work["LRN"] == (4 * (x + x), 0, 9 * x)
+    assert work["pool"] == (4 * (x + y), 0, 8 * y)
+    assert work["backward"] == (4 * (4 * x + 2 * y) + 2 * y, 0, 0)
+    products = 24 * 24 * 6 * 25  # multiply-adds of LeNet-5's first convolution
+    assert work["block"][1:] == (2 * 4 * products,) * 2
+    assert work["block"][0] == 4 * (4 * 28 * 28 + 4 * 6 * 12 * 12 + 6 * 25 + 6)
+    first = 28 * 28 * 6 * 25  # in the network, of a padded image
+    whole, parameters = 416_520, 61_706
+    assert work["network"] == (4 * (4 * 28 * 28 + 4 * 10 + parameters), *(2 * 4 * whole,) * 2)
+    backward = 2 * whole - first  # nobody needs the images' gradient
+    assert work["training"] == (4 * (4 * 28 * 28 + 6 * parameters), *(2 * 4 * (whole + backward),) * 2)
+
+
+def test_the_check_sees_the_sum_of_squares_in_an_lrn():
+    x = cases.SMALL * torch.randn(8, 96, 13, 13)
+    case = cases.epilogue("", x, pool=None)
+    flat = cases.plain_epilogue(True, LRN(5, alpha=0, k=2), None)
+    builders = {"eager": case.builders["eager"], "without": lambda: contenders.inferring(flat, x)}
+    assert list(race.check(builders, race.TOLERANCES[torch.float32], tell)[1]) == ["without"]
+    x *= cases.LARGE / cases.SMALL
+    assert list(race.check(builders, race.TOLERANCES[torch.bfloat16], tell)[1]) == ["without"]
 
 
 def test_the_quick_cases_are_some_of_all(monkeypatch):
     def pair(*args):
         net = nn.Sequential()
-        net.features = nn.Sequential(*(nn.Identity() for _ in range(8)))
+        net.features = nn.Sequential(*(nn.PReLU() for _ in range(8)))
         return net, net
 
     monkeypatch.setattr(cases, "pair", pair)
@@ -202,6 +219,7 @@ def test_ratios_are_taken_round_by_round():
         ([1.0, 1.0, 1.0], [0.8, 1.1, 1.3], True),  # quartiles on both sides of 1
         ([1.0, 1.0, 1.0], [1.05, 1.1, 9.0], False),
         ([2.0, 2.0, 2.0], [60.0, 60.0, 60.0], False),
+        ([0.8, 1.0, 1.2], [1.05, 1.05, 1.05], True),  # on the median the same, but not in each round
     ],
 )
 def test_what_is_too_noisy(again, eager, noisy):
@@ -209,6 +227,10 @@ def test_what_is_too_noisy(again, eager, noisy):
     assert r.too_close() == (["eager"] if noisy else [])
     record = r.record("float32", {"copy": 1, "float32": 1})
     assert record["too_noisy"] is noisy
+
+
+def test_without_a_second_timing_everything_is_noise():
+    assert result(fastcnn=[1.0, 1.0, 1.0], eager=[9.0, 9.0, 9.0]).too_close() == ["eager"]
 
 
 # The command.
@@ -311,7 +333,7 @@ def test_without_a_gpu(monkeypatch, capsys):
     assert capsys.readouterr().err == "bench: --device cuda: torch sees no GPU\n"
 
 
-def test_ctrl_c_leaves_what_there_was(stub, monkeypatch, capsys, tmp_path):
+def test_ctrl_c_saves_what_there_was(stub, monkeypatch, capsys, tmp_path):
     first = next(cases.cases(True, "cpu", torch.float32))
 
     def interrupted(quick, device, dtype):
@@ -322,5 +344,6 @@ def test_ctrl_c_leaves_what_there_was(stub, monkeypatch, capsys, tmp_path):
     assert cli.main(["bench", "--quick", "--save", str(tmp_path / "out.json")]) == 130
     printed = capsys.readouterr()
     assert "first" in printed.out
-    assert printed.err == "bench: interrupted; nothing is saved\n"
-    assert list(tmp_path.iterdir()) == []
+    assert printed.err.startswith("bench: interrupted; what the table has is complete")
+    assert [case["name"] for case in json.loads((tmp_path / "out.json").read_text())["cases"]] == ["first"]
+    assert [file.name for file in tmp_path.iterdir()] == ["out.json"]

@@ -125,10 +125,10 @@ def epilogue_backward(
     return grad_x, grad_bias
 
 
-# The convolution's output, of so many bytes at a time: the allocator then hands out the same pages again
-# instead of fresh ones, and the epilogue finds most of it in cache. From 8 to 32 MB it makes no odds; a
-# convolution called on less takes up to a quarter longer, on more each call pays for the pages' first touch.
-_CHUNK_BYTES = 16 << 20
+# The convolution's output, of so many bytes at a time: the epilogue finds most of it in cache, and the
+# allocator hands out the same pages again. Of more at a time glibc gives pages back in every call, and to
+# fetch them anew takes up to as long as the block itself (`make choices`).
+_CHUNK_BYTES = 4 << 20
 
 # What makes a processor compute in the dtype itself. Without, oneDNN emulates it: a bfloat16 convolution
 # then takes 4 times as long as a float32 one, float16 50 times.

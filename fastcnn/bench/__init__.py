@@ -36,15 +36,18 @@ def run(quick: bool = False, device: str = "cpu", dtype: str = "float32", save: 
         ModuleNotFoundError: rich is missing.
         RuntimeError: there is no such device.
         OSError: ``save`` can't be written, which is found out before anything is measured.
+        KeyboardInterrupt: Ctrl-C; the rows that were done by then are saved.
     """
     if importlib.util.find_spec("rich") is None:
         raise ModuleNotFoundError("its table needs rich; install with: pip install rich")
     if device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("--device cuda: torch sees no GPU")
     with _opened(save) as file:
-        record = _measure(quick, device, dtype)
+        record, interrupted = _measure(quick, device, dtype)
         if file:
             file.write(json.dumps(record, indent=1).encode())
+    if interrupted:
+        raise interrupted
 
 
 def _opened(path: Path | None) -> contextlib.AbstractContextManager[IO[bytes] | None]:
@@ -55,8 +58,8 @@ def _opened(path: Path | None) -> contextlib.AbstractContextManager[IO[bytes] | 
     return _files.replacing(path)
 
 
-def _measure(quick: bool, device: str, dtype: str) -> dict[str, Any]:
-    """What :func:`run` prints, as what it saves."""
+def _measure(quick: bool, device: str, dtype: str) -> tuple[dict[str, Any], KeyboardInterrupt | None]:
+    """What :func:`run` prints, as what it saves; and what ended it too early, if anything."""
     from rich.console import Console
 
     from . import contenders, machine
@@ -70,13 +73,18 @@ def _measure(quick: bool, device: str, dtype: str) -> dict[str, Any]:
     say(machine.describe(facts, dtype))
     for line in _beforehand(quick, device, dtype):
         say(line)
+    results: list[Result] = []
+    interrupted = None
     with use_backend(facts["backend"]), _quiet():
         sheet = Sheet(peers, dtype, rates([DTYPES[dtype]], device))
-        results = show(console, sheet, _races(quick, device, dtype, peers))
+        try:
+            show(console, sheet, _races(quick, device, dtype, peers), results)
+        except KeyboardInterrupt as error:
+            interrupted = error
     for remark in remarks(results):
         say(remark)
     cases = [result.record(dtype, sheet.rates) for result in results]
-    return {"machine_info": facts, "rates": sheet.rates, "cases": cases}
+    return {"machine_info": facts, "rates": sheet.rates, "cases": cases}, interrupted
 
 
 @contextlib.contextmanager
@@ -101,8 +109,10 @@ def _beforehand(quick: bool, device: str, dtype: str) -> Iterator[str]:
         yield "Not timed on a GPU: ONNX Runtime, OpenVINO, JAX"
     elif missing := contenders.not_installed():
         yield f"Not installed: {', '.join(missing)}"
+    if device == "cpu":
+        yield "Not timed: ONNX Runtime and OpenVINO in training or in channels_last, JAX but for layers"
     if device == "cpu" and dtype != "float32":
-        yield f"Not timed in {dtype}: ONNX Runtime"
+        yield f"Not timed in {dtype}: ONNX Runtime; OpenVINO computes in it, but reads and writes float32"
     if quick:
         yield "Not timed with --quick: torch.compile's training step, which takes long to compile"
 

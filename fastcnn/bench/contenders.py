@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -32,7 +33,7 @@ def peers(device: str, dtype: torch.dtype) -> list[str]:
     if device == "cpu":
         names += [name for name, packages in NEEDS.items() if not _missing(*packages)]
     if dtype != torch.float32 and "ONNX Runtime" in names:
-        names.remove("ONNX Runtime")  # has half precision on GPUs only
+        names.remove("ONNX Runtime")
     return names
 
 
@@ -95,7 +96,7 @@ def by_onnxruntime(module: nn.Module, x: Tensor) -> Run:
 def by_openvino(module: nn.Module, x: Tensor, precision: str) -> Run:
     """precision: "f32", "bf16" or "f16", a hint that OpenVINO follows where the processor has the arithmetic.
 
-    The module itself becomes float32.
+    The module itself becomes float32, and so are the input and the output that OpenVINO reads and writes.
     """
     import openvino
 
@@ -111,11 +112,12 @@ def by_openvino(module: nn.Module, x: Tensor, precision: str) -> Run:
         model = openvino.convert_model(torch.export.export(module, (x,)))
     network = openvino.compile_model(model, "CPU", config)
     feed = x.numpy()
-    return lambda: torch.from_numpy(network([feed])[0])
+    return lambda: torch.from_numpy(network([feed], share_outputs=True)[0])
 
 
 def by_jax(x: Tensor, relu: bool, lrn: LRN | None, pool: MaxPool | None) -> Run:
     """An epilogue of (N, C, H, W) as XLA compiles it; the LRN is of one group, the pooling has no padding."""
+    os.environ.setdefault("NPROC", str(torch.get_num_threads()))  # XLA's threads, read when JAX begins
     import jax
     from jax import lax
     from jax import numpy as jnp
@@ -137,20 +139,27 @@ def by_jax(x: Tensor, relu: bool, lrn: LRN | None, pool: MaxPool | None) -> Run:
             a = lax.reduce_window(a, -jnp.inf, lax.max, (1, 1, *window), (1, 1, *strides), "VALID")
         return a
 
-    a = jnp.from_dlpack(x.contiguous())
+    a = jnp.from_dlpack(x)
     return lambda: torch.utils.dlpack.from_dlpack(epilogue(a).block_until_ready())
 
 
 def inference(plain: nn.Module, fused: nn.Module, x: Tensor) -> Builders:
-    """Both modules and their input are of one dtype; plain is torch's own layers."""
+    """Both modules and their input are of one dtype; plain is torch's own layers.
+
+    ONNX Runtime has half precision on GPUs only. Neither it nor OpenVINO takes channels_last: the input would
+    have to be converted.
+    """
     plain, fused = plain.eval(), fused.eval()
-    return {
+    builders: Builders = {
         "fastcnn": partial(inferring, fused, x),
         "eager": partial(inferring, plain, x),
         "torch.compile": lambda: inferring(compiled(plain), x),
-        "ONNX Runtime": partial(by_onnxruntime, plain, x),
-        "OpenVINO": lambda: by_openvino(copy.deepcopy(plain), x, _HINTS[x.dtype]),
     }
+    if x.is_contiguous() and x.dtype == torch.float32:
+        builders["ONNX Runtime"] = partial(by_onnxruntime, plain, x)
+    if x.is_contiguous():
+        builders["OpenVINO"] = lambda: by_openvino(copy.deepcopy(plain), x, _HINTS[x.dtype])
+    return builders
 
 
 def backward(plain: nn.Module, fused: nn.Module, x: Tensor) -> Builders:

@@ -44,7 +44,7 @@ def race(case: Case, budget: Budget, dtype: torch.dtype, clock: Clock, tell: Tel
     if "fastcnn" in runs:
         runs[AGAIN] = runs["fastcnn"]
     seconds = take_turns(runs, failed, budget, clock, tell)
-    return Result(case.name, seconds, failed, case.moved, case.flops)
+    return Result(case.name, seconds, failed, case.moved, case.flops, case.operations)
 
 
 def check(builders: Builders, tolerance: float, tell: Tell) -> tuple[dict[str, Run], dict[str, str]]:
@@ -100,14 +100,15 @@ def take_turns(
         for name in list(seconds):
             tell(f"round {rounds}, {name}")
             try:
-                seconds[name].append(_turn(runs[name], seconds[name], clock))
+                seconds[name].append(turn(runs[name], seconds[name], clock))
             except Exception as error:
                 failed[name] = reason(error)
                 del seconds[name]
     return seconds
 
 
-def _turn(run: Run, before: list[float], clock: Clock) -> float:
+def turn(run: Run, before: list[float], clock: Clock) -> float:
+    """Seconds of one run, warmed up; before: those that it took in earlier rounds."""
     if before and before[-1] > _LONG:
         time.sleep(0.01)
     else:

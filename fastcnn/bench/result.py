@@ -13,13 +13,14 @@ AGAIN = "fastcnn again"  # the same once more in each round: how far chance alon
 
 @dataclass(frozen=True)
 class Result:
-    """seconds: by contender, one for each round; failed: why others have none; moved: bytes."""
+    """seconds: by contender, one for each round; failed: why others have none; the rest as in a Case."""
 
     name: str
     seconds: dict[str, list[float]]
     failed: dict[str, str]
     moved: int = 0
     flops: int = 0
+    operations: int = 0
 
     def time(self, name: str) -> Timing:
         return quartiles(self.seconds[name])
@@ -34,16 +35,19 @@ class Result:
         }
 
     def too_close(self) -> list[str]:
-        """Whose difference from fastcnn's time is not larger than that of fastcnn from itself."""
+        """Peers whose difference from fastcnn's time is not larger than that of fastcnn from itself.
+
+        That is: its ratio's quartiles lie on both sides of 1, or its median is no farther from 1 than a
+        quartile of the second timing's. Without a second timing nobody's difference is known to be larger.
+        """
         ratios = self.times_faster()
-        if AGAIN not in ratios:
-            return []
-        chance = abs(math.log(self.time(AGAIN).median / self.time("fastcnn").median))
+        again = ratios.get(AGAIN)
+        chance = max(map(_distance, (again.low, again.high))) if again else math.inf
         return [
             name
             for name, ratio in ratios.items()
-            if name not in ("fastcnn", AGAIN)
-            and (ratio.low <= 1 <= ratio.high or abs(math.log(ratio.median)) <= chance)
+            if not name.startswith("fastcnn")
+            and (ratio.low <= 1 <= ratio.high or _distance(ratio.median) <= chance)
         ]
 
     def record(self, dtype: str, rates: dict[str, float]) -> dict[str, Any]:
@@ -59,5 +63,11 @@ class Result:
             "failed": self.failed,
             "moved": self.moved,
             "flops": self.flops,
+            "operations": self.operations,
             "floor": self.moved / rates["copy"] + self.flops / rates[dtype],
         }
+
+
+def _distance(ratio: float) -> float:
+    """From 1; as far for half as for twice."""
+    return abs(math.log(ratio))

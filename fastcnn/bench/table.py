@@ -15,7 +15,8 @@ from .result import Result
 
 _CAPTION = (
     "ms: median ± half the distance between the quartiles. Under the others' names: how many times as long "
-    "as fastcnn they take, round by round. % of copy, matmul: bytes and FLOPs over time, of the rates here."
+    "as fastcnn they take, round by round. % of copy, FLOP/s: what fastcnn moves and computes, of a large "
+    "copy's rate here, and of the faster one's of a matmul and a convolution."
 )
 _WIDE = 100  # columns, where the ratios' spread fits in
 
@@ -38,7 +39,7 @@ class Sheet(NamedTuple):
             show_edge=False,
         )
         table.add_column("")
-        for header in ("fastcnn\nms", *self.peers, "% of\ncopy", "% of\nmatmul"):
+        for header in ("fastcnn\nms", *self.peers, "% of\ncopy", "% of\nFLOP/s"):
             lines = header.replace("torch.", "torch.\n").replace("ONNX ", "ONNX\n")
             table.add_column(lines, justify="right", no_wrap=True)
         for result in results:
@@ -49,7 +50,7 @@ class Sheet(NamedTuple):
         ratios = result.times_faster()
         yield f"{result.name}\n[yellow]too noisy[/]" if result.too_close() else result.name
         if not ratios:
-            columns = ("fastcnn", *self.peers, "% of copy", "% of matmul")
+            columns = ("fastcnn", *self.peers, "% of copy", "% of FLOP/s")
             yield from ("failed" if name in result.failed else "–" for name in columns)
             return
         ours = result.time("fastcnn")
@@ -76,15 +77,20 @@ def _digits(value: float) -> int:
     return 0 if value >= 100 else 1 if value >= 10 else 2
 
 
-def show(console: Console, sheet: Sheet, races: Iterable[tuple[str, Callable[..., Result]]]) -> list[Result]:
+def show(
+    console: Console,
+    sheet: Sheet,
+    races: Iterable[tuple[str, Callable[..., Result]]],
+    results: list[Result],
+) -> None:
     """The table, a row as soon as it is there; elsewhere than in a terminal, at the end.
 
     It is drawn between times only: a thread that animates would take its share of the processor.
 
     Args:
         races: by name, what is called with a function to tell its state to, and gives the row.
+        results: gets the rows as they come, and has them when Ctrl-C ends the rest.
     """
-    results: list[Result] = []
     with Live(console=console, auto_refresh=False) as live:
         try:
             for name, race in races:
@@ -98,7 +104,6 @@ def show(console: Console, sheet: Sheet, races: Iterable[tuple[str, Callable[...
             live.update(sheet.table(results, console.width))
     if not console.is_terminal:
         console.line()  # Live ends none there
-    return results
 
 
 def remarks(results: Sequence[Result]) -> Iterator[str]:
