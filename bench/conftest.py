@@ -18,7 +18,7 @@ from fastcnn.measure import settle
 LEAST, MOST, LONG = 5, 31, 20  # rounds: as many as fit into 20 seconds, within these
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def rates() -> dict[str, float]:
     return machine_rates.rates([DTYPES["float32"], DTYPES["bfloat16"]])
 
@@ -35,7 +35,7 @@ def race(benchmark, rates):
 
     def run(case, dtype):
         runs, failed = check(case.builders, TOLERANCES[DTYPES[dtype]], lambda state: None)
-        assert not failed, failed
+        assert "fastcnn" in runs, failed  # a peer that is wrong is left out, and the record says why
         ours = runs.pop("fastcnn")
         others = {"eager": runs.pop("eager"), AGAIN: ours, **runs}  # again: not right after itself
         taken = {name: [] for name in others}

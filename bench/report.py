@@ -38,7 +38,7 @@ def read(name: str, command: str) -> Any:
 def read_cpu() -> tuple[dict, dict[str, report_cpu.Result]]:
     """What `make bench-cpu` wrote, and its benchmarks by name."""
     data = read("cpu", "make bench-cpu")
-    results = {r.name: r for r in map(report_cpu.Result, data["benchmarks"])}
+    results = report_cpu.results(data)
     lacking = [name for name in (*report_cpu.ROWS, *report_cpu.ROOF) if name not in results]
     if lacking:
         sys.exit(f"cpu.json has not all of the benchmarks, {lacking[0]!r} for one: run make bench-cpu")

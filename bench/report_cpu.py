@@ -38,6 +38,10 @@ ROOF = {
 }
 
 
+def results(data: dict) -> dict[str, Result]:
+    return {r.name: r for r in map(Result, data["benchmarks"])}
+
+
 class Result:
     """One benchmark; times in milliseconds, everyone's in the memory format that suits them better."""
 
@@ -120,15 +124,20 @@ def floors(results: dict[str, Result]) -> str:
 
 
 def introduction(data: dict, results: dict[str, Result]) -> str:
-    rates = {name: f"{rate / 1e9:.0f}" for name, rate in next(iter(results.values())).info["rates"].items()}
+    def between(name: str) -> str:
+        rates = [f"{r.info['rates'][name] / 1e9:.0f}" for r in results.values()]
+        return "–".join(sorted({min(rates, key=float), max(rates, key=float)}, key=float))
+
     return f"""By `make bench-cpu` on {everyone(data)}.
 Contenders run in turns; ratios are taken round by round, against "fastcnn" in NCHW. "fastcnn again" is the
 same once more in each round, and shows what chance does: a ratio is marked ≈ where it is no farther from 1
 than that, or has quartiles on both sides of 1.
 
-"Floor": the bytes that must move over the rate of a large copy ({rates["copy"]} GB/s, read and written), plus
-the convolutions' and dense layers' arithmetic over the faster one's rate of a matmul and a convolution
-({rates["float32"]} GFLOP/s in float32, {rates["bfloat16"]} in bfloat16), measured in the same run.
+"Floor": the bytes that must move over the rate of a large copy ({between("copy")} GB/s, read and written),
+plus the convolutions' and dense layers' arithmetic over the faster one's rate of a matmul and a convolution
+({between("float32")} GFLOP/s in float32, {between("bfloat16")} in bfloat16), measured before it. The rates
+move with what else the machine's host does: a row faster than its floor met a better moment than they did.
+AlexNet's training step is from a run of its own, an hour after the others.
 
 Map 1 is [32, 96, 55, 55], map 2 [32, 256, 27, 27], the outputs of AlexNet's first two convolutions; their
 values are normal with a standard deviation of {SMALL}, large ones of {LARGE}, an image's of {PIXELS}.
@@ -151,4 +160,6 @@ def details(r: Result) -> Iterator[str]:
             f"| {name} | {milliseconds(r.ms[name])} | {low}–{high} | {close}{ratio['median']:.2f} "
             f"| {ratio['low']:.2f}–{ratio['high']:.2f} |"
         )
+    for name, reason in r.info["failed"].items():
+        yield f"\n{name} is left out: {reason}."
     yield ""
