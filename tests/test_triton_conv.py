@@ -90,6 +90,10 @@ def test_the_block_follows_plain_torch(name, stages, dtype, format):
 
 def test_the_tile_makes_no_difference(monkeypatch):
     x, weight, bias, conv = case("3x3", torch.float32, LAST)
+    if DEVICE == "cpu":
+        # The interpreter's product is numpy's, whose sums' order depends, on some processors, on the tile. Of
+        # whole numbers they are exact in any order.
+        x, weight = (8 * x).round(), (8 * weight).round()
     rest = (x, weight, bias, conv, STAGES["lrn, pool"], True, LAST)
     y, _, offsets = conv_kernels.block_forward(*rest)
     monkeypatch.setattr(conv_kernels, "MOST_VALUES", 512)
