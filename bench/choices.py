@@ -2,8 +2,8 @@
 
     python bench/choices.py
 
-Choices of the past are built from the history, without the commit that made each and with it: nine builds of
-half a minute. What the present code can undo is undone in it. Writes bench/results/choices.json.
+Choices of the past are built from the history, without the commit that made each and with it: nine builds.
+What the present code can undo is undone in it. Writes bench/results/choices.json.
 """
 
 from __future__ import annotations

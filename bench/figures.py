@@ -106,13 +106,13 @@ def peers(results: dict[str, Result]) -> Figure:
 AT = {"textcoords": "offset points", "fontsize": 7.5, "color": DARK}
 
 
-def roofline(results: dict[str, Result]) -> Figure:
+def roofline(results: dict[str, Result], rates: dict[str, float]) -> Figure:
     """Arithmetic for each byte that must move, and how much of it is done in a second."""
     figure = canvas(8, 4.4, left=0.09, right=0.98, top=0.93, bottom=0.13, wspace=0.08)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, dtype in zip(panels, ("float32", "bfloat16"), strict=True):
         rows = {name: results[name] for name in ROOF if results[name].info["dtype"] == dtype}
-        roof(axes, next(iter(rows.values())).info["rates"], dtype)
+        roof(axes, rates, dtype)
         points(axes, rows)
         axes.set_title(dtype, fontsize=10)
         plain_ticks(axes, "x", (1, 10, 100, 1000))

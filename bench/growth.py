@@ -82,7 +82,8 @@ AXES = {
         lambda s: Case((2, 96, s, s)),
         "A task's planes have 128 KB together, so wider rows make bands of fewer rows, and the rows that two "
         "bands share are read and normalised twice: at 512 columns a band reads 7 rows and is done with 6. "
-        "The last output is over 32 MB: the system hands out its pages afresh in every call, at a cost that "
+        "The smallest is a small tensor, for which the same holds as for a small batch. The last output is "
+        "over 32 MB: the system hands out its pages afresh in every call, at a cost that "
         "depends on how many huge ones it has.",
     ),
     "LRN size": Axis(

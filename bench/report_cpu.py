@@ -39,13 +39,23 @@ ROOF = {
 
 
 def results(data: dict) -> dict[str, Result]:
-    return {r.name: r for r in map(Result, data["benchmarks"])}
+    best = rates(data)
+    return {r.name: r for r in (Result(benchmark, best) for benchmark in data["benchmarks"])}
+
+
+def rates(data: dict) -> dict[str, float]:
+    """What the machine can do: the best that was measured before any benchmark.
+
+    Its host takes some of it away at times, and then a benchmark would beat what was measured just before it.
+    """
+    measured = [benchmark["extra_info"]["rates"] for benchmark in data["benchmarks"]]
+    return {name: max(rates[name] for rates in measured) for name in measured[0]}
 
 
 class Result:
     """One benchmark; times in milliseconds, everyone's in the memory format that suits them better."""
 
-    def __init__(self, benchmark: dict) -> None:
+    def __init__(self, benchmark: dict, rates: dict[str, float]) -> None:
         self.info = benchmark["extra_info"]
         self.name = self.info["name"]
         self.ms = {name: 1e3 * s["median"] for name, s in self.info["seconds"].items()}
@@ -53,7 +63,8 @@ class Result:
         self.eager = self.best("eager", "eager channels_last")
         peers = [name for name in self.ms if not name.startswith("fastcnn") and name != ALONE]
         self.peer = min(peers, key=self.ms.__getitem__)
-        self.floor = 1e3 * self.info["floor"]
+        moved, flops = self.info["moved"], self.info["flops"]
+        self.floor = 1e3 * (moved / rates["copy"] + flops / rates[self.info["dtype"]])
 
     def best(self, *names: str) -> float:
         return min(self.ms[name] for name in names)
@@ -123,21 +134,17 @@ def floors(results: dict[str, Result]) -> str:
     return "\n".join(lines)
 
 
-def introduction(data: dict, results: dict[str, Result]) -> str:
-    def between(name: str) -> str:
-        rates = [f"{r.info['rates'][name] / 1e9:.0f}" for r in results.values()]
-        return "–".join(sorted({min(rates, key=float), max(rates, key=float)}, key=float))
-
+def introduction(data: dict) -> str:
+    best = {name: f"{rate / 1e9:.0f}" for name, rate in rates(data).items()}
     return f"""By `make bench-cpu` on {everyone(data)}.
 Contenders run in turns; ratios are taken round by round, against "fastcnn" in NCHW. "fastcnn again" is the
 same once more in each round, and shows what chance does: a ratio is marked ≈ where it is no farther from 1
 than that, or has quartiles on both sides of 1.
 
-"Floor": the bytes that must move over the rate of a large copy ({between("copy")} GB/s, read and written),
-plus the convolutions' and dense layers' arithmetic over the faster one's rate of a matmul and a convolution
-({between("float32")} GFLOP/s in float32, {between("bfloat16")} in bfloat16), measured before it. The rates
-move with what else the machine's host does: a row faster than its floor met a better moment than they did.
-AlexNet's training step is from a run of its own, an hour after the others.
+"Floor": the bytes that must move over the rate of a large copy ({best["copy"]} GB/s, read and written), plus
+the convolutions' and dense layers' arithmetic over the faster one's rate of a matmul and a convolution
+({best["float32"]} GFLOP/s in float32, {best["bfloat16"]} in bfloat16). The rates are measured before each
+benchmark; these are the best ones.
 
 Map 1 is [32, 96, 55, 55], map 2 [32, 256, 27, 27], the outputs of AlexNet's first two convolutions; their
 values are normal with a standard deviation of {SMALL}, large ones of {LARGE}, an image's of {PIXELS}.

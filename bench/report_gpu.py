@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PREDICTED = "## What a run must confirm"
@@ -32,28 +33,45 @@ say why.
 {prediction("triton.md")}"""
 
 
-def rows(part: dict) -> Iterator[str]:
-    yield "| | ms | quartiles | times the first's |"
-    yield "|---|--:|--:|--:|"
-    for name, row in part["results"].items():
-        case = name.replace(" | ", ", ")
-        for who, ms in row.get("ms", {}).items():
-            ratio = row["times"].get(who)
-            shown = f"{ratio['median']:.2f}" if ratio else ""
-            yield f"| {case}: {who} | {ms['median']:.4g} | {ms['low']:.4g}–{ms['high']:.4g} | {shown} |"
-        for who in row.get("errors", {}):
-            yield f"| {case}: {who} | failed | | |"
-
-
 def section(data: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
-    lines = [
-        "## GPU\n",
-        f"By `make gpu` on {data['device']}, driver {data['driver']}, {versions}, {data['date']}.\n",
-    ]
-    for name, part in data["parts"].items():
-        if any("ms" in row for row in part["results"].values() if isinstance(row, dict)):
-            lines += [f"### {name}\n", *rows(part), ""]
-        else:
-            lines += [f"{name}: {part['status']}.\n"]
-    return "\n".join(lines)
+    by = f"By `make gpu` on {data['device']}, driver {data['driver']}, {versions}, {data['date']}."
+    parts = ["\n".join(part(*item)) for item in data["parts"].items()]
+    return "\n\n".join(["## GPU", by, *parts]) + "\n"
+
+
+def part(name: str, done: dict) -> Iterator[str]:
+    """Its state, its counts and rates, and the table of what was raced."""
+    found = done["results"]
+    raced = {row: values for row, values in found.items() if isinstance(values, dict) and "ms" in values}
+    yield f"### {name}\n"
+    yield "; ".join(
+        [done["status"], *(told(row, values) for row, values in found.items() if row not in raced)]
+    )
+    if raced:
+        yield "\n| | ms | quartiles | times the first's | GB/s | of a copy's | peak, MB |"
+        yield "|---|--:|--:|--:|--:|--:|--:|"
+    for row, values in raced.items():
+        case = row.replace(" | ", ", ")
+        yield from (f"| {case}: {who} | {' | '.join(cells(who, values))} |" for who in values["ms"])
+        for who, why in values["errors"].items():
+            yield f"| {case}: {who} | {why.splitlines()[0].replace('|', '/')} | | | | | |"
+
+
+def told(row: str, values: Any) -> str:
+    """A count, or whatever a row without times has."""
+    if isinstance(values, dict):
+        values = ", ".join(f"{v:.4g} {k}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+    return f"{row.replace(' | ', ', ')}: {values}"
+
+
+def cells(who: str, values: dict) -> Iterator[str]:
+    """A contender's in a raced row; the rate is that of the first one."""
+    ms, ratio = values["ms"][who], values["times"].get(who)
+    yield f"{ms['median']:.4g}"
+    yield f"{ms['low']:.4g}–{ms['high']:.4g}"
+    yield f"{ratio['median']:.2f}" if ratio else ""
+    rated = ratio is None and "GB/s" in values
+    yield f"{values['GB/s']:.0f}" if rated else ""
+    yield f"{values['share of copy']:.0%}" if rated else ""
+    yield f"{values['peak_bytes'][who] / 1e6:.0f}" if "peak_bytes" in values else ""

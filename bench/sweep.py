@@ -24,7 +24,7 @@ from fastcnn import LRN, MaxPool
 from fastcnn import functional as F
 
 RESULTS = Path(__file__).parent / "results" / "sweep.json"
-LONG = 500e-6  # seconds; below, it is the call's own 15 to 20 µs of Python that tell
+LONG = 500e-6  # seconds; below, it is the call's own time in Python that tells
 Pair = tuple[str, Callable[[], Tensor], Callable[[], Tensor]]
 
 

@@ -227,7 +227,8 @@ def work(block: Block) -> str:
     done = 2 * values["tiles"][0] * block.groups * values["BM"] * values["BN"] * depth
     moved = sum(t.numel() * t.itemsize for t in (x, weight, y))
     least, tiled = (1e6 * max(flops / PRODUCTS[dtype], moved / BANDWIDTH) for flops in (useful, done))
-    scratch = PROGRAMS * block.groups * 2 * values["BM"] * values["BN"] * x.itemsize
+    programs = PROGRAMS // block.groups * block.groups
+    scratch = programs * 2 * values["BM"] * values["BN"] * x.itemsize
     return (
         f"| {block.name}; {dtype} | {useful / 1e9:.1f} | {done / useful:.2f} | {moved / 1e6:.0f} "
         f"| {least:.0f} | {tiled:.0f} | {scratch / 1e6:.1f} |\n"

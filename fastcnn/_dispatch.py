@@ -32,8 +32,8 @@ def idle(*tensors: Tensor | None) -> bool:
     """Whether an op on these tensors would go straight to its kernel.
 
     True for plain tensors with nothing to record: no autocast, transform, tracing, compilation, mode,
-    profiler or subclass. Two ops written in Python take 30 to 60 µs to dispatch, more than the work on a
-    small tensor; where this is true their kernel may be called by itself.
+    profiler or subclass. To dispatch an op written in Python takes longer than the work on a small tensor
+    (`make choices`); where this is true their kernel may be called by itself.
     """
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return False

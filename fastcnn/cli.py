@@ -202,7 +202,7 @@ def train(args: argparse.Namespace) -> int:
 
 def _bench_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--quick", action="store_true", help="six cases in some two minutes; all of them take ten")
+    add("--quick", action="store_true", help="six cases in minutes, instead of all of them")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     add("--save", type=Path, metavar="JSON", help="file for all of the results")

@@ -49,7 +49,7 @@ def seconds(fn: Callable[[], Any]) -> float:
 def settle(fn: Callable[[], Any]) -> None:
     """Let the last contender's threads fall asleep, then warm up this one's, its caches and its pages.
 
-    Without, whoever comes after a library with threads of its own takes up to three times as long.
+    Without, whoever comes after a library with threads of its own takes far longer.
     """
     time.sleep(0.01)
     for _ in range(3):

@@ -24,7 +24,7 @@ def pair(request):
     """One variant in evaluation mode, fused and plain, with the same weights, torch's usual ones.
 
     The paper's weights leave values so close together that rounding decides which of them is the
-    largest, in float32 a few percent of the gradient.
+    largest, and so where the gradient goes.
     """
     torch.manual_seed(0)
     fused = alexnet(request.param).eval()

@@ -204,7 +204,7 @@ def test_every_instruction_set_follows_the_reference(isa, monkeypatch):
 
 
 @pytest.mark.skipif(triton.missing_reason() is not None, reason=f"no Triton: {triton.missing_reason()}")
-@settings(max_examples=25, deadline=None, phases=PHASES)  # two seconds each, interpreted
+@settings(max_examples=25, deadline=None, phases=PHASES)  # slow, being interpreted
 @given(cases())
 def test_triton_follows_the_reference(case):
     (x, bias), stages = case.tensors("cuda" if torch.cuda.is_available() else "cpu"), case.stages

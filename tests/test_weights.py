@@ -79,7 +79,7 @@ def caffes_network(blobs, images, pool_first, norm=caffes_norm):
 
 
 def blank(variant, **kwargs):
-    """A network without initial values, which take a second to draw."""
+    """A network without initial values, which take long to draw."""
     with torch.device("meta"):
         model = alexnet(variant, **kwargs)
     model = model.to_empty(device="cpu").eval()

@@ -205,7 +205,7 @@ struct BF16 {
   }
 
  private:
-#if defined(__AVX512F__)  // one instruction, where gcc 12 makes three or four of the conversion
+#if defined(__AVX512F__)  // one instruction, where gcc 12 makes several of the conversion
   static Bits wide(Raw v) { return (Bits)_mm512_cvtepu16_epi32((__m256i)v); }
   static Raw low_halves(Bits u) { return (Raw)_mm512_cvtepi32_epi16((__m512i)u); }
 #else

@@ -5,8 +5,9 @@
 
 namespace fastcnn::cpu {
 
-// Asks for pages of 2 MB under memory that has not been touched yet, where there are any: the first
-// touch of 37 MB then takes 4.8 ms, not 10.6. Only a wish: does nothing where it can't be granted.
+// Asks for pages of 2 MB under memory that has not been touched yet, where there are any: its first
+// touch then takes a fraction of the time (`make choices`). Only a wish: does nothing where it can't
+// be granted.
 void prefer_huge_pages(uintptr_t data, int64_t bytes);
 
 }  // namespace fastcnn::cpu

@@ -40,7 +40,7 @@ struct Element<__nv_bfloat16> {
   static __device__ float get(__nv_bfloat16 x) { return __bfloat162float(x); }
   static __device__ __nv_bfloat16 put(float a) { return __float2bfloat16_rn(a); }
   static __device__ float2
-  get_two(uint32_t x) {  // an instruction each, where CUDA's own takes three
+  get_two(uint32_t x) {  // an instruction each, where CUDA's own takes more
     return {bits<float>(x << 16), bits<float>(x & 0xffff0000u)};
   }
   static __device__ Pair put_two(float a, float b) { return __floats2bfloat162_rn(a, b); }

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..stages import Stages
 
-# "auto" takes the first that can: cpu over reference by 10 to 40 times (bench/results). The CUDA kernels
+# "auto" takes the first that can: cpu over reference (docs/benchmarks.md). The CUDA kernels
 # have not run on a GPU yet, so they are taken only by name.
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("reference",)}

@@ -27,7 +27,7 @@ def run(quick: bool = False, device: str = "cpu", dtype: str = "float32", save: 
     """A table to the terminal, each row as soon as its case is done; all of it as JSON to ``save``.
 
     Args:
-        quick: six cases in two minutes, instead of all of them.
+        quick: six cases in minutes, instead of all of them.
         device: "cpu" or "cuda".
         dtype: one of DTYPES.
         save: a file, which is replaced.

@@ -44,7 +44,7 @@ def rates(dtypes: Iterable[torch.dtype], device: str = "cpu") -> dict[str, float
     """At their best: "copy", bytes per second, read and written; FLOP/s by each dtype's name.
 
     These are the faster one's of a matmul and a convolution: torch does them by other libraries, of which
-    either may know the processor better. On an AMD EPYC the convolution reaches twice the matmul's.
+    either may know the processor better.
     """
     size, rows, shape = _SIZES[device]
     clock = CLOCKS[device]

@@ -55,7 +55,7 @@ def accuracy(model: torch.nn.Module, images: Tensor, labels: Tensor) -> float:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """An epoch takes 0.55 s on one core, 0.4 s on two, and 5 to 20 s on two that others use too."""
+    """LeNet gains little from a second core, and loses much where others use the cores too."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -69,6 +69,6 @@ def joined(device: str) -> Iterator[Processes]:
     yield Processes(rank, count, here)  # after an error, the others may never come to what is below
     dist.barrier()  # who leaves early takes its connections with it
     # Gloo's threads outlive the group (DistributedDataParallel leaks it, torch 2.13), and one that lets go of
-    # a tensor while the interpreter shuts down aborts the process: 1 run of 50 on a busy machine.
+    # a tensor while the interpreter shuts down aborts the process, now and then on a busy machine.
     time.sleep(0.3)
     dist.destroy_process_group()

@@ -24,8 +24,9 @@ from ..reference import conv_output_size
 from .epilogue import extent, inverse_power, larger, on_device
 
 SIDES = (8, 5, 4, 3, 2, 1)  # rows and columns of a tile of outputs: those of which most places are used
-# Values of the convolution in a tile, 64 sums a thread. With more of them, more rows or larger
-# parts registers spill; and a few with half as many, of which two programs would fit on a multiprocessor.
+# Values of the convolution in a tile, 64 sums a thread. With more of them, more rows or larger parts
+# registers spill, on which `make resources` fails; and a few with half as many, of which two programs would
+# fit on a multiprocessor.
 MOST_VALUES = 128 * 128
 MOST_ROWS = 128
 MOST_MAPS = 256  # of a group, in one tile
