@@ -143,14 +143,16 @@ than that, or has quartiles on both sides of 1.
 
 "Floor": the bytes that must move over the rate of a large copy ({best["copy"]} GB/s, read and written), plus
 the convolutions' and dense layers' arithmetic over the faster one's rate of a matmul and a convolution
-({best["float32"]} GFLOP/s in float32, {best["bfloat16"]} in bfloat16). The rates are measured before each
-benchmark; these are the best ones.
+({best["float32"]} GFLOP/s in float32, {best["bfloat16"]} in bfloat16). They are measured before each benchmark; these are the
+best ones.
 
 Map 1 is [32, 96, 55, 55], map 2 [32, 256, 27, 27], the outputs of AlexNet's first two convolutions; their
 values are normal with a standard deviation of {SMALL}, large ones of {LARGE}, an image's of {PIXELS}.
 Everyone's results are compared with eager's first. ONNX Runtime's threads don't spin when they wait, which
 would be in the next contender's time; OpenVINO computes in bfloat16 where the row says so, but reads and
-writes float32. "Alone" is no contender: a plain model's convolutions and dense layers without the rest."""
+writes float32. Whoever's values are wrong is left out, and named: torch.compile loses gradients on their way
+from dense layers to a max pooling and a convolution (pytorch/pytorch#185509; torch 2.13 has it). "Alone" is
+no contender: a plain model's convolutions and dense layers without the rest."""
 
 
 def details(r: Result) -> Iterator[str]:

@@ -137,6 +137,21 @@ def test_compile_with_inductor_and_any_batch():
             assert_close(compiled(x), net(x))
 
 
+def test_gradients_with_inductor():
+    """Of torch's own pooling before dense layers it loses them: pytorch/pytorch#185509."""
+    torch.manual_seed(0)
+    block = fastcnn.nn.ConvBlock2d(3, 16, 3, padding=1, pool=MaxPool(3, 2))
+    net = nn.Sequential(
+        block, nn.Flatten(), nn.Linear(16 * 9 * 9, 64), *(nn.Linear(64, 64) for _ in range(3))
+    )
+    x, parameters = torch.randn(4, 3, 19, 19), list(net.parameters())
+    expected, found = (
+        torch.autograd.grad(model(x).square().sum(), parameters) for model in (net, torch.compile(net))
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b)
+
+
 def test_export_keeps_one_node_for_each_block():
     net = Net()
     batch = torch.export.Dim("batch")
