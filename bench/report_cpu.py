@@ -143,8 +143,8 @@ than that, or has quartiles on both sides of 1.
 
 "Floor": the bytes that must move over the rate of a large copy ({best["copy"]} GB/s, read and written), plus
 the convolutions' and dense layers' arithmetic over the faster one's rate of a matmul and a convolution
-({best["float32"]} GFLOP/s in float32, {best["bfloat16"]} in bfloat16). They are measured before each benchmark; these are the
-best ones.
+({best["float32"]} GFLOP/s in float32, {best["bfloat16"]} in bfloat16). The rates are the best of those that
+are measured before each benchmark.
 
 Map 1 is [32, 96, 55, 55], map 2 [32, 256, 27, 27], the outputs of AlexNet's first two convolutions; their
 values are normal with a standard deviation of {SMALL}, large ones of {LARGE}, an image's of {PIXELS}.
