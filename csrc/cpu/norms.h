@@ -68,8 +68,8 @@ struct Source {
   }
 };
 
-// The same, for windows of which the last span, `newest`, is yet to come from a source, so that memory
-// works while the arithmetic does.
+// The same, for windows of which the last span, `newest`, is yet to come from a source, so that
+// memory works while the arithmetic does.
 template <class T, int SIZE, Beta KIND>
 bool take_and_normalise(const Source<T>& source, typename T::Acc* newest,
                         const typename T::Acc* const* spans, Norm<typename T::Acc>& norm,

@@ -116,6 +116,7 @@ class PixelsForward : Pixels<T> {
     for (int64_t oh = out.begin; oh < out.end; ++oh) {
       const Rows need = geometry.inputs_of({oh, oh + 1});
       for (; next < need.end; ++next) take(next, keeps && next >= own.begin && next < own.end);
+      coming_ = {next, std::min(next + p.pool.sh, in.end)};
       give(oh);
     }
     if (keeps)
@@ -157,7 +158,7 @@ class PixelsForward : Pixels<T> {
     const int64_t slot = h % held_;
     if (in_place_) {
       rows_[slot] = in_memory(p.x, h);
-      nans_[slot] = any_nan(rows_[slot], p.W * pixel);
+      nans_[slot] = may_have_nans(rows_[slot], p.W * pixel);
       return;
     }
     A* row = scratch_rows_[slot];
@@ -176,7 +177,7 @@ class PixelsForward : Pixels<T> {
       this->window(input_, norm.before, window_);
       functions.normalise(window_, norm, p.W * pixel, row);
     }
-    nans_[slot] = pool && any_nan(row, p.W * pixel);
+    nans_[slot] = pool && may_have_nans(row, p.W * pixel);
   }
 
   // Pooling, the LRN if it comes last, and row oh of the output.
@@ -212,7 +213,12 @@ class PixelsForward : Pixels<T> {
       seen_[i] = inside ? rows_[h % held_] : nullptr;
       nans |= inside && nans_[h % held_];
     }
+    // With each window a part of the rows that are taken next: memory works meanwhile.
+    const T* coming = static_cast<const T*>(p.x.data) + n_ * p.x.n + coming_.begin * p.x.h;
+    const int64_t part = p.x.c == 1 ? coming_.count() * p.W * p.C / p.OW : 0;
     for (int64_t ow = 0; ow < p.OW; ++ow) {
+      for (int64_t i = 0; i < part; i += Scratch::kLine / sizeof(T)) prefetch(coming + i);
+      coming += part;
       A* out = pooled_ + ow * pixel;
       const Candidates<A> from = candidates(ow * pool.sw - pool.pw);
       if (from.count == 0) {
@@ -267,6 +273,7 @@ class PixelsForward : Pixels<T> {
   int32_t* places_;
   Int<A>* place_;
   int64_t n_;
+  Rows coming_;  // input rows that the next output row needs
 };
 
 template <class T>

@@ -92,7 +92,7 @@ class PlanePool {
   // in: the rows `have` of channel c; out: the rows `want` of its pooled map.
   // no_nan: in is known to have none.
   void run(const A* in, bool no_nan, Rows have, Rows want, int64_t n, int64_t c, A* out) {
-    const bool nans = !no_nan && any_nan(in, have.count() * p_.W);
+    const bool nans = !no_nan && may_have_nans(in, have.count() * p_.W);
     if (padded_) pad(in, have.count());
     maxima_across(padded_ ? padding_ : in, padded_ ? reach_ : p_.W, have.count(), across_, nans,
                   p_.OW, rows_);

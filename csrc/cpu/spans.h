@@ -76,19 +76,21 @@ inline double total(const A* g, int64_t n) {
   return sum;
 }
 
+// By their sum, an addition a vector: it is a NaN if one of them is, or infinities of both signs
+// are among them or come about.
 template <class A>
-inline bool any_nan(const A* in, int64_t n) {
-  constexpr int L = lanes<A>;
-  IntVec<A> nan = {};
-  bool any = false;
+inline bool may_have_nans(const A* in, int64_t n) {
+  constexpr int L = lanes<A>, SUMS = 4;
+  Vec<A> sums[SUMS] = {};
   int64_t i = 0;
-  for (; i + L <= n; i += L) {
-    const Vec<A> v = load<Vec<A>>(in + i);
-    nan |= v != v;
-  }
-  for (int l = 0; l < L; ++l) any |= nan[l] != 0;
-  for (; i < n; ++i) any |= in[i] != in[i];
-  return any;
+  for (; i + SUMS * L <= n; i += SUMS * L)
+    for (int s = 0; s < SUMS; ++s) sums[s] += load<Vec<A>>(in + i + s * L);
+  for (; i + L <= n; i += L) sums[0] += load<Vec<A>>(in + i);
+  A sum = 0;
+  for (const Vec<A>& v : sums)
+    for (int l = 0; l < L; ++l) sum += v[l];
+  for (; i < n; ++i) sum += in[i];
+  return sum != sum;
 }
 
 // Calls run with each flag as a compile-time constant.
