@@ -2,7 +2,7 @@
 
     python bench/choices.py
 
-Choices of the past are built from the history, without the commit that made each and with it: nine builds.
+Choices of the past are built from the history, without the commit that made each and with it: eleven builds.
 What the present code can undo is undone in it. Writes bench/results/choices.json.
 """
 
@@ -76,6 +76,11 @@ CASES = (
          "the polynomial in u where it is small; neighbours from registers", format="channels_last"),
     Case("62ab7e6", "ReLU, LRN, pooling, NCHW", ALL,
          "the hardware's prefetching alone", "the next channel's lines asked for"),
+    Case("6fe8fad", "pooling, channels_last", POOL,
+         "the hardware's prefetching alone; NaNs looked for by comparing",
+         "the next rows asked for; NaNs looked for by a sum", format="channels_last"),
+    Case("6fe8fad", "ReLU, LRN, pooling, channels_last", ALL,
+         "the hardware's prefetching alone", "the next rows asked for", format="channels_last"),
 )
 # fmt: on
 
