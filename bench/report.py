@@ -78,7 +78,7 @@ From `bench/results/*.json`, by `make report`, which CI compares. `make bench-cp
 
 ![Operations for each byte that must move, and operations a second](roofline.svg)
 
-The roof is what a large copy and the faster one of a matmul and a convolution reach in the same run, at best.
+The roof is what a large copy and the faster one of a matmul and a convolution reach in the same run.
 Operations are what the formulas ask for, whoever computes and however: a comparison for a ReLU, nine
 operations for an LRN of 5 (a square, four additions, two for d, a power, a product), eight comparisons for a
 window of nine, two for each product of a convolution or dense layer, whose network's ReLU, LRN and pooling

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 
 from contenders import ALONE
@@ -39,17 +40,17 @@ ROOF = {
 
 
 def results(data: dict) -> dict[str, Result]:
-    best = rates(data)
-    return {r.name: r for r in (Result(benchmark, best) for benchmark in data["benchmarks"])}
+    typical = rates(data)
+    return {r.name: r for r in (Result(benchmark, typical) for benchmark in data["benchmarks"])}
 
 
 def rates(data: dict) -> dict[str, float]:
-    """What the machine can do: the best that was measured before any benchmark.
+    """What the machine can do: medians, as the times are, of what was measured before each benchmark.
 
     Its host takes some of it away at times, and then a benchmark would beat what was measured just before it.
     """
     measured = [benchmark["extra_info"]["rates"] for benchmark in data["benchmarks"]]
-    return {name: max(rates[name] for rates in measured) for name in measured[0]}
+    return {name: statistics.median(rates[name] for rates in measured) for name in measured[0]}
 
 
 class Result:
@@ -135,15 +136,15 @@ def floors(results: dict[str, Result]) -> str:
 
 
 def introduction(data: dict) -> str:
-    best = {name: f"{rate / 1e9:.0f}" for name, rate in rates(data).items()}
+    rate = {name: f"{each / 1e9:.0f}" for name, each in rates(data).items()}
     return f"""By `make bench-cpu` on {everyone(data)}.
 Contenders run in turns; ratios are taken round by round, against "fastcnn" in NCHW. "fastcnn again" is the
 same once more in each round, and shows what chance does: a ratio is marked ≈ where it is no farther from 1
 than that, or has quartiles on both sides of 1.
 
-"Floor": the bytes that must move over the rate of a large copy ({best["copy"]} GB/s, read and written), plus
+"Floor": the bytes that must move over the rate of a large copy ({rate["copy"]} GB/s, read and written), plus
 the convolutions' and dense layers' arithmetic over the faster one's rate of a matmul and a convolution
-({best["float32"]} GFLOP/s in float32, {best["bfloat16"]} in bfloat16). The rates are the best of those that
+({rate["float32"]} GFLOP/s in float32, {rate["bfloat16"]} in bfloat16). The rates are medians of those that
 are measured before each benchmark.
 
 Map 1 is [32, 96, 55, 55], map 2 [32, 256, 27, 27], the outputs of AlexNet's first two convolutions; their
