@@ -27,7 +27,8 @@ static Tensor tensor(const Address& address) {
   return {reinterpret_cast<void*>(address->first), n, c, h, w};
 }
 
-// One call for all of it: setting an attribute each would take as long as a small tensor's epilogue.
+// One call for all of it: setting an attribute each would take as long as a small tensor's
+// epilogue.
 static EpilogueParams make_params(
     Dtype dtype, bool channels_last, bool relu,
     const std::optional<std::tuple<int64_t, double, double, double, int64_t>>& lrn,
