@@ -32,7 +32,7 @@ class Budget(NamedTuple):
         return rounds < 3 or seconds < self.seconds or (rounds < self.rounds and seconds < self.limit)
 
 
-QUICK, THOROUGH = Budget(5, 4, 12), Budget(7, 12, 90)
+QUICK, THOROUGH = Budget(5, 3, 8), Budget(7, 12, 90)
 
 
 def race(case: Case, budget: Budget, dtype: torch.dtype, clock: Clock, tell: Tell) -> Result:
