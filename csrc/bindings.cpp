@@ -61,6 +61,7 @@ static py::dict build_info() {
   info["openmp"] = cpu::has_openmp() ? "yes" : "no, one thread";
 #ifdef FASTCNN_CUDA
   info["cuda"] = cuda::describe();
+  info["cuda sources"] = FASTCNN_CUDA_SOURCES;
 #else
   info["cuda"] = "no, built without nvcc";
 #endif
@@ -86,6 +87,7 @@ PYBIND11_MODULE(_C, m) {
 #ifdef FASTCNN_CUDA
   m.def("cuda_runs_on", &cuda::runs_on, "device"_a);
   m.def("cuda_architectures", &cuda::architectures);
+  m.def("cuda_is_special", &cuda::is_special, "params"_a);
   m.def("cuda_epilogue_forward", &cuda::epilogue_forward, "params"_a, "device"_a, "stream"_a);
   m.def("cuda_epilogue_backward", &cuda::epilogue_backward, "params"_a, "device"_a, "stream"_a,
         "partial_sums"_a);

@@ -2,8 +2,9 @@
 
 The public ops are composite: they decide whether backward will need anything, and call an inner
 ``_forward`` op that returns (y, r, offsets), with empty tensors for what is not kept. An exported or
-compiled graph so holds one node per block, and inference never saves. :func:`epilogue` and
-:func:`conv2d_block` call them, or a backend by itself where there is nothing to dispatch.
+compiled graph so holds one node per block, and inference never saves. The backend ``plain`` needs no op of
+ours: torch records what it does. :func:`epilogue` and :func:`conv2d_block` call the ops, or a backend by
+itself where there is nothing to dispatch.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _onnx, backends
+from . import backends
 from ._dispatch import idle, records, transforms
-from .backends import reference
+from .backends import plain, reference
 from .backends.reference import conv_output_size, convolve
 from .stages import Stages, check, memory_format
 
@@ -58,10 +59,25 @@ def _fake(x: Tensor, stages: Stages, save: bool, keep: bool) -> tuple[Tensor, ..
     return _empty_for_none(x, y, r, offsets)
 
 
+def _by_plain(x: Tensor, stages: Stages, weight: Tensor | None = None) -> bool:
+    """Whether torch's own functions run this, so that no op of ours has to.
+
+    Not asked while compiling, nor under autocast, which decides on the dtype: the op asks again. ONNX has the
+    stages as torch does.
+    """
+    if torch.onnx.is_in_onnx_export():
+        return True
+    device = x.device.type
+    if torch.compiler.is_compiling() or (device in backends.PREFERENCE and torch.is_autocast_enabled(device)):
+        return False
+    return backends.choose(x, stages, weight) is plain
+
+
 def epilogue(x: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
     """The stages on x (N, C, H, W)."""
-    if torch.onnx.is_in_onnx_export():
-        return _onnx.epilogue(x, bias, stages)
+    if _by_plain(x, stages):
+        check(x, bias, stages)
+        return plain.epilogue(x, bias, stages)
     if not idle(x, bias):
         return _ops.epilogue(x, bias, *stages.flat())
     check(x, bias, stages)
@@ -77,11 +93,11 @@ def conv2d_block(
     recompute: bool,
 ) -> Tensor:
     """The stages on the convolution of x (N, C, H, W); conv: stride, padding, dilation, groups."""
-    if torch.onnx.is_in_onnx_export():
-        return _onnx.conv2d_block(x, weight, bias, conv, stages)
+    if _by_plain(x, stages, weight):
+        return plain.conv2d_block(x, weight, bias, conv, stages, recompute)
     if not idle(x, weight, bias):
         return _ops.conv2d_block(x, weight, bias, *conv, *stages.flat(), recompute)
-    return backends.choose(x, stages).conv_block_forward(x, weight, bias, conv, stages, False)[0]
+    return backends.choose(x, stages, weight).conv_block_forward(x, weight, bias, conv, stages, False)[0]
 
 
 @torch.library.impl("fastcnn::epilogue_forward", "CompositeExplicitAutograd")
@@ -200,7 +216,8 @@ torch.library.register_autograd(
 def _conv2d_block_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     *conv, relu, lrn, pool, order, save, recompute = args
     stages = Stages.unflat(relu, lrn, pool, order)
-    y, *kept = backends.choose(x, stages).conv_block_forward(x, weight, bias, conv, stages, save)
+    backend = backends.choose(x, stages, weight)
+    y, *kept = backend.conv_block_forward(x, weight, bias, conv, stages, save)
     return _empty_for_none(x, y, *((None, None) if recompute else kept))
 
 
@@ -259,10 +276,12 @@ torch.library.register_autograd("fastcnn::conv2d_block_forward", _backward_block
 
 @torch.library.impl("fastcnn::epilogue", "CompositeImplicitAutograd")
 def _epilogue(x: Tensor, bias: Tensor | None, *flat: Any) -> Tensor:
+    stages = Stages.unflat(*flat)
+    check(x, bias, stages)
     if transforms():  # they refuse, or pass over, an op with an autograd formula in Python
-        stages = Stages.unflat(*flat)
-        check(x, bias, stages)
         return reference.epilogue(x, bias, stages)
+    if backends.choose(x, stages) is plain:
+        return plain.epilogue(x, bias, stages)
     return _ops.epilogue_forward(x, bias, *flat, records(x, bias))[0]
 
 
@@ -271,6 +290,9 @@ def _conv2d_block(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) ->
     *conv, relu, lrn, pool, order, recompute = args
     if transforms():
         return _ops.epilogue(convolve(x, weight, conv), bias, relu, lrn, pool, order)
+    stages = Stages.unflat(relu, lrn, pool, order)
+    if backends.choose(x, stages, weight) is plain:
+        return plain.conv2d_block(x, weight, bias, conv, stages, recompute)
     # To recompute is to compute the same again: with what backward needs, which is then dropped.
     save = records(x, weight, bias)
     return _ops.conv2d_block_forward(x, weight, bias, *args[:-1], save, save and recompute)[0]

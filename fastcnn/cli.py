@@ -9,12 +9,14 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 
 import torch
 
-from . import __version__, _native, available_backends
+from . import __version__, _native, available_backends, backends
 from .receptive_field import Row
+from .stages import DTYPES
 
 _SIZES = {"alexnet": 224, "lenet5": 28}  # of the images that they were published for
 
@@ -24,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastcnn", description="Fused CNN kernels for PyTorch.")
     commands = parser.add_subparsers(metavar="command", required=True)
     _add(commands, info, "versions, backends, hardware")
+    checking = _add(commands, check, "try every kernel on a device, each in a process of its own")
+    checking.add_argument("--device", default="cpu", help="cpu, or a GPU as cuda:0")
+    checking.add_argument("--json", action="store_true", help="rows for a program")
     demonstration = _add(commands, demo, "train LeNet-5 on real digits, then time fused against plain")
     demonstration.add_argument(
         "--out", type=Path, default=Path("demo"), help="folder for weights and pictures"
@@ -97,10 +102,27 @@ def _facts() -> Iterator[tuple[str, str]]:
     if _native.missing_reason() is None:
         for key, value in _native.load().build_info().items():
             yield f"extension {key}", value
+    for device in ["cpu", *(f"cuda:{i}" for i in range(len(_gpus())))]:
+        yield f"auto on {device}", _taken_by_auto(device)
     yield "instruction set", torch.backends.cpu.get_cpu_capability()
     yield "threads", str(torch.get_num_threads())
     yield "OpenMP in torch", "yes" if torch.backends.openmp.is_available() else "no"
     yield "GPU", ", ".join(_gpus()) or "none"
+
+
+def _taken_by_auto(device: str) -> str:
+    """The backends that ``auto`` takes on a device, and why not its first choice where that declines."""
+    from ._verify import FAMILIES
+
+    taken, reasons = set[str](), dict[str, str]()
+    formats = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+    for (family, stages), dtype, (layout, format) in product(FAMILIES.items(), DTYPES, formats.items()):
+        x = torch.empty(2, 48, 5, 5, dtype=dtype, device=device).contiguous(memory_format=format)
+        choice, declined = backends.automatic(x, stages)
+        taken.add(choice.__name__.rpartition(".")[2])
+        name = f"{family}, {str(dtype).removeprefix('torch.')}, {layout}"
+        reasons |= {f"{name}: {reason}": "" for reason in declined.values()}
+    return "\n  ".join([" or ".join(sorted(taken)), *reasons])
 
 
 def _installed(package: str) -> str:
@@ -113,6 +135,13 @@ def _installed(package: str) -> str:
 def _gpus() -> list[str]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return [torch.cuda.get_device_name(i) for i in range(count)]
+
+
+def check(args: argparse.Namespace) -> int:
+    """Try every kernel; 0 if all are right, 1 if one is not, 2 where there is no such device."""
+    from .check import run
+
+    return run(args.device, args.json)
 
 
 def demo(args: argparse.Namespace) -> int:

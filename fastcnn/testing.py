@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .backends import BACKENDS, module
-from .stages import DTYPES, LRN, MaxPool, Stages
+from .backends.plain import epilogue as plain_epilogue
+from .stages import DTYPES, Stages
 
 __all__ = [
     "DTYPES",
@@ -55,40 +55,22 @@ def assert_within_twice(actual: Tensor, plain: Tensor, exact: Tensor, terms: Ten
     """
     if actual.dtype == torch.float64:
         return assert_close(actual, exact)
-    assert actual.shape == exact.shape, f"{actual.shape} is not {exact.shape}"
-    assert actual.dtype == plain.dtype, f"{actual.dtype} is not {plain.dtype}"
+    require(actual.shape == exact.shape, f"{actual.shape} is not {exact.shape}")
+    require(actual.dtype == plain.dtype, f"{actual.dtype} is not {plain.dtype}")
     bad = actual.isnan() & ~plain.isnan()
-    assert not bad.any(), f"NaN in {int(bad.sum())} places where plain torch has none"
+    require(not bad.any(), f"NaN in {int(bad.sum())} places where plain torch has none")
     finite = exact.isfinite() & plain.isfinite() & actual.isfinite()
     lost = exact.isfinite() & plain.isfinite() & ~actual.isfinite()
-    assert not lost.any(), f"not finite in {int(lost.sum())} places where plain torch is"
+    require(not lost.any(), f"not finite in {int(lost.sum())} places where plain torch is")
     if not finite.any():
         return
     exact = exact[finite]
     ulp = torch.finfo(actual.dtype).eps * (exact if terms is None else terms).abs().max().item()
     ours, theirs = ((t[finite].double() - exact).abs().max().item() for t in (actual, plain))
-    assert ours <= 2 * theirs + ulp, f"error {ours:.3g}, plain torch's {theirs:.3g}, ulp {ulp:.3g}"
+    require(ours <= 2 * theirs + ulp, f"error {ours:.3g}, plain torch's {theirs:.3g}, ulp {ulp:.3g}")
 
 
-def _plain_lrn(x: Tensor, lrn: LRN) -> Tensor:
-    """torch's own LRN within each group; in float32 where torch has none in the dtype."""
-    n, c, h, w = x.shape
-    grouped = x.reshape(n * lrn.groups, c // lrn.groups, h, w)
-    wide = grouped.float() if x.dtype in (torch.float16, torch.bfloat16) else grouped
-    y = F.local_response_norm(wide, lrn.size, lrn.alpha, lrn.beta, lrn.k)
-    return y.to(x.dtype).view(n, c, h, w)
-
-
-def plain_epilogue(x: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
-    """The same stages as anyone would write them with torch.nn.functional, one rounding after another."""
-    if bias is not None:
-        x = x + bias.view(1, -1, 1, 1)
-    if stages.relu:
-        x = F.relu(x)
-    stages_left = [stages.lrn, stages.pool] if stages.order == "lrn_pool" else [stages.pool, stages.lrn]
-    for spec in stages_left:
-        if isinstance(spec, LRN):
-            x = _plain_lrn(x, spec)
-        elif isinstance(spec, MaxPool):
-            x = F.max_pool2d(x, *spec.pairs, spec.ceil_mode)  # type: ignore[call-overload]
-    return x
+def require(condition: object, message: str) -> None:
+    """An assertion that ``python -O`` keeps, too."""
+    if not condition:
+        raise AssertionError(message)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastcnn
-from fastcnn import LRN, _native, backends
+from fastcnn import LRN, MaxPool, _native, backends
 from fastcnn import functional as F
 from fastcnn.stages import Stages
 
@@ -17,7 +17,7 @@ X = torch.randn(1, 4, 5, 5)
 def ran(monkeypatch):
     """The names of the backends that ran a forward."""
     names = []
-    for name in ("cpu", "reference"):
+    for name in ("cpu", "plain", "reference"):
         module = backends.module(name)
 
         def spy(*args, forward=module.epilogue_forward, name=name):
@@ -30,7 +30,7 @@ def ran(monkeypatch):
 
 def test_each_backend_is_there_or_says_why_not():
     reasons = fastcnn.available_backends()
-    assert list(reasons) == ["reference", "cpu", "cuda", "triton"]
+    assert list(reasons) == ["reference", "plain", "cpu", "cuda", "triton"]
     assert reasons["reference"] is None
     assert reasons["cpu"] is None
     assert all(r is None or (isinstance(r, str) and r) for r in reasons.values())
@@ -88,11 +88,18 @@ def test_a_backend_asked_for_by_name_gives_its_reason():
         backends.choose(X.to("meta"), Stages())
 
 
-def test_without_the_extension_the_reference_takes_over_and_says_why(monkeypatch, ran):
+def test_without_the_extension_plain_torch_takes_over_and_says_why(monkeypatch, ran):
     monkeypatch.setattr(_native, "missing_reason", lambda: "built without it")
     assert fastcnn.available_backends()["cpu"] == "built without it"
-    F.epilogue(X)
-    assert ran == ["reference"]
+    assert backends.choose(X, Stages()) is backends.module("plain")
+    assert backends.automatic(X, Stages())[1] == {"cpu": "built without it"}
+    assert torch.equal(F.epilogue(X), X.relu())
+    assert ran == []
+
+
+def test_auto_on_a_device_without_kernels_of_ours_is_plain_torch():
+    assert F.epilogue(X.to("meta"), pool=MaxPool(2)).shape == (1, 4, 2, 2)
+    assert backends.automatic(X.to("meta"), Stages()) == (backends.module("plain"), {})
 
 
 def test_a_broken_extension_raises(monkeypatch):

@@ -7,12 +7,11 @@ from cuda_kernels import (
     GENERAL,
     SPECIAL,
     Kernels,
-    follows_the_reference,
     run_each_kernel,
     special_cases,
 )
 from hypothesis import given, settings
-from test_properties import PHASES, cases
+from test_properties import PHASES, cases, follows_the_reference
 
 from fastcnn import LRN, MaxPool, use_backend
 from fastcnn import functional as F
@@ -48,13 +47,13 @@ def test_each_kernel(variant, stages, dtype, format):
 @settings(max_examples=200, deadline=None, phases=PHASES)
 @given(cases())
 def test_general_kernels_follow_the_reference(case):
-    follows_the_reference(case, GENERAL, "cuda")
+    follows_the_reference(Kernels(GENERAL), case, "cuda")
 
 
 @settings(max_examples=300, deadline=None, phases=PHASES)
 @given(special_cases())
 def test_special_kernels_follow_the_reference(case):
-    follows_the_reference(case, SPECIAL, "cuda")
+    follows_the_reference(Kernels(SPECIAL), case, "cuda")
 
 
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])

@@ -14,12 +14,11 @@ from cuda_kernels import (
     GENERAL,
     SPECIAL,
     Kernels,
-    follows_the_reference,
     run_each_kernel,
     special_cases,
 )
 from hypothesis import given, settings
-from test_properties import PHASES, cases
+from test_properties import PHASES, cases, follows_the_reference
 
 from fastcnn import LRN, MaxPool, _native, use_backend
 from fastcnn.backends import cuda
@@ -73,14 +72,14 @@ def test_each_kernel(variant, stages, dtype, format):
 @settings(max_examples=300, deadline=None, phases=PHASES)
 @given(cases())
 def test_general_kernels_follow_the_reference(case):
-    follows_the_reference(case, GENERAL, "cpu")
+    follows_the_reference(Kernels(GENERAL), case, "cpu")
 
 
 @on_host
 @settings(max_examples=300, deadline=None, phases=PHASES)
 @given(special_cases())
 def test_special_kernels_follow_the_reference(case):
-    follows_the_reference(case, SPECIAL, "cpu")
+    follows_the_reference(Kernels(SPECIAL), case, "cpu")
 
 
 @on_host

@@ -8,9 +8,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from fastcnn import LRN, MaxPool, _native
-from fastcnn.backends import cpu, reference, triton
-from fastcnn.stages import ORDERS, Stages, memory_format
-from fastcnn.testing import DTYPES, assert_within_twice, plain_epilogue
+from fastcnn._verify import check_backward, check_forward, check_offsets
+from fastcnn.backends import cpu, triton
+from fastcnn.stages import ORDERS, Stages
+from fastcnn.testing import DTYPES
 
 LAYOUTS = ("contiguous", "channels_last", "sliced", "strided", "transposed")
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)  # a Case says enough without shrinking it
@@ -112,82 +113,19 @@ def with_isa(monkeypatch, isa):
     monkeypatch.setattr(cpu, "params", params)
 
 
-def wide(t):
-    return None if t is None else t.double()
-
-
-def check_forward(backend, x, bias, stages):
-    y, r, offsets = backend.epilogue_forward(x, bias, stages, save=True)
-    exact, exact_r, _ = reference.epilogue_forward(wide(x), wide(bias), stages, save=True)
-    assert_within_twice(y, plain_epilogue(x, bias, stages), exact)
-    assert (r is None) == (exact_r is None)
-    if r is not None:
-        pool = stages.pool if stages.pool_first else None
-        plain = plain_epilogue(x, bias, Stages(stages.relu, None, pool))
-        assert_within_twice(r, plain, exact_r)
-    assert y.is_contiguous(memory_format=memory_format(x))
-    inference, *nothing = backend.epilogue_forward(x, bias, stages, save=False)
-    assert torch.equal(inference.nan_to_num(), y.nan_to_num())
-    assert nothing == [None, None]
-    return y, r, offsets
-
-
-def check_backward(backend, x, bias, stages, saved, generator):
-    """With the same r and offsets, so that no near-tie in a window decides for one side."""
-    y, r, offsets = saved
-    keeps = stages.residual(bias is not None)
-    kept = {"input": x, "output": y, "r": r, None: None}[keeps]
-    grad = torch.randn(y.shape, dtype=torch.float64, generator=generator).to(x)
-    rest = (stages, list(x.shape), memory_format(x), True)
-    grad_x, grad_bias = backend.epilogue_backward(grad, kept, offsets, *rest)
-    plain_x, plain_bias = reference.epilogue_backward(grad, kept, offsets, *rest)
-    exact_x, exact_bias = reference.epilogue_backward(wide(grad), wide(kept), offsets, *rest)
-    summed = terms(grad, kept, offsets, rest[1], stages)
-    assert_within_twice(grad_x, plain_x, exact_x, summed)
-    assert grad_x.is_contiguous(memory_format=memory_format(x))
-    if x.dtype == torch.float64:
-        return
-    # A sum's rounding is judged against the size of what is summed.
-    slack = torch.finfo(x.dtype).eps * summed.sum((0, 2, 3)).max()
-    error, plain_error = ((b.double() - exact_bias).abs().max() for b in (grad_bias, plain_bias))
-    assert error <= 2 * plain_error + slack
-
-
-def terms(grad, kept, offsets, size, stages):
-    """How large the terms are that the gradient is a sum or difference of."""
-    largest = wide(grad).abs()
+def follows_the_reference(backend, case, device="cpu"):
+    (x, bias), stages = case.tensors(device), case.stages
+    saved = check_forward(backend, x, bias, stages)
+    grad = torch.randn(saved[0].shape, dtype=torch.float64, generator=case.generator).to(x)
+    check_backward(backend, x, bias, stages, saved, grad)
     if stages.pool:
-        largest = reference._pool_backward(largest, offsets, size, stages.pool)
-    if stages.lrn is None:
-        return largest
-    return largest * reference._denominator(wide(kept), stages.lrn).pow(-stages.lrn.beta).max()
-
-
-def check_offsets(x, bias, stages, offsets):
-    """Each offset names a place that holds the window's maximum, to rounding."""
-    before = Stages(stages.relu, None if stages.pool_first else stages.lrn)
-    full = plain_epilogue(wide(x), wide(bias), before)
-    pooled, exact = reference._pool(full, stages.pool)
-    moved = offsets != exact
-    if not moved.any():
-        return
-    unit = torch.ones_like(pooled)
-    at = reference._pool_backward(torch.where(moved, unit, 0), offsets, list(x.shape), stages.pool)
-    # A window whose place differs must hold a value as large there: compare sums over moved windows.
-    counted = (full * at).sum()
-    expected = pooled[moved].sum()
-    eps = torch.finfo(torch.float32 if x.dtype != torch.float64 else torch.float64).eps
-    assert (counted - expected).abs() <= 8 * eps * pooled[moved].abs().sum() + 1e-30
+        check_offsets(x, bias, stages, saved[2])
 
 
 @settings(max_examples=2000, deadline=None, phases=PHASES)
 @given(cases())
 def test_epilogue_follows_the_reference(case):
-    (x, bias), stages = case.tensors(), case.stages
-    saved = check_forward(cpu, x, bias, stages)
-    check_backward(cpu, x, bias, stages, saved, case.generator)
-    if stages.pool:
-        check_offsets(x, bias, stages, saved[2])
+    follows_the_reference(cpu, case)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -197,8 +135,7 @@ def test_every_instruction_set_follows_the_reference(isa, monkeypatch):
     @settings(max_examples=200, deadline=None, phases=PHASES)
     @given(cases())
     def check(case):
-        (x, bias), stages = case.tensors(), case.stages
-        check_backward(cpu, x, bias, stages, check_forward(cpu, x, bias, stages), case.generator)
+        follows_the_reference(cpu, case)
 
     check()
 
@@ -207,8 +144,4 @@ def test_every_instruction_set_follows_the_reference(isa, monkeypatch):
 @settings(max_examples=25, deadline=None, phases=PHASES)  # slow, being interpreted
 @given(cases())
 def test_triton_follows_the_reference(case):
-    (x, bias), stages = case.tensors("cuda" if torch.cuda.is_available() else "cpu"), case.stages
-    saved = check_forward(triton, x, bias, stages)
-    check_backward(triton, x, bias, stages, saved, case.generator)
-    if stages.pool:
-        check_offsets(x, bias, stages, saved[2])
+    follows_the_reference(triton, case, "cuda" if torch.cuda.is_available() else "cpu")

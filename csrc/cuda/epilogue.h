@@ -12,6 +12,9 @@ namespace fastcnn::cuda {
 // Whether the extension has code for a device.
 bool runs_on(int device);
 
+// Whether the fast kernels take it, or the general ones must.
+bool is_special(const EpilogueParams& p);
+
 // device: the one that the tensors are on; stream: a cudaStream_t of it.
 void epilogue_forward(const EpilogueParams& p, int device, uintptr_t stream);
 

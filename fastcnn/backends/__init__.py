@@ -1,7 +1,9 @@
 """The registry of backends and the choice among them.
 
-A backend is a module with ``missing_reason()``, ``unsupported_reason(x, stages)``,
-``epilogue_forward`` and ``epilogue_backward``: allocation and launching only, no autograd.
+A backend is a module with ``missing_reason()``, ``unsupported_reason(x, stages)``, ``epilogue_forward``,
+``epilogue_backward`` and ``conv_block_forward``: allocation and launching only, no autograd. One that ``auto``
+may take has ``declined_reason(x, stages, weight)`` too: why it leaves these stages, on x or on x convolved with
+weight, to the next.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from torch import Tensor
 
 from ..stages import Stages
 
-# "auto" takes the first that can: cpu over reference (docs/benchmarks.md). The CUDA kernels
-# have not run on a GPU yet, so they are taken only by name.
-BACKENDS = ("reference", "cpu", "cuda", "triton")
-PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("reference",)}
+# "auto" takes the first that can and does not decline; last comes plain, which takes all. The CUDA kernels
+# decline where nobody has seen them be right (trust.py); Triton's are slower than plain (docs/triton.md).
+BACKENDS = ("reference", "plain", "cpu", "cuda", "triton")
+PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda",)}
 
 _current: contextvars.ContextVar[str] = contextvars.ContextVar("fastcnn_backend", default="auto")
 
@@ -67,14 +69,29 @@ def use_backend(name: str) -> Iterator[None]:
         _current.reset(token)
 
 
-def choose(x: Tensor, stages: Stages) -> ModuleType:
-    """The backend that will run these stages on x: (N, C, H, W)."""
+def choose(x: Tensor, stages: Stages, weight: Tensor | None = None) -> ModuleType:
+    """The backend that will run these stages on x (N, C, H, W), or on its convolution with weight.
+
+    Raises:
+        RuntimeError: the one that was asked for by name can't; with its reason.
+    """
     asked = current_backend()
     if asked == "auto":
-        names = PREFERENCE.get(x.device.type, ("reference",))
-        return next(m for m in map(module, names) if m.unsupported_reason(x, stages) is None)
+        return automatic(x, stages, weight)[0]
     backend = module(asked)
     reason = backend.unsupported_reason(x, stages)
     if reason is not None:
         raise RuntimeError(f"backend {asked!r} can't run this: {reason}")
     return backend
+
+
+def automatic(x: Tensor, stages: Stages, weight: Tensor | None = None) -> tuple[ModuleType, dict[str, str]]:
+    """What ``auto`` takes, see :func:`choose`, and the reasons of those it would rather have taken, by name."""
+    reasons: dict[str, str] = {}
+    for name in PREFERENCE.get(x.device.type, ()):
+        backend = module(name)
+        reason = backend.unsupported_reason(x, stages) or backend.declined_reason(x, stages, weight)
+        if reason is None:
+            return backend, reasons
+        reasons[name] = reason
+    return module("plain"), reasons

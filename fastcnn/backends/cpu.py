@@ -32,6 +32,10 @@ def unsupported_reason(x: Tensor, stages: Stages) -> str | None:
     return reason
 
 
+def declined_reason(x: Tensor, stages: Stages, weight: Tensor | None) -> str | None:
+    return None
+
+
 # glibc's largest mmap threshold: what is bigger comes fresh from the system each time, and goes back.
 _FRESH_BYTES = 32 << 20
 

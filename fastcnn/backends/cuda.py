@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .. import _native
 from ..stages import DTYPES, Stages, memory_format
+from . import trust
 from ._launch import allocate, empty_on, in_chunks, params
 from ._space_to_depth import faster
 from .reference import conv_output_size, convolve_then
@@ -47,6 +49,35 @@ def _no_code_reason(device: int) -> str | None:
         f"the extension has code for {native.cuda_architectures()}, not for cuda:{device}, which is "
         f"sm_{major}{minor}; reinstall on a machine with this GPU, or with CUDAARCHS={major}{minor} set"
     )
+
+
+def declined_reason(x: Tensor, stages: Stages, weight: Tensor | None) -> str | None:
+    """What only the general kernels take, one value a thread, and what is not known to be right here."""
+    last = torch.channels_last in (memory_format(t) for t in (x, weight) if t is not None)
+    format = torch.channels_last if last else torch.contiguous_format
+    channels = x.shape[1] if weight is None else weight.shape[0]
+    if stages.lrn and channels % stages.lrn.groups:
+        return f"{channels} channels are not {stages.lrn.groups} equal groups"
+    if not _special(stages, x.dtype, format, channels) or (last and weight is None and not _aligned(x)):
+        return "only the general kernels take it, which are slower; they run by name"
+    kernels = trust.Kernels("cuda", x.device, stages, x.dtype, format)
+    return trust.distrust_reason(kernels, channels, sys.modules[__name__])
+
+
+@functools.lru_cache(maxsize=1024)
+def _special(stages: Stages, dtype: torch.dtype, format: torch.memory_format, channels: int) -> bool:
+    """Whether there are fast kernels for it, asked with a launch that has no memory."""
+    empty = empty_on(torch.device("meta"))
+    x = empty((2, channels, 21, 19), dtype, format)
+    outputs = allocate(empty, x.shape, dtype, format, stages, keep=False, save=False)
+    return bool(_native.load().cuda_is_special(params(x, *outputs, None, stages, format)))
+
+
+def _aligned(x: Tensor) -> bool:
+    """Whether each pixel's channels begin at a multiple of 16 bytes of x's memory."""
+    width = 16 // x.dtype.itemsize
+    n, _, h, w = x.stride()
+    return all(i % width == 0 for i in (x.storage_offset(), n, h, w))
 
 
 def _where(x: Tensor) -> tuple[int, int]:

@@ -1,0 +1,133 @@
+"""Whether a backend computes what the reference does in float64: the error rule, tried on given tensors.
+
+The tests draw the tensors; ``python -m fastcnn check`` and ``auto`` on a GPU take :func:`example`'s.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .backends import reference
+from .stages import LRN, MaxPool, Stages, memory_format
+from .testing import TOLERANCES, assert_within_twice, plain_epilogue, require
+
+Saved: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # y, r, offsets
+
+# What published networks have behind a convolution. The CUDA kernels of each are compiled apart.
+FAMILIES = {
+    "relu": Stages(),
+    "relu, lrn": Stages(lrn=LRN(5, 0.1, k=2.0, groups=2)),
+    "relu, pool 2/2": Stages(pool=MaxPool(2)),
+    "relu, pool 3/2": Stages(pool=MaxPool(3, 2)),
+    "relu, lrn, pool 3/2": Stages(lrn=LRN(5, 0.1, k=2.0, groups=2), pool=MaxPool(3, 2)),
+    "relu, pool 3/2, lrn": Stages(lrn=LRN(5, 0.1, k=2.0, groups=2), pool=MaxPool(3, 2), order="pool_lrn"),
+}
+
+
+def example(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, format: torch.memory_format, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """An input (N, C, H, W) and a bias (C,), the same ones every time."""
+    generator = torch.Generator().manual_seed(0)
+    x, bias = (torch.randn(size, generator=generator) for size in (shape, shape[1:2]))
+    return x.to(device, dtype).contiguous(memory_format=format), bias.to(device, dtype)
+
+
+def verify(backend: Any, x: Tensor, bias: Tensor | None, stages: Stages) -> None:
+    """Inference, forward for training, offsets and backward, each twice for the same bits.
+
+    Raises:
+        AssertionError: what was wrong.
+    """
+    saved = check_forward(backend, x, bias, stages)
+    generator = torch.Generator().manual_seed(1)
+    # Not below 0, so that a channel's sum does not cancel and an error in it shows.
+    grad = torch.rand(saved[0].shape, generator=generator).to(x).contiguous(memory_format=memory_format(x))
+    check_backward(backend, x, bias, stages, saved, grad)
+    if saved[2] is not None:
+        check_offsets(x, bias, stages, saved[2])
+
+
+def _wide(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.double()
+
+
+def _require_same_bits(first: Tensor | None, second: Tensor | None, what: str) -> None:
+    if first is not None and second is not None:
+        require(torch.equal(first.nan_to_num(), second.nan_to_num()), f"{what} has other bits")
+
+
+def check_forward(backend: Any, x: Tensor, bias: Tensor | None, stages: Stages) -> Saved:
+    """What a forward for training gives, if it is right and inference gives the same."""
+    y, r, offsets = backend.epilogue_forward(x, bias, stages, save=True)
+    exact, exact_r, _ = reference.epilogue_forward(x.double(), _wide(bias), stages, save=True)
+    assert_within_twice(y, plain_epilogue(x, bias, stages), exact)
+    require((r is None) == (exact_r is None), f"r is {r}, the reference's {exact_r}")
+    if r is not None and exact_r is not None:
+        before = Stages(stages.relu, None, stages.pool if stages.pool_first else None)
+        assert_within_twice(r, plain_epilogue(x, bias, before), exact_r)
+    require(y.is_contiguous(memory_format=memory_format(x)), "y is in another format than x")
+    inference, *nothing = backend.epilogue_forward(x, bias, stages, save=False)
+    _require_same_bits(inference, y, "inference")
+    require(nothing == [None, None], "inference keeps tensors for backward")
+    again = backend.epilogue_forward(x, bias, stages, save=True)
+    for a, b, what in zip(again, (y, r, offsets), ("y", "r", "offsets"), strict=True):
+        _require_same_bits(a, b, f"{what} of a second forward")
+    return y, r, offsets
+
+
+def check_backward(
+    backend: Any, x: Tensor, bias: Tensor | None, stages: Stages, saved: Saved, grad: Tensor
+) -> None:
+    """With the forward's own r and offsets, so that no near-tie in a window decides for one side."""
+    y, r, offsets = saved
+    kept = {"input": x, "output": y, "r": r, None: None}[stages.residual(bias is not None)]
+    size = list(x.shape)
+    rest = (stages, size, memory_format(x), True)
+    grad_x, grad_bias = backend.epilogue_backward(grad, kept, offsets, *rest)
+    plain_x, plain_bias = reference.epilogue_backward(grad, kept, offsets, *rest)
+    exact_x, exact_bias = reference.epilogue_backward(grad.double(), _wide(kept), offsets, *rest)
+    summed = _terms(grad, kept, offsets, size, stages)
+    assert_within_twice(grad_x, plain_x, exact_x, summed)
+    require(grad_x.is_contiguous(memory_format=memory_format(x)), "x's gradient is in another format")
+    for a, b in zip(backend.epilogue_backward(grad, kept, offsets, *rest), (grad_x, grad_bias), strict=True):
+        _require_same_bits(a, b, "a second backward")
+    # A sum's rounding is judged against the size of what is summed.
+    unit = TOLERANCES[x.dtype][0] if x.dtype == torch.float64 else torch.finfo(x.dtype).eps
+    slack = unit * summed.sum((0, 2, 3))
+    assert exact_bias is not None and plain_bias is not None
+    error, plain_error = ((b.double() - exact_bias).abs() for b in (grad_bias, plain_bias))
+    wrong = ~(error <= 2 * plain_error.max() + slack)  # of NaN, too
+    require(not wrong.any(), f"the bias gradient is off by {error.max():.3g}, plain torch's by {plain_error.max():.3g}")
+
+
+def _terms(
+    grad: Tensor, kept: Tensor | None, offsets: Tensor | None, size: list[int], stages: Stages
+) -> Tensor:
+    """How large the terms are that the gradient is a sum or difference of."""
+    largest = grad.double().abs()
+    if stages.pool and offsets is not None:
+        largest = reference._pool_backward(largest, offsets, size, stages.pool)
+    if stages.lrn is None or kept is None:
+        return largest
+    return largest * reference._denominator(kept.double(), stages.lrn).pow(-stages.lrn.beta).max()
+
+
+def check_offsets(x: Tensor, bias: Tensor | None, stages: Stages, offsets: Tensor) -> None:
+    """Each offset names a place that holds the window's maximum, to rounding."""
+    assert stages.pool
+    before = Stages(stages.relu, None if stages.pool_first else stages.lrn)
+    full = plain_epilogue(x.double(), _wide(bias), before)
+    pooled, exact = reference._pool(full, stages.pool)
+    moved = offsets != exact
+    if not moved.any():
+        return
+    unit = torch.ones_like(pooled)
+    at = reference._pool_backward(torch.where(moved, unit, 0), offsets, list(x.shape), stages.pool)
+    # A window whose place differs must hold a value as large there: compare sums over moved windows.
+    off = ((full * at).sum() - pooled[moved].sum()).abs()
+    eps = torch.finfo(torch.float32 if x.dtype != torch.float64 else torch.float64).eps
+    require(off <= 8 * eps * pooled[moved].abs().sum() + 1e-30, "an offset names a place that is no maximum")

@@ -1,0 +1,124 @@
+"""The stages in torch's own functions and through torch's autograd: what plain layers do.
+
+They stand so in this file alone. ``auto`` takes it where no kernel of ours is there or trusted; ONNX export
+and the models without fused blocks take it, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils import checkpoint
+
+from ..stages import LRN, Stages, check
+from . import reference
+from .reference import conv_block_forward as _conv_block_forward
+from .reference import epilogue_backward
+
+__all__ = ["conv_block_forward", "epilogue_backward", "epilogue_forward"]
+
+
+def missing_reason() -> str | None:
+    return None
+
+
+def unsupported_reason(x: Tensor, stages: Stages) -> str | None:
+    return None
+
+
+def declined_reason(x: Tensor, stages: Stages, weight: Tensor | None) -> str | None:
+    return None
+
+
+def epilogue(x: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
+    """The stages on x (N, C, H, W)."""
+    if bias is None:
+        return _apply(x, stages, overwrite=False)
+    return _apply(x + bias.view(-1, 1, 1), stages, overwrite=True)
+
+
+def conv2d_block(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    conv: Sequence[Any],
+    stages: Stages,
+    recompute: bool,
+) -> Tensor:
+    """The stages on the convolution of x (N, C, H, W); conv: stride, padding, dilation, groups."""
+    if recompute and torch.is_grad_enabled() and not torch.onnx.is_in_onnx_export():
+        again = (x, weight, bias, conv, stages, False)
+        return checkpoint.checkpoint(conv2d_block, *again, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+    a = F.conv2d(x, weight, bias, *conv)
+    check(a, None, stages)
+    return _apply(a, stages, overwrite=True)
+
+
+def _apply(v: Tensor, stages: Stages, overwrite: bool) -> Tensor:
+    """The stages after the bias; overwrite: whether v may be, as by an ``inplace`` ReLU."""
+    if stages.relu:
+        v = v.relu_() if overwrite else v.relu()
+    if stages.pool and stages.pool_first:
+        v = _max_pool(v, stages)
+    if stages.lrn:
+        v = local_response_norm(v, stages.lrn)
+    if stages.pool and not stages.pool_first:
+        v = _max_pool(v, stages)
+    return v
+
+
+def _max_pool(v: Tensor, stages: Stages) -> Tensor:
+    assert stages.pool
+    stages.output_shape(v.shape)  # refuses to pool to nothing, in our words
+    return F.max_pool2d(v, *stages.pool.pairs, stages.pool.ceil_mode)  # type: ignore[call-overload]
+
+
+def local_response_norm(x: Tensor, lrn: LRN) -> Tensor:
+    """o = x (k + alpha/size * sum of x^2 over the window)^-beta, for (N, C, H, W) or (C, H, W).
+
+    :func:`torch.nn.functional.local_response_norm`, to the same bits, with three differences: float16 and
+    bfloat16 are computed in float32, where squares don't overflow; groups cost no copy; and the sums are
+    avg_pool2d's, whose backward has one order on a GPU, unlike avg_pool3d's.
+    """
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    if torch.onnx.is_in_onnx_export() and lrn.size % 2:  # an even window of ONNX's reaches further forward
+        return _onnx_local_response_norm(wide, lrn).to(x.dtype)
+    squares = wide.mul(wide).unflatten(-3, (lrn.groups, -1)).flatten(-2)
+    if lrn.size % 2 == 0:
+        squares = F.pad(squares, (0, 0, lrn.before, lrn.after))
+    margin = lrn.size // 2 if lrn.size % 2 else 0
+    means = F.avg_pool2d(squares, (lrn.size, 1), stride=1, padding=(margin, 0)).reshape(x.shape)
+    return (wide / means.mul(lrn.alpha).add(lrn.k).pow(lrn.beta)).to(x.dtype)
+
+
+def _onnx_local_response_norm(x: Tensor, lrn: LRN) -> Tensor:
+    """ONNX's LRN, a group of channels as an image of its own."""
+    towers = x.unflatten(-3, (lrn.groups, -1)).flatten(end_dim=-4)
+    attributes = {"size": lrn.size, "alpha": float(lrn.alpha), "beta": float(lrn.beta), "bias": float(lrn.k)}
+    y = torch.onnx.ops.symbolic(
+        "LRN", (towers,), attributes, dtype=towers.dtype, shape=towers.shape, version=13
+    )
+    return y.view(x.shape)
+
+
+# Inside an op autograd sees nothing, and backward is given r and offsets: there the reference takes over.
+
+
+def epilogue_forward(
+    x: Tensor, bias: Tensor | None, stages: Stages, save: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    if save:
+        return reference.epilogue_forward(x, bias, stages, save)
+    return epilogue(x, bias, stages), None, None
+
+
+def conv_block_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    if save:
+        return _conv_block_forward(x, weight, bias, conv, stages, save)
+    return conv2d_block(x, weight, bias, conv, stages, recompute=False), None, None

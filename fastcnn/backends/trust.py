@@ -1,0 +1,160 @@
+"""Which kernels ``auto`` may take on a GPU: those that are known to be right on it.
+
+That is where the project's own device results say so (``trusted.json``, made of bench/results), and elsewhere
+after a check at first use: a small example forward and backward, against float64. A kernel that fails it is
+not taken, with one warning; ``python -m fastcnn info`` tells why.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import threading
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import _files, _native
+from ..stages import Stages
+
+_RESULTS = Path(__file__).with_name("trusted.json")  # by bench/report.py: capabilities and what was compiled
+
+
+class Kernels(NamedTuple):
+    """Kernels that are compiled together, on one device: what a verdict is about."""
+
+    backend: str
+    device: torch.device
+    stages: Stages
+    dtype: torch.dtype
+    format: torch.memory_format
+
+    def __str__(self) -> str:
+        stages = self.stages
+        pool = f"pool {stages.pool.pairs[0][0]}/{stages.pool.pairs[1][0]}" if stages.pool else ""
+        steps = ["lrn" if stages.lrn else "", pool]
+        names = ["relu" if stages.relu else "", *(reversed(steps) if stages.pool_first else steps)]
+        layout = "channels_last" if self.format == torch.channels_last else "NCHW"
+        return f"{', '.join(filter(None, names))}, {str(self.dtype).removeprefix('torch.')}, {layout}"
+
+
+_verdicts: dict[str, str | None] = {}
+_lock = threading.Lock()
+
+
+def verdicts() -> dict[str, str | None]:
+    """What this process found out: None for what is right, else what was wrong."""
+    return dict(_verdicts)
+
+
+def distrust_reason(kernels: Kernels, channels: int, module: Any) -> str | None:
+    """Why ``auto`` may not take these kernels, of a backend's module, for so many channels; None if it may."""
+    if _vouched_for(kernels.device):
+        return None
+    name = f"{kernels.backend} on {_identity(kernels.device)}: {kernels}"
+    if name not in _verdicts:
+        if _capturing(kernels.device):
+            return "not checked yet, and nothing can be while a CUDA graph is captured: run it once before"
+        with _lock:  # one thread checks
+            if name not in _verdicts:
+                _verdicts[name] = None if _known(name) else _first_verdict(name, kernels, channels, module)
+    return _verdicts[name]
+
+
+def _first_verdict(name: str, kernels: Kernels, channels: int, module: Any) -> str | None:
+    reason = _check(kernels, channels, module)
+    if reason is None:
+        _remember(name)
+    else:
+        warnings.warn(
+            f"fastcnn: plain torch takes over from {name}, which failed its check: {reason}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return reason
+
+
+def _check(kernels: Kernels, channels: int, module: Any) -> str | None:
+    """What is wrong on a small example.
+
+    In a thread of its own, where no mode, autocast, transform, or stream of the caller's is.
+    """
+    from .._verify import example, verify
+
+    found: list[str] = []
+
+    def run() -> None:
+        try:
+            shape = (2, channels, 21, 19)
+            x, bias = example(shape, kernels.dtype, kernels.format, kernels.device)
+            verify(module, x, bias, kernels.stages)
+        except Exception as error:  # whatever it is, plain torch does not have it
+            found.append(f"{type(error).__name__}: {error}")
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return found[0] if found else None
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+@functools.cache
+def _vouched_for(device: torch.device) -> bool:
+    """Whether the whole device suite and memcheck passed on such a GPU, with the sources that were compiled."""
+    rows = json.loads(_RESULTS.read_text())
+    if device.type != "cuda" or not rows:
+        return False
+    capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    here = {"compute capability": capability, "sources": _sources()}
+    return here in rows
+
+
+def _sources() -> str:
+    """A hash of the CUDA sources that the extension was compiled from."""
+    return str(_native.load().build_info().get("cuda sources", ""))
+
+
+@functools.cache
+def _identity(device: torch.device) -> str:
+    """What a verdict depends on besides the kernels: GPU, driver, torch, and what was compiled."""
+    parts = [str(torch.__version__), _sources()]
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        parts += [gpu.name, f"sm_{gpu.major}{gpu.minor}", _driver()]
+    return f"{device} ({', '.join(parts)})"
+
+
+def _driver() -> str:
+    with suppress(OSError):
+        return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    return "unknown driver"
+
+
+# Successes are kept, a file each, so that two processes can't get in each other's way. A file that does not
+# say what it is about, or a folder that can't be read or written, costs a check.
+
+
+def _file(name: str) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "fastcnn" / hashlib.sha256(name.encode()).hexdigest()[:32]
+
+
+def _known(name: str) -> bool:
+    with suppress(OSError, RuntimeError, ValueError):  # RuntimeError: no home
+        return _file(name).read_text() == name
+    return False
+
+
+def _remember(name: str) -> None:
+    with suppress(OSError, RuntimeError):
+        path = _file(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _files.replace(path, name.encode())
