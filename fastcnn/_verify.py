@@ -101,7 +101,10 @@ def check_backward(
     assert exact_bias is not None and plain_bias is not None
     error, plain_error = ((b.double() - exact_bias).abs() for b in (grad_bias, plain_bias))
     wrong = ~(error <= 2 * plain_error.max() + slack)  # of NaN, too
-    require(not wrong.any(), f"the bias gradient is off by {error.max():.3g}, plain torch's by {plain_error.max():.3g}")
+    require(
+        not wrong.any(),
+        f"the bias gradient is off by {error.max():.3g}, plain torch's by {plain_error.max():.3g}",
+    )
 
 
 def _terms(

@@ -1,8 +1,12 @@
-"""The backend ``plain``: torch's bits, no operation more than plain layers, and whatever torch's autograd can."""
+"""The backend ``plain``: torch's bits, with no operation more than plain layers; all that autograd can do."""
+
+import functools
 
 import counting
 import pytest
 import torch
+from functorch.compile import make_boxed_compiler
+from torch._dynamo.backends.common import aot_autograd
 
 import fastcnn
 from fastcnn import LRN, MaxPool
@@ -31,7 +35,9 @@ def test_the_bits_of_plain_layers(stages, dtype, format):
     x = x.detach().contiguous(memory_format=format).requires_grad_()
     y, expected = (run(stages, x, weight, bias) for run in (counting.by_plain, counting.by_layers))
     assert torch.equal(y, expected)
-    grads, expected = (torch.autograd.grad(t.float().square().sum(), (x, weight, bias)) for t in (y, expected))
+    grads, expected = (
+        torch.autograd.grad(t.float().square().sum(), (x, weight, bias)) for t in (y, expected)
+    )
     for actual, wanted in zip(grads, expected, strict=True):
         assert_close(actual, wanted, factor=10)  # of sums in another order
 
@@ -96,11 +102,10 @@ def test_a_compiled_block_holds_torchs_own_operations(recompute):
         seen.extend(str(node.target) for node in module.graph.nodes if node.op == "call_function")
         return module
 
-    from torch._dynamo.backends.common import aot_autograd
-
     tensors = counting.leaves(torch.float32)
-    compiled = torch.compile(lambda *t: block(*t, recompute=recompute), backend=aot_autograd(fw_compiler=look))
-    y, expected = compiled(*tensors), block(*tensors)
+    run = functools.partial(block, recompute=recompute)
+    y = torch.compile(run, backend=aot_autograd(fw_compiler=make_boxed_compiler(look)))(*tensors)
+    expected = block(*tensors)
     assert_close(y, expected)
     assert not [name for name in seen if name.startswith("fastcnn")]
     for a, b in zip(*(torch.autograd.grad(t.sum(), tensors) for t in (y, expected)), strict=True):

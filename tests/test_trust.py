@@ -120,7 +120,9 @@ def test_info_says_what_is_wrong(wrong, capsys):
         assert cli.main(["info"]) == 0
     lines = capsys.readouterr().out
     assert "auto on cpu: plain\n" in lines
-    assert "relu, lrn, pool 3/2, bfloat16, channels_last: AssertionError: the bias gradient is off by" in lines
+    assert (
+        "relu, lrn, pool 3/2, bfloat16, channels_last: AssertionError: the bias gradient is off by" in lines
+    )
 
 
 def test_a_success_is_kept_on_disk(checks, double):

@@ -1,9 +1,9 @@
 """The registry of backends and the choice among them.
 
 A backend is a module with ``missing_reason()``, ``unsupported_reason(x, stages)``, ``epilogue_forward``,
-``epilogue_backward`` and ``conv_block_forward``: allocation and launching only, no autograd. One that ``auto``
-may take has ``declined_reason(x, stages, weight)`` too: why it leaves these stages, on x or on x convolved with
-weight, to the next.
+``epilogue_backward`` and ``conv_block_forward``: allocation and launching only, no autograd. One that
+``auto`` may take has ``declined_reason(x, stages, weight)``, too: why it leaves these stages, on x or on x
+convolved with weight, to the next.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def choose(x: Tensor, stages: Stages, weight: Tensor | None = None) -> ModuleTyp
 
 
 def automatic(x: Tensor, stages: Stages, weight: Tensor | None = None) -> tuple[ModuleType, dict[str, str]]:
-    """What ``auto`` takes, see :func:`choose`, and the reasons of those it would rather have taken, by name."""
+    """What ``auto`` takes, see :func:`choose`, and why not those that it prefers, by name."""
     reasons: dict[str, str] = {}
     for name in PREFERENCE.get(x.device.type, ()):
         backend = module(name)

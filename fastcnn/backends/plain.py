@@ -52,7 +52,7 @@ def conv2d_block(
     """The stages on the convolution of x (N, C, H, W); conv: stride, padding, dilation, groups."""
     if recompute and torch.is_grad_enabled() and not torch.onnx.is_in_onnx_export():
         again = (x, weight, bias, conv, stages, False)
-        return checkpoint.checkpoint(conv2d_block, *again, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        return checkpoint.checkpoint(conv2d_block, *again, use_reentrant=False, preserve_rng_state=False)
     a = F.conv2d(x, weight, bias, *conv)
     check(a, None, stages)
     return _apply(a, stages, overwrite=True)
@@ -98,7 +98,12 @@ def local_response_norm(x: Tensor, lrn: LRN) -> Tensor:
 def _onnx_local_response_norm(x: Tensor, lrn: LRN) -> Tensor:
     """ONNX's LRN, a group of channels as an image of its own."""
     towers = x.unflatten(-3, (lrn.groups, -1)).flatten(end_dim=-4)
-    attributes = {"size": lrn.size, "alpha": float(lrn.alpha), "beta": float(lrn.beta), "bias": float(lrn.k)}
+    attributes: dict[str, Any] = {
+        "size": lrn.size,
+        "alpha": float(lrn.alpha),
+        "beta": float(lrn.beta),
+        "bias": float(lrn.k),
+    }
     y = torch.onnx.ops.symbolic(
         "LRN", (towers,), attributes, dtype=towers.dtype, shape=towers.shape, version=13
     )

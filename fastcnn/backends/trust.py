@@ -53,7 +53,7 @@ def verdicts() -> dict[str, str | None]:
 
 
 def distrust_reason(kernels: Kernels, channels: int, module: Any) -> str | None:
-    """Why ``auto`` may not take these kernels, of a backend's module, for so many channels; None if it may."""
+    """Why ``auto`` may not take these kernels, which are module's, for so many channels; None if it may."""
     if _vouched_for(kernels.device):
         return None
     name = f"{kernels.backend} on {_identity(kernels.device)}: {kernels}"
@@ -108,7 +108,7 @@ def _capturing(device: torch.device) -> bool:
 
 @functools.cache
 def _vouched_for(device: torch.device) -> bool:
-    """Whether the whole device suite and memcheck passed on such a GPU, with the sources that were compiled."""
+    """Whether the device suite and memcheck passed on such a GPU, with the sources that were compiled."""
     rows = json.loads(_RESULTS.read_text())
     if device.type != "cuda" or not rows:
         return False
