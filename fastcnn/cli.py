@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from . import __version__, _native, available_backends
+from .backends import BACKENDS
 from .receptive_field import Row
 
 _SIZES = {"alexnet": 224, "lenet5": 28}  # of the images that they were published for
@@ -162,6 +163,12 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     kind = command.add_mutually_exclusive_group()
     kind.add_argument("--fused", action="store_true", default=True, help="fastcnn's blocks (default)")
     kind.add_argument("--plain", dest="fused", action="store_false", help="torch's own layers, to compare")
+    add(
+        "--backend",
+        choices=("auto", *BACKENDS),
+        default="auto",
+        help="what runs fused blocks; auto: the fastest",
+    )
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add(
         "--workers",
