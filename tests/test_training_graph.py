@@ -6,6 +6,7 @@ On the CPU a double stands for the graph; what needs a GPU has not run on hardwa
 import pytest
 import torch
 from test_training import one_thread, train, weights_of, write_mnist, write_pictures
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -17,6 +18,7 @@ from fastcnn.training.processes import Processes
 __all__ = ["one_thread"]  # a fixture
 
 CPU = torch.device("cpu")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 RECIPES = [
     {"recipe": "modern", "dtype": "float32"},
     {"recipe": "modern", "dtype": "bfloat16", "accumulate": 3},
@@ -92,7 +94,7 @@ def test_a_wait_is_seen(ask):
         ask(torch.ones(1))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("record", [None, capture], ids=["steps", "graph"])
 @pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
 def test_no_step_waits_for_the_gpu(recipe, record, pictures, tmp_path):
@@ -153,25 +155,31 @@ class Recorder(TorchDispatchMode):
                     old.detach().copy_(new)
 
 
-class Records:
-    """Stands for :func:`capture`; counts."""
+def record(work):
+    """Stands for :func:`capture`."""
+    recorder, state = Recorder(), torch.get_rng_state()
+    with recorder:
+        work()
+    recorder.undo()
+    torch.set_rng_state(state)
+    return recorder.replay
 
-    def __init__(self):
-        self.captures = self.replays = 0
+
+class Counted:
+    """:func:`record` or :func:`capture`, and how often."""
+
+    def __init__(self, record=record):
+        self.record, self.captures, self.replays = record, 0, 0
 
     def __call__(self, work):
         self.captures += 1
-        recorder, state = Recorder(), torch.get_rng_state()
-        with recorder:
-            work()
-        recorder.undo()
-        torch.set_rng_state(state)
+        replay = self.record(work)
 
-        def replay():
+        def counted():
             self.replays += 1
-            recorder.replay()
+            replay()
 
-        return replay
+        return counted
 
 
 def refuse(work):
@@ -181,12 +189,12 @@ def refuse(work):
 @pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
 def test_a_graph_trains_to_the_same_bits(recipe, pictures, tmp_path):
     """Three whole batches warm up, and of each epoch's five the last one is not whole."""
-    records = Records()
-    graphed = training_of(pictures, tmp_path / "graphed", records, **recipe)
+    counted = Counted()
+    graphed = training_of(pictures, tmp_path / "graphed", counted, **recipe)
     eager = training_of(pictures, tmp_path / "eager", refuse, **recipe)
     for training in (graphed, eager):
         assert len(list(training.run())) == 12  # steps, and an epoch after five of them
-    assert (records.captures, records.replays) == (1, 5)
+    assert (counted.captures, counted.replays) == (1, 5)
     for a, b in zip(graphed.model.parameters(), eager.model.parameters(), strict=True):
         assert torch.equal(a, b)
     for a, b in zip(graphed.history, eager.history, strict=True):
@@ -198,24 +206,24 @@ def test_a_graph_trains_to_the_same_bits(recipe, pictures, tmp_path):
 def test_a_graph_is_for_whole_batches_in_which_every_image_can_be_read(pictures, tmp_path):
     torn = pictures / "red" / "11.png"
     torn.write_bytes(b"")
-    records = Records()
-    training = training_of(pictures, tmp_path / "run", records, epochs=4, skip_bad=True)
+    counted = Counted()
+    training = training_of(pictures, tmp_path / "run", counted, epochs=4, skip_bad=True)
     list(training.run())
     number = training.plan.data.train.paths.index(torn)
     steps = [training.steps.numbers(step).tolist() for step in range(training.stop)]
     whole = sum(len(numbers) == 16 and number not in numbers for numbers in steps)
-    assert whole < 16 and (records.captures, records.replays) == (1, whole - 3)
+    assert whole < 16 and (counted.captures, counted.replays) == (1, whole - 3)
 
 
 def test_a_graph_goes_on_from_a_checkpoint(pictures, tmp_path):
-    whole = training_of(pictures, tmp_path / "whole", Records())
+    whole = training_of(pictures, tmp_path / "whole", Counted())
     list(whole.run())
-    stopped = training_of(pictures, tmp_path / "stopped", Records())
+    stopped = training_of(pictures, tmp_path / "stopped", Counted())
     steps = stopped.run()
     while not stopped.history:
         next(steps)
     steps.close()
-    resumed = training_of(pictures, tmp_path / "stopped", Records(), resume=True)
+    resumed = training_of(pictures, tmp_path / "stopped", Counted(), resume=True)
     assert resumed.step == 5
     list(resumed.run())
     for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
@@ -223,31 +231,59 @@ def test_a_graph_goes_on_from_a_checkpoint(pictures, tmp_path):
 
 
 def test_float16_runs_without_a_graph(pictures, tmp_path):
-    records = Records()
-    training = training_of(pictures, tmp_path / "run", records, dtype="float16")
+    counted = Counted()
+    training = training_of(pictures, tmp_path / "run", counted, dtype="float16")
     list(training.run())
-    assert records.captures == 0 and training.said == []
+    assert counted.captures == 0 and training.said == []
 
 
-def test_a_new_constant_is_captured_anew():
-    total, factor, records = torch.zeros(2), [1.0], Records()
-    graph = Graph(lambda x: total.add_(x, alpha=factor[0]), CPU, records, pytest.fail)
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_gpu)])
+def device(request):
+    device = torch.device(request.param, 0 if request.param == "cuda" else None)
+    with tuned(device):
+        yield device
+
+
+def graph_of(step, device, tell=pytest.fail):
+    """And what counts its captures."""
+    counted = Counted(capture if device.type == "cuda" else record)
+    return Graph(step, device, counted, tell), counted
+
+
+def on_host(values, device):
+    return values.pin_memory() if device.type == "cuda" else values
+
+
+def test_a_new_constant_is_captured_anew(device):
+    total, factor = torch.zeros(2, device=device), [1.0]
+    graph, counted = graph_of(lambda x: total.add_(x, alpha=factor[0]), device)
     expected = torch.zeros(2)
     for i in range(8):
         factor[0] = 1.0 if i < 6 else 10.0
-        graph([torch.tensor([i, 1.0])], constant=factor[0])
+        graph([on_host(torch.tensor([i, 1.0]), device)], constant=factor[0])
         expected += factor[0] * torch.tensor([i, 1.0])
-    assert torch.equal(total, expected)
-    assert (records.captures, records.replays) == (2, 5)
+    assert torch.equal(total.cpu(), expected)
+    assert (counted.captures, counted.replays) == (2, 5)
 
 
-def test_a_step_that_asks_for_a_value_runs_without_a_graph():
+def test_a_graph_draws_what_the_seed_says(device):
+    ones, drawn = torch.ones(1000), torch.zeros(1000, device=device)
+    graph, counted = graph_of(lambda x: drawn.copy_(F.dropout(x)), device)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        graph([on_host(ones, device)])
+        torch.manual_seed(seed)
+        assert torch.equal(drawn, F.dropout(ones.to(device)))
+    assert (counted.captures, counted.replays) == (1, 3)
+
+
+def test_a_step_that_asks_for_a_value_runs_without_a_graph(device):
     said, seen = [], []
-    graph = Graph(lambda x: seen.append(x.item()), CPU, Records(), said.append)
+    graph, counted = graph_of(lambda x: seen.append(F.dropout(x).sum().item()), device, said.append)
     for i in range(6):
-        graph([torch.tensor(float(i))])
-    assert seen == list(range(6))
-    assert len(said) == 1 and "_local_scalar_dense" in said[0]
+        graph([on_host(torch.full((1000,), float(i)), device)])
+    assert len(seen) == 6 and seen[0] == 0 and seen[5] > 0
+    assert len(said) == 1 and "capturing" in said[0] and counted.captures == 1
 
 
 # Backends.
