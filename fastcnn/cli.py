@@ -191,6 +191,12 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     kind = command.add_mutually_exclusive_group()
     kind.add_argument("--fused", action="store_true", default=True, help="fastcnn's blocks (default)")
     kind.add_argument("--plain", dest="fused", action="store_false", help="torch's own layers, to compare")
+    add(
+        "--backend",
+        choices=("auto", *backends.BACKENDS),
+        default="auto",
+        help="what runs fused blocks; auto: the fastest",
+    )
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add(
         "--workers",

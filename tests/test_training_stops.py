@@ -18,6 +18,7 @@ from test_training import log_of, one_thread, train, weights_of, write_idx, writ
 
 from fastcnn.models import lenet5, load_weights
 from fastcnn.training import checkpoint, idx, images
+from fastcnn.training.batches import Steps
 
 KILLS = 30
 __all__ = ["one_thread"]  # a fixture
@@ -303,6 +304,23 @@ def test_two_processes_train_as_one_with_the_whole_batch(mnist, tmp_path):
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
     for name in ("loss", "test_loss", "error", "rate"):
         assert [float(r[name]) for r in two] == pytest.approx([float(r[name]) for r in one], rel=1e-4)
+    weights = weights_of(tmp_path / "two")
+    for name, value in weights_of(tmp_path / "one").items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_two_processes_leave_out_what_either_cannot_read(tmp_path):
+    """In the last step one of them has no image, and its share of the gradients is 0."""
+    data = write_pictures(tmp_path / "data", 20)
+    paths = images.find(str(data), 28).train.paths
+    last = Steps(len(paths), 18, seed=0).numbers(2).tolist()
+    for number in last[:9]:
+        paths[number].write_bytes(b"")
+    options = ["--model", "lenet5", "--size", "28", "--skip-bad", "--batch", "18", "--epochs", "1"]
+    process = torchrun(data, tmp_path / "two", *options)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "9 images could not be read" in said, said
+    assert train(data, tmp_path / "one", *options) == 0
     weights = weights_of(tmp_path / "two")
     for name, value in weights_of(tmp_path / "one").items():
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)

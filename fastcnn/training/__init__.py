@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .. import _files, models
+from .. import _files, backends, models
 from ..models.lenet1998 import LeNet1998
 from .images import Data, Held, find
 from .options import Options, deciding, network
@@ -30,23 +30,28 @@ __all__ = ["Options", "run"]
 def run(options: Options) -> None:
     """Train, and write checkpoint.pt, log.csv and model.safetensors into the folder ``options.out``.
 
+    Meant for a process of its own: it seeds torch's generators, and on a GPU sets
+    ``torch.backends.cudnn.benchmark`` until it returns.
+
     Raises:
         ModuleNotFoundError, FileNotFoundError: something to install, or the data, is missing.
         OSError: a file can't be written; the checkpoint before stays.
-        RuntimeError: damaged data, checkpoint or weights; images that the model does not take; a loss that is
-            no number.
+        RuntimeError: damaged data, checkpoint or weights; images that the model or the backend does not take;
+            a loss that is no number.
         ValueError: an option that the model does not have; a checkpoint in ``out`` without ``resume``.
     """
     _check_needs(options)
+    from .graph import tuned
     from .processes import joined
 
-    with joined(options.device) as processes:
+    with joined(options.device) as processes, tuned(processes.device), backends.use_backend(options.backend):
         _run(options, processes)
 
 
 def _run(options: Options, processes: Processes) -> None:
     from rich.console import Console
 
+    from .graph import capture
     from .log import follow
     from .loop import Training
 
@@ -56,7 +61,8 @@ def _run(options: Options, processes: Processes) -> None:
         """Whatever a file's name has in it."""
         console.print(line.replace("\n", "\\n").encode("utf-8", "backslashreplace").decode())
 
-    training = Training(_plan(options), processes, say)
+    graphs = capture if processes.device.type == "cuda" else None
+    training = Training(_plan(options, processes.device), processes, say, graphs)
     for line in _head(options, training):
         say(line)
     follow(training, options.out, console, options.tensorboard)
@@ -75,7 +81,7 @@ def _check_needs(options: Options) -> None:
         raise ModuleNotFoundError(f"training needs {missing}; install with: pip install {missing}")
 
 
-def _plan(options: Options) -> Plan:
+def _plan(options: Options, device: torch.device) -> Plan:
     from .augment import UNIT
     from .loop import Plan
 
@@ -85,12 +91,14 @@ def _plan(options: Options) -> Plan:
     if options.out.resolve().is_relative_to(Path(options.data).resolve()) and options.data != "digits":
         raise ValueError(f"--out must not be in --data, but got {options.out} in {options.data}")
     data = find(options.data, options.size)
+    if options.backend != "auto" and not options.fused:
+        raise ValueError(f"--backend {options.backend} is for fused blocks: --plain has none")
     model = network(options, recipe, data)
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, data.channels, data.size, data.size))
+            model.to(device).eval()(torch.zeros(1, data.channels, data.size, data.size, device=device))
     except RuntimeError as error:
-        raise RuntimeError(f"--size {data.size} does not fit: {error}") from error
+        raise RuntimeError(f"the model does not take {data.size} x {data.size} images: {error}") from error
     options.out.mkdir(parents=True, exist_ok=True)
     published = isinstance(model, LeNet1998)
     if published:  # takes pixels from 0 to 1, scales them itself, and has a loss of its own

@@ -1,4 +1,4 @@
-"""What is done to a batch of images, on its device: crops, mirror images, colours."""
+"""What is done to a batch of images, on their device: crops, mirror images, colours."""
 
 from __future__ import annotations
 
@@ -69,18 +69,18 @@ def draw(n: int, room: int, channels: int, seed: int) -> Draws:
 def crop(images: Tensor, places: Tensor, size: int) -> Tensor:
     """(N, C, size, size) out of (N, C, S, S), each from its own row and column of (N, 2)."""
     corners = images.unfold(2, size, 1).unfold(3, size, 1)
-    rows, columns = places.to(images.device).unbind(1)
+    rows, columns = places.unbind(1)
     return corners[torch.arange(len(images), device=images.device), :, rows, columns]
 
 
 def mirror(images: Tensor, chosen: Tensor) -> Tensor:
     """Left and right exchanged in the chosen ones of (N, C, H, W)."""
-    return torch.where(chosen.to(images.device)[:, None, None, None], images.flip(-1), images)
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
 
 
 def normalise(images: Tensor, known: Statistics, scaled: bool) -> Tensor:
     """Pixels without their mean, by channel; over their standard deviation if ``scaled``."""
-    mean, std = (x.to(images.device)[:, None, None] for x in (known.mean, known.std))
+    mean, std = (x[:, None, None] for x in (known.mean, known.std))
     values = images.float() - mean
     return values / std if scaled else values
 
@@ -95,7 +95,7 @@ def recolour(values: Tensor, moves: Tensor, known: Statistics, scaled: bool) -> 
     shifts = (moves * known.variances.sqrt()) @ known.components.T
     if scaled:
         shifts = shifts / known.std
-    return values + shifts.to(values.device)[:, :, None, None]
+    return values + shifts[:, :, None, None]
 
 
 def ten_crops(images: Tensor, size: int, mirrored: bool) -> list[Tensor]:

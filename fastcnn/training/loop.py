@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +16,9 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from . import augment, batches, checkpoint
-from .augment import Statistics
+from .augment import Draws, Statistics
 from .batches import Steps, seed_of
+from .graph import Capture, Graph
 from .images import Batch, Data, Source
 from .processes import Processes
 from .recipe import Recipe, rate
@@ -62,20 +64,32 @@ class Training:
         plan: what to do.
         processes: with whom.
         tell: gets a line about each image that is skipped, in the first process.
+        capture: :func:`graph.capture`, for steps that have a whole batch; None: no graph. Never used for
+            several processes, whose exchange has not been tried in a graph, nor in float16, where the paper's
+            optimizer waits for the device to know whether to skip the step.
 
     Raises:
         OSError, RuntimeError: :func:`checkpoint.load`'s; processes that found different checkpoints.
     """
 
-    def __init__(self, plan: Plan, processes: Processes, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        processes: Processes,
+        tell: Callable[[str], None],
+        capture: Capture | None = None,
+    ) -> None:
         self.plan, self.processes, self.tell = plan, processes, tell
         self.steps = Steps(len(plan.data.train), plan.recipe.batch, plan.seed)
         self.stop = plan.recipe.epochs * self.steps.per_epoch
-        self.model = plan.model.to(processes.device)
+        # cuDNN's kernels for tensor cores work in channels_last, and convert what comes in another layout.
+        on_gpu = processes.device.type == "cuda"
+        self._layout = torch.channels_last if on_gpu else torch.preserve_format
+        self.model = plan.model.to(processes.device, memory_format=self._layout)  # type: ignore[call-overload]
         self.optimizer = plan.recipe.optimizer(self.model.parameters(), lr=plan.recipe.rate)
         self.dtype: torch.dtype = getattr(torch, plan.recipe.dtype)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=self.dtype == torch.float16)
-        self.step, self.history = 0, list[Epoch]()
+        self.step, self.rate, self.history = 0, plan.recipe.rate, list[Epoch]()
         self.bad, self._told = dict[str, str](), set[str]()  # images that can't be read, and why
         # Of this epoch and this process: the sum of the losses, and of how many images.
         self._sums = torch.zeros(2, dtype=torch.float64, device=processes.device)
@@ -85,9 +99,17 @@ class Training:
             raise RuntimeError(
                 f"{plan.path}: must be the same file for all processes, but they are at steps {sorted(found)}"
             )
-        self.known = known or self._statistics()
+        known = known or self._statistics()
+        self.known = Statistics(*(values.to(processes.device) for values in known))
         parallel = processes.number > 1
         self._parallel = DistributedDataParallel(self.model) if parallel else self.model
+        self._graph: Graph | None = None
+        if capture and not parallel and not self.scaler.is_enabled():
+            whole = partial(self._step, plan.recipe.batch)
+            self._graph = Graph(whole, processes.device, capture, tell)
+        # A graph reads the rate from the device where the optimizer can; else each rate has its own graph.
+        reads = self._graph is not None and self.optimizer.defaults.get("capturable", False)
+        self._rate_there = torch.zeros((), device=processes.device) if reads else None
 
     def _resume(self) -> Statistics | None:
         """Go to where the checkpoint is, if there is one."""
@@ -118,7 +140,7 @@ class Training:
                 "sums": sums.cpu(),
                 "bad": self.bad,
                 "history": [tuple(epoch) for epoch in self.history],
-                "statistics": tuple(self.known),
+                "statistics": tuple(values.cpu() for values in self.known),
             }
             checkpoint.save(self.plan.path, state)
 
@@ -159,39 +181,63 @@ class Training:
             self.step += 1
             yield None
             if self.step % self.steps.per_epoch == 0:
-                seconds = time.perf_counter() - start
-                self.history.append(self._end_of_epoch((self.step - first) / seconds, seconds))
+                self.history.append(self._end_of_epoch(self.step - first, start))
                 self._save()
                 yield self.history[-1]
                 start, first = time.perf_counter(), self.step
             elif plan.save_every and self.step % plan.save_every == 0:
                 self._save()
 
-    def _end_of_epoch(self, steps_per_second: float, seconds: float) -> Epoch:
+    def _end_of_epoch(self, steps: int, start: float) -> Epoch:
+        """The numbers of an epoch, of which this run has made some steps since the time ``start``."""
         loss, images = self._checked_sums().tolist()
+        seconds = time.perf_counter() - start  # only now is the device done with them
         if images == 0:
             raise RuntimeError(f"no image of epoch {len(self.history) + 1} could be read")
         self._sums.zero_()
         tested = self.test()
         if not math.isfinite(tested[0]):
             raise self._no_numbers("the scores of the test images are")
-        speed = steps_per_second * images / self.steps.per_epoch
-        lr = self.optimizer.param_groups[0]["lr"]
-        return Epoch(len(self.history) + 1, lr, loss / images, *tested, speed, seconds)
+        speed = steps / seconds * images / self.steps.per_epoch
+        return Epoch(len(self.history) + 1, self.rate, loss / images, *tested, speed, seconds)
 
     def _train(self, batch: Batch) -> None:
-        """One step on this process's share of its images."""
+        """Makes one step, on this process's share of its images; on a GPU, does not wait for it."""
         self._account_for(batch.bad)
-        lr = rate(self.plan.recipe, self.step, self.stop, [epoch.error for epoch in self.history])
+        self.rate = rate(self.plan.recipe, self.step, self.stop, [epoch.error for epoch in self.history])
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        images, labels = self._augmented(batch), batch.labels.to(self.processes.device)
-        count = self.processes.total(torch.tensor(float(len(images)), device=images.device))
+            group["lr"] = self.rate if self._rate_there is None else self._rate_there.fill_(self.rate)
+        count = self._count(batch)
         if count == 0:  # none could be read
             return
         torch.manual_seed(seed_of(self.plan.seed, self.step, self.processes.rank))  # for dropout
+        inputs = self._inputs(batch)
+        if self._graph and count == self.plan.recipe.batch:
+            self._graph(inputs, constant=self.rate if self._rate_there is None else None)
+        else:
+            self._step(count, *(x.to(self.processes.device, non_blocking=True) for x in inputs))
+
+    def _count(self, batch: Batch) -> int:
+        """Returns how many of the step's images could be read, by all processes: known on the host."""
+        if not self.plan.skip_bad:
+            return len(self.steps.numbers(self.step))
+        return self.processes.count(len(batch.images))
+
+    def _inputs(self, batch: Batch) -> list[Tensor]:
+        """Returns images, labels and what is drawn for them, out of the draws for the step's whole batch."""
+        data = self.plan.data
+        numbers = torch.arange(len(self.steps.numbers(self.step)))
+        seed = seed_of(self.plan.seed, self.step)
+        draws = augment.draw(len(numbers), data.side - data.size, data.channels, seed)
+        inputs = [batch.images, batch.labels, *draws.of(self.processes.share(numbers)[batch.places])]
+        # The host would wait for copies from other memory.
+        return [x.pin_memory() for x in inputs] if self.processes.device.type == "cuda" else inputs
+
+    def _step(self, count: int, images: Tensor, labels: Tensor, *draws: Tensor) -> None:
+        """Does a step's work on the device, of ``count`` images in all, without a look at any value there."""
+        values = self._augmented(images, Draws(*draws))
         self.optimizer.zero_grad()
-        *parts, last = _parts(images, labels, self.plan.accumulate)
+        *parts, last = _parts(values, labels, self.plan.accumulate)
         with self._without_exchange():
             for part in parts:
                 self._backward(*part, self.processes.number / count)
@@ -199,31 +245,31 @@ class Training:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def _backward(self, images: Tensor, labels: Tensor, weight: Tensor) -> None:
+    def _backward(self, images: Tensor, labels: Tensor, weight: float) -> None:
         """Gradients of the sum of some images' losses, times ``weight``: so the mean over all processes'."""
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
             scores = self._parallel(images)
         loss = self.plan.loss(scores.float(), labels) * len(images) if len(images) else scores.float().sum()
-        self._sums += torch.stack([loss.detach().double(), loss.new_tensor(len(images)).double()])
+        self._sums += torch.stack([loss.detach().double(), self._sums.new_full((), len(images))])
         self.scaler.scale(loss * weight).backward()
 
     def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
         return getattr(self._parallel, "no_sync", contextlib.nullcontext)()
 
-    def _augmented(self, batch: Batch) -> Tensor:
-        """Crops of uint8 images as the model takes them, drawn for the step's whole batch."""
-        data, recipe, device = self.plan.data, self.plan.recipe, self.processes.device
-        numbers = torch.arange(len(self.steps.numbers(self.step)))
-        seed = seed_of(self.plan.seed, self.step)
-        draws = augment.draw(len(numbers), data.side - data.size, data.channels, seed)
-        draws = draws.of(self.processes.share(numbers)[batch.places])
-        images = augment.crop(batch.images.to(device, non_blocking=True), draws.places, data.size)
+    def _augmented(self, images: Tensor, draws: Draws) -> Tensor:
+        """Crops of uint8 images as the model takes them."""
+        data, recipe = self.plan.data, self.plan.recipe
+        images = augment.crop(images, draws.places, data.size)
         if data.mirrored:
             images = augment.mirror(images, draws.mirrored)
-        values = augment.normalise(images, self.known, recipe.scaled)
+        values = self._normalised(images)
         if recipe.colour and data.channels == 3:
             values = augment.recolour(values, draws.colour, self.known, recipe.scaled)
         return values
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        images = images.to(memory_format=self._layout)  # while a pixel is a byte
+        return augment.normalise(images, self.known, self.plan.recipe.scaled)
 
     @torch.no_grad()
     def test(self) -> tuple[float, float, float | None]:
@@ -236,7 +282,7 @@ class Training:
         self.processes.agree(self.model.buffers())  # each has statistics of its own, of batch norms
         self.model.eval()
         for batch in self._read(data.test, torch.arange(len(data.test))):
-            images, labels = batch.images.to(device), batch.labels.to(device)
+            images, labels = (x.to(device, non_blocking=True) for x in (batch.images, batch.labels))
             crops = [augment.middle(images, data.size)]
             if self.plan.recipe.crops == 10:
                 crops = augment.ten_crops(images, data.size, data.mirrored)
@@ -244,7 +290,7 @@ class Training:
             average = scores.logsumexp(0) - math.log(len(crops))
             best = average.topk(min(5, len(data.classes))).indices == labels[:, None]
             loss = F.nll_loss(average, labels, reduction="sum")
-            sums += torch.stack([loss, best[:, 0].sum(), best.any(1).sum(), loss.new_tensor(len(labels))])
+            sums += torch.stack([loss, best[:, 0].sum(), best.any(1).sum(), loss.new_full((), len(labels))])
         self.model.train()
         loss_, right, right5, count = self.processes.total(sums).tolist()
         if count == 0:
@@ -252,7 +298,7 @@ class Training:
         return loss_ / count, 1 - right / count, 1 - right5 / count if len(data.classes) > 5 else None
 
     def _log_probabilities(self, images: Tensor) -> Tensor:
-        values = augment.normalise(images, self.known, self.plan.recipe.scaled)
+        values = self._normalised(images)
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
             scores = self.model(values)
         return scores.double().log_softmax(1)
@@ -265,7 +311,7 @@ class Training:
         sample = torch.arange(0, images, math.ceil(images / _SAMPLE))
         for batch in self._read(self.plan.data.train, sample):
             values = batch.images.to(device).transpose(0, 1).flatten(1).double()
-            count = torch.tensor([values.shape[1]], device=device)
+            count = values.new_full((1,), values.shape[1])
             sums += torch.cat([count, values.sum(1), (values @ values.T).flatten()])
         sums = self.processes.total(sums).cpu()
         if sums[0] == 0:

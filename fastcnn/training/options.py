@@ -32,6 +32,7 @@ class Options:
     dtype: str | None = None
     accumulate: int = 1
     fused: bool = True
+    backend: str = "auto"
     device: str = "cpu"
     workers: int | None = None
     weights: Path | None = None
@@ -75,7 +76,8 @@ def network(options: Options, recipe: Recipe, data: Data) -> torch.nn.Module:
 def deciding(options: Options, recipe: Recipe, data: Data, model: torch.nn.Module) -> dict[str, Any]:
     """What decides the weights, by its option: a training goes on with nothing else.
 
-    Left out is what changes their rounding alone: device, number of processes, ``--accumulate``, ``--plain``.
+    Left out is what changes their rounding alone: device, number of processes, ``--accumulate``, ``--plain``,
+    ``--backend``.
     """
     return {
         "--data": f"{len(data.train)} + {len(data.test)} images of {len(data.classes)} classes",

@@ -23,10 +23,14 @@ class Processes(NamedTuple):
     device: torch.device
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over all processes of a tensor on the device, which is changed."""
+        """The sum over all processes of a tensor, which is changed."""
         if self.number > 1:
             dist.all_reduce(values)
         return values
+
+    def count(self, number: int) -> int:
+        """The sum over all processes of a number on the host, which no device has to be waited for."""
+        return number if self.number == 1 else int(self.total(torch.tensor(number)))
 
     def agree(self, values: Iterable[Tensor]) -> None:
         """The first process's values for all."""
@@ -64,7 +68,8 @@ def joined(device: str) -> Iterator[Processes]:
     store, rank, count = next(rendezvous("env://"))
     # After a restart torchrun's store still has the addresses of those before (torch 2.13).
     store = PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    backend = "nccl" if device == "cuda" else "gloo"
+    # Gloo also for GPUs: what the host has to know would wait for the device if it went through NCCL.
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     yield Processes(rank, count, here)  # after an error, the others may never come to what is below
     dist.barrier()  # who leaves early takes its connections with it

@@ -47,7 +47,7 @@ RECIPES = {
         batch=128,
         epochs=30,
         rate=1e-3,
-        optimizer=partial(torch.optim.AdamW, weight_decay=0.05, fused=True),
+        optimizer=partial(torch.optim.AdamW, weight_decay=0.05, fused=True, capturable=True),
         plateau=False,
         dtype="bfloat16",
         smoothing=0.1,
