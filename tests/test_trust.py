@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import fastcnn
-from fastcnn import LRN, MaxPool, backends, cli
+from fastcnn import LRN, MaxPool, _native, backends, cli
 from fastcnn import functional as F
-from fastcnn.backends import cpu, plain, trust
+from fastcnn.backends import cpu, cuda, plain, trust
 from fastcnn.stages import Stages, memory_format
 
 STAGES = Stages(lrn=LRN(5, 0.1, k=2.0), pool=MaxPool(3, 2))
@@ -234,3 +234,34 @@ def test_results_of_a_device_stand_for_its_like(monkeypatch, checks, tmp_path):
         trust._vouched_for.cache_clear()
         assert trust._vouched_for(gpu) is vouched
     trust._vouched_for.cache_clear()
+
+
+has_cuda = pytest.mark.skipif(
+    not hasattr(_native.load(), "cuda_is_special"), reason="the extension was built without CUDA"
+)
+LAST = torch.channels_last
+
+
+@has_cuda
+@pytest.mark.parametrize(("x", "stages", "weight", "special"), [
+    (torch.empty(2, 16, 9, 9), STAGES, None, True),
+    (torch.empty(2, 15, 9, 9), STAGES, None, True),
+    (torch.empty(2, 16, 9, 9).to(memory_format=LAST), STAGES, None, True),
+    (torch.empty(2, 15, 9, 9).to(memory_format=LAST), STAGES, None, False),
+    (torch.empty(2, 24, 9, 9).to(memory_format=LAST)[:, 8:], STAGES, None, True),
+    (torch.empty(2, 18, 9, 9).to(memory_format=LAST)[:, 2:], STAGES, None, False),
+    (torch.empty(2, 16, 9, 9, dtype=torch.float64), STAGES, None, False),
+    (torch.empty(2, 16, 9, 9), Stages(lrn=LRN(3)), None, False),
+    (torch.empty(2, 16, 9, 9), Stages(pool=MaxPool(3, 1)), None, False),
+    (torch.empty(2, 16, 9, 9), Stages(lrn=LRN(5, groups=3)), None, False),
+    (torch.empty(2, 3, 9, 9), STAGES, torch.empty(15, 3, 3, 3), True),
+    (torch.empty(2, 3, 9, 9).to(memory_format=LAST), STAGES, torch.empty(15, 3, 3, 3), False),
+    (torch.empty(2, 3, 9, 9).to(memory_format=LAST), STAGES, torch.empty(16, 3, 3, 3), True),
+])  # fmt: skip
+def test_general_cuda_kernels_run_by_name_alone(monkeypatch, x, stages, weight, special):
+    asked = []
+    monkeypatch.setattr(trust, "distrust_reason", lambda kernels, *args: asked.append(kernels))
+    reason = cuda.declined_reason(x, stages, weight)
+    assert (reason is None) == special == bool(asked)
+    if special:
+        assert asked[0].format == (LAST if x.stride(1) == 1 else torch.contiguous_format)
