@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -59,29 +60,29 @@ def _fake(x: Tensor, stages: Stages, save: bool, keep: bool) -> tuple[Tensor, ..
     return _empty_for_none(x, y, r, offsets)
 
 
-def _by_plain(x: Tensor, stages: Stages, weight: Tensor | None = None) -> bool:
-    """Whether torch's own functions run this, so that no op of ours has to.
+def _chosen(x: Tensor, stages: Stages, weight: Tensor | None = None) -> ModuleType | None:
+    """The backend that would run this by itself; None where PyTorch's dispatcher decides with what.
 
-    Not asked while compiling, nor under autocast, which decides on the dtype: the op asks again. ONNX has the
-    stages as torch does.
+    That is while compiling, and under autocast, which changes the dtype. ONNX has the stages as torch does.
     """
     if torch.onnx.is_in_onnx_export():
-        return True
+        return plain
     device = x.device.type
     if torch.compiler.is_compiling() or (device in backends.PREFERENCE and torch.is_autocast_enabled(device)):
-        return False
-    return backends.choose(x, stages, weight) is plain
+        return None
+    return backends.choose(x, stages, weight)
 
 
 def epilogue(x: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
     """The stages on x (N, C, H, W)."""
-    if _by_plain(x, stages):
+    backend = _chosen(x, stages)
+    if backend is plain:
         check(x, bias, stages)
         return plain.epilogue(x, bias, stages)
-    if not idle(x, bias):
+    if backend is None or not idle(x, bias):
         return _ops.epilogue(x, bias, *stages.flat())
     check(x, bias, stages)
-    return backends.choose(x, stages).epilogue_forward(x, bias, stages, False)[0]
+    return backend.epilogue_forward(x, bias, stages, False)[0]
 
 
 def conv2d_block(
@@ -93,11 +94,12 @@ def conv2d_block(
     recompute: bool,
 ) -> Tensor:
     """The stages on the convolution of x (N, C, H, W); conv: stride, padding, dilation, groups."""
-    if _by_plain(x, stages, weight):
+    backend = _chosen(x, stages, weight)
+    if backend is plain:
         return plain.conv2d_block(x, weight, bias, conv, stages, recompute)
-    if not idle(x, weight, bias):
+    if backend is None or not idle(x, weight, bias):
         return _ops.conv2d_block(x, weight, bias, *conv, *stages.flat(), recompute)
-    return backends.choose(x, stages, weight).conv_block_forward(x, weight, bias, conv, stages, False)[0]
+    return backend.conv_block_forward(x, weight, bias, conv, stages, False)[0]
 
 
 @torch.library.impl("fastcnn::epilogue_forward", "CompositeExplicitAutograd")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _ops
-from .backends import reference
+from .backends import plain
 from .stages import DTYPES, LRN, MaxPool, Pair, Stages
 
 __all__ = ["conv2d_block", "epilogue", "local_response_norm", "max_pool2d"]
@@ -26,7 +26,7 @@ def _run(input: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
     if input.dim() == 3:
         return _run(input.unsqueeze(0), bias, stages).squeeze(0)
     if input.dtype not in DTYPES:
-        return reference.epilogue(input, bias, stages)
+        return plain.epilogue(input, bias, stages)
     return _ops.epilogue(input, bias, stages)
 
 

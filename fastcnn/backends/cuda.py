@@ -55,7 +55,7 @@ def declined_reason(x: Tensor, stages: Stages, weight: Tensor | None) -> str | N
     """What only the general kernels take, one value a thread, and what is not known to be right here."""
     last = torch.channels_last in (memory_format(t) for t in (x, weight) if t is not None)
     format = torch.channels_last if last else torch.contiguous_format
-    channels = x.shape[1] if weight is None else weight.shape[0]
+    channels = int(x.shape[1] if weight is None else weight.shape[0])  # a number while compiling, too
     if stages.lrn and channels % stages.lrn.groups:
         return f"{channels} channels are not {stages.lrn.groups} equal groups"
     if not _special(stages, x.dtype, format, channels) or (last and weight is None and not _aligned(x)):
