@@ -54,7 +54,7 @@ sanitize: .venv/built  ## run the kernels, CUDA's too, on the CPU under AddressS
 	$(BIN)/cmake --build build/sanitize
 	rm -rf $(SANITIZED)
 	mkdir -p $(SANITIZED)
-	cp -R fastcnn tests pyproject.toml $(SANITIZED)
+	cp -R fastcnn csrc tests pyproject.toml $(SANITIZED)
 	rm -f $(SANITIZED)/fastcnn/_C.*
 	$(BIN)/cmake --install build/sanitize --prefix $(SANITIZED)
 	cd $(SANITIZED) && export ASAN_OPTIONS=detect_leaks=0 \

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from cuda_kernels import (
+    BEST,
     EACH_STAGES,
     GENERAL,
+    MISALIGNED,
     SPECIAL,
     Kernels,
     run_each_kernel,
@@ -54,6 +56,12 @@ def test_general_kernels_follow_the_reference(case):
 @given(special_cases())
 def test_special_kernels_follow_the_reference(case):
     follows_the_reference(Kernels(SPECIAL), case, "cuda")
+
+
+@settings(max_examples=50, deadline=None, phases=PHASES)
+@given(special_cases(MISALIGNED))
+def test_misaligned_channels_are_not_read_as_vectors(case):
+    follows_the_reference(case, BEST, "cuda")
 
 
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])

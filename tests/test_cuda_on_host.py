@@ -12,6 +12,7 @@ from cuda_kernels import (
     BEST,
     EACH_STAGES,
     GENERAL,
+    MISALIGNED,
     SPECIAL,
     Kernels,
     run_each_kernel,
@@ -21,7 +22,7 @@ from hypothesis import given, settings
 from test_properties import PHASES, cases, follows_the_reference
 
 from fastcnn import LRN, MaxPool, _native, use_backend
-from fastcnn.backends import cuda
+from fastcnn.backends import cuda, reference
 from fastcnn.stages import ORDERS, Stages
 
 HERE = Path(__file__).parent / "cuda_on_host"
@@ -32,7 +33,7 @@ globals().update({
     if name.startswith("test_") and "device" in inspect.signature(test).parameters
 })  # fmt: skip
 
-THREAD_ORDERS = ("forward", "backward", "shuffled")
+RUN_ORDERS = ("forward", "backward", "shuffled")
 HEADERS = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
 has_headers = pytest.mark.skipif(
     not (HEADERS / "cuda_fp16.h").exists(), reason=f"no CUDA headers in {HEADERS}"
@@ -83,20 +84,35 @@ def test_special_kernels_follow_the_reference(case):
 
 
 @on_host
+@settings(max_examples=30, deadline=None, phases=PHASES)
+@given(special_cases(MISALIGNED))
+def test_misaligned_channels_are_not_read_as_vectors(case):
+    follows_the_reference(case, BEST, "cpu")
+
+
+@on_host
+def test_a_misaligned_bias_is_not_read_as_vectors():
+    x, bias = torch.randn(2, 16, 5, 7).contiguous(memory_format=torch.channels_last), torch.randn(17)[1:]
+    y, *_ = Kernels(BEST).epilogue_forward(x, bias, Stages(), save=False)
+    expected, *_ = reference.epilogue_forward(x, bias, Stages(), save=False)
+    assert torch.equal(y, expected)
+
+
+@on_host
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("variant", [GENERAL, SPECIAL])
-def test_the_same_bits_in_any_order_of_threads(monkeypatch, variant, order, format):
+def test_the_same_bits_in_any_order_of_blocks_and_threads(monkeypatch, variant, order, format):
     x = torch.randn(3, 16, 33, 21).contiguous(memory_format=format)
     stages = Stages(True, LRN(5, 0.1), MaxPool(3, 2), order)
     kernels = Kernels(variant)
 
-    def run(threads):
-        monkeypatch.setenv("FASTCNN_THREAD_ORDER", threads)
+    def run(turns):
+        monkeypatch.setenv("FASTCNN_HOST_ORDER", turns)
         y, r, offsets = kernels.epilogue_forward(x, x[0, :, 0, 0], stages, save=True)
         return y, r, offsets, *kernels.epilogue_backward(y, r, offsets, stages, x.shape, format, True)
 
-    first, *others = map(run, THREAD_ORDERS)
+    first, *others = map(run, RUN_ORDERS)
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
@@ -119,17 +135,46 @@ def test_a_block_in_chunks_gives_the_same_bits(monkeypatch, order):
         assert all(torch.equal(a, b) for a, b in zip(parts, whole, strict=True)), images
 
 
+@on_host
+def test_a_launch_goes_to_the_tensors_device_and_the_current_one_stays():
+    native = _native.load()
+    x, bias = torch.randn(2, 16, 5, 7), torch.zeros(16)
+    args = (x, torch.empty_like(x), None, None)
+    forward = cuda.params(*args, None, Stages(), torch.contiguous_format)
+    backward = cuda.params(*args, bias, Stages(relu=False), torch.contiguous_format)
+    sums = torch.empty(16 * native.cuda_bias_parts(backward), dtype=torch.float64)
+
+    def devices():
+        return native.build_info()["cuda"].partition("; ")[2]
+
+    for device in (0, 1):
+        native.cuda_epilogue_forward(forward, device, 0)
+        assert devices() == f"current device 0, last launch on {device}"
+        native.cuda_epilogue_backward(backward, 1 - device, 0, sums.data_ptr())
+        assert devices() == f"current device 0, last launch on {1 - device}"
+
+    forward.variant = 2
+    with pytest.raises(ValueError, match="variant"):
+        native.cuda_epilogue_forward(forward, 1, 0)
+    with pytest.raises(RuntimeError, match="cudaErrorInvalidDevice"):
+        native.cuda_epilogue_forward(forward, 2, 0)
+    assert devices() == "current device 0, last launch on 0"
+    forward.variant = BEST
+    native.cuda_epilogue_forward(forward, 0, 0)  # isn't blamed for what went wrong before
+
+
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    """Runs the kernel with this bug in it, its threads in this order."""
+    """Runs planted with these arguments, blocks and threads in this order."""
     program = tmp_path_factory.mktemp("planted") / "planted"
     flags = ["-std=c++17", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-    includes = [f"-I{HERE}", "-isystem", HEADERS]
-    subprocess.run(["g++", *flags, *includes, HERE / "planted.cpp", "-o", program], check=True)
+    includes = ["-DFASTCNN_CUDA_ON_HOST", f"-I{HERE}", "-isystem", HEADERS]
+    sources = [HERE / "planted.cpp", HERE / "device.cpp"]
+    subprocess.run(["g++", *flags, *includes, *sources, "-o", program], check=True)
 
-    def run(bug, order="forward"):
-        env = {"FASTCNN_THREAD_ORDER": order, "ASAN_OPTIONS": "detect_leaks=0"}
-        return subprocess.run([program, str(bug)], env=env, capture_output=True, text=True)
+    def run(*args, order="forward"):
+        env = {"FASTCNN_HOST_ORDER": order, "ASAN_OPTIONS": "detect_leaks=0"}
+        return subprocess.run([program, *map(str, args)], env=env, capture_output=True, text=True)
 
     return run
 
@@ -138,8 +183,8 @@ def planted(tmp_path_factory):
 def test_without_a_bug_every_order_gives_the_sum(planted):
     values = [i % 17 for i in range(1000)]
     sums = [sum(values[max(0, i - 1) : i + 2]) for i in range(1000)]
-    expected = float(sum(s * (i + 1) for i, s in enumerate(sums)))
-    assert [float(planted(0, order).stdout) for order in THREAD_ORDERS] == [expected] * 3
+    expected = sum(s * (i + 1) for i, s in enumerate(sums))
+    assert [planted(0, order=order).stdout for order in RUN_ORDERS] == [f"{expected} cudaSuccess\n"] * 3
 
 
 @has_headers
@@ -148,13 +193,59 @@ def test_a_halo_one_short_gives_another_sum(planted):
 
 
 @has_headers
-def test_a_missing_barrier_gives_other_bits_in_another_order(planted):
-    assert len({planted(2, order).stdout for order in THREAD_ORDERS}) > 1
+@pytest.mark.parametrize(
+    "bug", [2, 4, 8], ids=["another block's shared memory", "no barrier", "another block's result"]
+)
+def test_a_race_gives_other_bits_in_another_order(planted, bug):
+    assert len({planted(bug, order=order).stdout for order in RUN_ORDERS}) > 1
 
 
 @has_headers
-@pytest.mark.parametrize("bug", [3, 4])
+def test_a_barrier_that_not_all_threads_come_to_is_an_error(planted):
+    assert planted(3).stdout.endswith("cudaErrorLaunchTimeout\n")
+
+
+@has_headers
+def test_what_shared_memory_holds_before_a_store_is_no_number(planted):
+    assert "nan" in planted(5).stdout
+
+
+@has_headers
+@pytest.mark.parametrize("bug", [6, 7])
 def test_an_access_past_the_end_is_an_error(planted, bug):
     result = planted(bug)
     assert result.returncode != 0
     assert "heap-buffer-overflow" in result.stderr
+
+
+@has_headers
+def test_a_misaligned_vector_is_an_error(planted):
+    result = planted(9)
+    assert result.returncode != 0
+    assert "misaligned address" in result.stderr
+
+
+ONE = (1, 1, 1)
+
+
+@has_headers
+@pytest.mark.parametrize(
+    "grid, block, shared, error",
+    [
+        ((1, 65535, 1), ONE, 0, "cudaSuccess"),
+        ((1, 1, 65535), ONE, 0, "cudaSuccess"),
+        ((2**31, 1, 1), ONE, 0, "cudaErrorInvalidConfiguration"),
+        ((1, 65536, 1), ONE, 0, "cudaErrorInvalidConfiguration"),
+        ((1, 1, 65536), ONE, 0, "cudaErrorInvalidConfiguration"),
+        ((1, 0, 1), ONE, 0, "cudaErrorInvalidConfiguration"),
+        (ONE, (1024, 1, 1), 48 << 10, "cudaSuccess"),
+        (ONE, (1025, 1, 1), 0, "cudaErrorInvalidConfiguration"),
+        (ONE, (32, 33, 1), 0, "cudaErrorInvalidConfiguration"),
+        (ONE, (1, 1, 64), 0, "cudaSuccess"),
+        (ONE, (1, 1, 65), 0, "cudaErrorInvalidConfiguration"),
+        (ONE, (0, 1, 1), 0, "cudaErrorInvalidConfiguration"),
+        (ONE, ONE, (48 << 10) + 1, "cudaErrorInvalidValue"),
+    ],
+)
+def test_a_launch_that_no_gpu_takes_is_refused(planted, grid, block, shared, error):
+    assert planted(*grid, *block, shared).stdout == f"{error}\n"

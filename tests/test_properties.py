@@ -13,7 +13,10 @@ from fastcnn.backends import cpu, triton
 from fastcnn.stages import ORDERS, Stages
 from fastcnn.testing import DTYPES
 
-LAYOUTS = ("contiguous", "channels_last", "sliced", "strided", "transposed")
+# Of channels_last: how many channels before and after these the tensor has. Vectors of 16 bytes are then
+# aligned, or for their first address not, or for their strides not.
+CHANNELS = {"channels[8:]": (8, 0), "channels[3:-5]": (3, 5), "channels[:-3]": (0, 3)}
+LAYOUTS = ("contiguous", "channels_last", *CHANNELS, "sliced", "strided", "transposed")
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)  # a Case says enough without shrinking it
 ISAS = _native.load().instruction_sets()
 
@@ -87,6 +90,10 @@ def cases(draw):
 def laid_out(layout, n, c, h, w, values):
     if layout == "channels_last":
         return values(n, c, h, w).contiguous(memory_format=torch.channels_last)
+    if layout in CHANNELS:
+        before, after = CHANNELS[layout]
+        x = values(n, before + c + after, h, w).contiguous(memory_format=torch.channels_last)
+        return x[:, before : before + c]
     if layout == "sliced":
         return values(n, 2 * c, h + 2, w)[:, ::2, 1:-1]
     if layout == "strided":

@@ -1,13 +1,40 @@
-// CUDA's runtime on a host, as far as it is used: one device, of which nothing goes wrong.
+// CUDA's runtime on a host, as far as it is used: two devices, and of errors a launch's and a wrong
+// device's.
 #include "../../csrc/cuda/device.h"
 
-#include <cuda_runtime_api.h>
+#include <utility>
 
-cudaError_t cudaGetLastError() { return cudaSuccess; }
-cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-const char* cudaGetErrorName(cudaError_t) { return ""; }
-const char* cudaGetErrorString(cudaError_t) { return ""; }
+#include "cuda_on_host.h"
+
+using namespace fastcnn::cuda;
+
+cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+
+cudaError_t cudaGetDevice(int* device) { return *device = current_device, cudaSuccess; }
+
+cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device >= device_count()) return last_error = cudaErrorInvalidDevice;
+  return current_device = device, cudaSuccess;
+}
+
+const char* cudaGetErrorName(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "cudaSuccess";
+    case cudaErrorInvalidValue:
+      return "cudaErrorInvalidValue";
+    case cudaErrorInvalidConfiguration:
+      return "cudaErrorInvalidConfiguration";
+    case cudaErrorInvalidDevice:
+      return "cudaErrorInvalidDevice";
+    case cudaErrorLaunchTimeout:
+      return "cudaErrorLaunchTimeout";
+    default:
+      return "an error that no host gives";
+  }
+}
+
+const char* cudaGetErrorString(cudaError_t) { return "on the host"; }
 
 extern "C" cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) {
   return cudaSuccess;
@@ -15,10 +42,14 @@ extern "C" cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) {
 
 namespace fastcnn::cuda {
 
-int device_count() { return 1; }
+int device_count() { return 2; }
 
 std::string architectures() { return "none"; }
 
-std::string describe() { return "kernels on the host, for tests"; }
+// What a test can ask for: where this thread is, and where it was when it last launched a kernel.
+std::string describe() {
+  return "kernels on the host, for tests; current device " + std::to_string(current_device) +
+         ", last launch on " + std::to_string(launched_on);
+}
 
 }  // namespace fastcnn::cuda
