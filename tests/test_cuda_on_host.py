@@ -87,7 +87,7 @@ def test_special_kernels_follow_the_reference(case):
 @settings(max_examples=30, deadline=None, phases=PHASES)
 @given(special_cases(MISALIGNED))
 def test_misaligned_channels_are_not_read_as_vectors(case):
-    follows_the_reference(case, BEST, "cpu")
+    follows_the_reference(Kernels(BEST), case, "cpu")
 
 
 @on_host
