@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .backends._convolution import padded
 from .stages import LRN, MaxPool, Stages, check
 
 
@@ -22,6 +23,7 @@ def conv2d_block(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages
 ) -> Tensor:
     """The stages on the convolution of x (N, C, H, W); conv: stride, padding, dilation, groups."""
+    x, conv, _ = padded(x, conv)
     a = F.conv2d(x, weight, bias, *conv)
     check(a, None, stages)
     return _stages(a, stages)
