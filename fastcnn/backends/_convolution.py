@@ -35,7 +35,7 @@ def conv_output_size(x: Tensor, weight: Tensor, conv: Conv) -> list[int]:
 
 
 def padded(x: Tensor, conv: Conv) -> tuple[Tensor, Conv, list[int]]:
-    """Returns x with zeros where a side is padded more than the opposite one, conv without, and F.pad's sizes."""
+    """Returns x with the zeros that one side has more than its opposite, conv without, and F.pad's sizes."""
     stride, padding, dilation, groups = conv
     if len(padding) != 4:
         return x, conv, []
@@ -75,9 +75,9 @@ def applies(x: Tensor, weight: Tensor, conv: Conv) -> bool:
     """Returns whether there are few channels, and squares as wide as the stride give no window too many."""
     stride, padding, dilation, groups = conv
     side = stride[0]
-    if [*stride] != [side, side] or side < 2 or min(padding) < 0 or [*dilation] != [1, 1]:
+    if [*stride] != [side, side] or side < 2 or [*dilation] != [1, 1] or groups != 1:
         return False
-    if groups != 1 or weight.shape[1] > _FEW_CHANNELS:
+    if len(padding) not in (2, 4) or min(padding) < 0 or weight.shape[1] > _FEW_CHANNELS:
         return False
     windows = zip(squares(x, side, sides(padding)), weight.shape[2:], strict=True)
     return conv_output_size(x, weight, conv) == [n + -k // side + 1 for n, k in windows]

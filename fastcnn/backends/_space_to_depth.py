@@ -12,7 +12,7 @@ from ..stages import Stages, memory_format
 
 
 def space_to_depth(x: Tensor, side: int, padding: Sequence[int] = (0, 0, 0, 0)) -> Tensor:
-    """Returns :func:`torch.nn.functional.pixel_unshuffle` of x with zeros around it, in x's format.
+    """Returns what F.pixel_unshuffle gives for x with zeros around it, in x's format.
 
     Args:
         x: (N, C, H, W), in any strides.
@@ -30,10 +30,10 @@ def space_to_depth(x: Tensor, side: int, padding: Sequence[int] = (0, 0, 0, 0)) 
     (top, left), (rows, columns) = padding[:2], squares(x, side, padding)
     bottom, right = rows * side - top - x.shape[2], columns * side - left - x.shape[3]
     padded = F.pad(x, (left, right, top, bottom))
-    if memory_format(x) == torch.contiguous_format:
-        return F.pixel_unshuffle(padded, side)
     parts = padded.unflatten(3, (columns, side)).unflatten(2, (rows, side))  # N, C, rows, side, columns, side
-    return parts.permute(0, 2, 4, 1, 3, 5).flatten(3).permute(0, 3, 1, 2)
+    if memory_format(x) == torch.channels_last:
+        return parts.permute(0, 2, 4, 1, 3, 5).flatten(3).permute(0, 3, 1, 2)
+    return parts.permute(0, 1, 3, 5, 2, 4).flatten(1, 3).contiguous()
 
 
 def squares(x: Tensor, side: int, padding: Sequence[int]) -> tuple[int, int]:
@@ -43,5 +43,5 @@ def squares(x: Tensor, side: int, padding: Sequence[int]) -> tuple[int, int]:
 
 
 def depth_to_space(x: Tensor, side: int, size: Sequence[int]) -> Tensor:
-    """Returns the tensor of this size of which x is the space to depth, without padding at the top and left."""
+    """Returns the tensor of this size of which x is the space to depth, without padding at top or left."""
     return F.pixel_shuffle(x, side)[:, :, : size[2], : size[3]]
