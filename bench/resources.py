@@ -36,8 +36,8 @@ From the compiled code, by `make resources`; CI compares. By nvcc {built}.
   value: of the output, in backward of the input's gradient, in `normalise_then_pool` of the input. Those that
   are there only for a window's overlap or an LRN's neighbours find their bytes in L1.
 
-`Pixels` is channels_last, `Planes` NCHW. K: width of the pooling window, 0 for none. `squares` copies elements
-of so many bytes; side 0 is any. The general kernels, one value a thread, are below.
+`Pixels` is channels_last, `Planes` NCHW. K: width of the pooling window, 0 for none. `squares` copies
+elements of so many bytes; side 0 is any. The general kernels, one value a thread, are below.
 
 """
 

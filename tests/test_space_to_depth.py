@@ -88,7 +88,9 @@ def test_the_kernel_refuses_what_it_can_not_count(on_host):
         _native.load().cuda_space_to_depth(args[0], 4, (1, 3, 8, 8), (1, 48, 2, 2), 4, 0, 0, 2, True, 0, 0)
 
 
+@pytest.mark.parametrize("padding", [(0, 0, 0, 0), (1, 2, 3, 0)])
 @pytest.mark.parametrize("side", [1, 2, 4])
-def test_there_and_back(side):
-    weight = torch.randn(8, 3, 11, 7)
-    assert torch.equal(depth_to_space(space_to_depth(weight, side), side, weight.shape), weight)
+@pytest.mark.parametrize("images", [8, 0])
+def test_there_and_back(side, images, padding):
+    x = torch.randn(images, 3, 11, 7)
+    assert torch.equal(depth_to_space(space_to_depth(x, side, padding), side, x.shape, padding), x)

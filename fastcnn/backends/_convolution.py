@@ -7,7 +7,8 @@ also be (top, left, bottom, right).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from ._fastest import fastest
 from ._space_to_depth import depth_to_space, space_to_depth, squares
 
 Conv: TypeAlias = Sequence[Any]
-Ways: TypeAlias = dict[str, Callable[[], Any]]
+Gradients: TypeAlias = tuple[Tensor | None, Tensor | None]  # of x and of the weight
 
 
 def sides(padding: Sequence[int]) -> list[int]:
@@ -53,7 +54,7 @@ def convolve(x: Tensor, weight: Tensor, conv: Conv, bias: Tensor | None = None) 
 
 def convolution_backward(
     grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, needed: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
+) -> Gradients:
     """Returns the gradients of x and weight, None for what is not needed; torch can differentiate it."""
     x, (stride, padding, dilation, groups), sizes = padded(x, conv)
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
@@ -91,20 +92,25 @@ def rearranged(x: Tensor, weight: Tensor, conv: Conv) -> tuple[Tensor, Tensor, C
     return *parts, ((1, 1), (0, 0), dilation, groups)
 
 
-def _rearranged_backward(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv) -> tuple[None, Tensor]:
-    _, grad_weight = convolution_backward(grad, *rearranged(x, weight, conv), (False, True))
-    assert grad_weight is not None
-    return None, depth_to_space(grad_weight, conv[0][0], weight.shape)
+def _rearranged_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, needed: Sequence[bool]
+) -> Gradients:
+    (side, _), padding, *_ = conv
+    squares, dense = convolution_backward(grad, *rearranged(x, weight, conv), needed)
+    return (
+        None if squares is None else depth_to_space(squares, side, x.shape, sides(padding)),
+        None if dense is None else depth_to_space(dense, side, weight.shape),
+    )
 
 
-_FEW_GROUPS = 4  # with more, launches take longer than the work
+_FEW_GROUPS = 4  # by reasoning: with more, each call has too little to do
 
 
-def _has_few_groups(weight: Tensor, conv: Conv) -> bool:
+def _has_few_groups(x: Tensor, weight: Tensor, conv: Conv) -> bool:
     return 1 < conv[3] <= _FEW_GROUPS and weight.shape[0] % conv[3] == 0
 
 
-def _by_group(x: Tensor, weight: Tensor, conv: Conv) -> list[tuple[Tensor, Tensor, Conv]]:
+def _grouped(x: Tensor, weight: Tensor, conv: Conv) -> list[tuple[Tensor, Tensor, Conv]]:
     """Returns a convolution for each group."""
     *rest, groups = conv
     pairs = zip(x.chunk(groups, 1), weight.chunk(groups), strict=True)
@@ -113,40 +119,49 @@ def _by_group(x: Tensor, weight: Tensor, conv: Conv) -> list[tuple[Tensor, Tenso
 
 def _by_group_backward(
     grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, needed: Sequence[bool]
-) -> list[Tensor | None]:
-    parts = zip(grad.chunk(conv[-1], 1), _by_group(x, weight, conv), strict=True)
-    grads = [convolution_backward(g, *part, needed) for g, part in parts]
-    return [
-        torch.cat(each, dim) if need else None
-        for each, dim, need in zip(zip(*grads, strict=True), (1, 0), needed, strict=True)
-    ]
+) -> Gradients:
+    parts = zip(grad.chunk(conv[3], 1), _grouped(x, weight, conv), strict=True)
+    of_x, of_weight = zip(*(convolution_backward(g, *part, needed) for g, part in parts), strict=True)
+    return torch.cat(of_x, 1) if needed[0] else None, torch.cat(of_weight) if needed[1] else None
+
+
+class Way(NamedTuple):
+    """A way to convolve: whether it can, and what it calls."""
+
+    applies: Callable[[Tensor, Tensor, Conv], bool]
+    forward: Callable[[Tensor, Tensor, Conv], Tensor]
+    backward: Callable[[Tensor, Tensor, Tensor, Conv, Sequence[bool]], Gradients]
+
+
+WAYS = {
+    "as it is": Way(lambda *_: True, convolve, convolution_backward),
+    "space to depth": Way(applies, lambda *given: convolve(*rearranged(*given)), _rearranged_backward),
+    "by group": Way(
+        _has_few_groups,
+        lambda *given: torch.cat([convolve(*part) for part in _grouped(*given)], 1),
+        _by_group_backward,
+    ),
+}
 
 
 def _key(name: str, weight: Tensor, conv: Conv) -> tuple[Any, ...]:
-    return name, tuple(weight.shape), memory_format(weight), str(tuple(map(list, conv[:3]))), conv[3]
+    return name, tuple(weight.shape), memory_format(weight), *map(tuple, conv[:3]), conv[3]
 
 
 def convolve_fastest(x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
     """Returns :func:`convolve`'s result, up to rounding, in the fastest way that may be timed."""
-    ways: Ways = {"as it is": lambda: convolve(x, weight, conv)}
-    if applies(x, weight, conv):
-        ways["space to depth"] = lambda: convolve(*rearranged(x, weight, conv))
-    if _has_few_groups(weight, conv):
-        ways["by group"] = lambda: torch.cat([convolve(*part) for part in _by_group(x, weight, conv)], 1)
+    given = x, weight, conv
+    ways = {name: partial(way.forward, *given) for name, way in WAYS.items() if way.applies(*given)}
     return ways[fastest(_key("convolution", weight, conv), x, ways)]()
 
 
 def convolution_backward_fastest(
     grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, needed: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Returns :func:`convolution_backward`'s results, up to rounding, in the fastest way that may be timed.
-
-    An image needs no gradient, so space to depth is for the weight's alone.
-    """
-    ways: Ways = {"as it is": lambda: convolution_backward(grad, x, weight, conv, needed)}
-    if not needed[0] and applies(x, weight, conv):
-        ways["space to depth"] = lambda: _rearranged_backward(grad, x, weight, conv)
-    if _has_few_groups(weight, conv):
-        ways["by group"] = lambda: _by_group_backward(grad, x, weight, conv, needed)
-    key = (*_key("its gradients", weight, conv), *needed, grad.stride())
+) -> Gradients:
+    """Returns :func:`convolution_backward`'s results, up to rounding, likewise."""
+    given = x, weight, conv
+    ways = {
+        name: partial(way.backward, grad, *given, needed) for name, way in WAYS.items() if way.applies(*given)
+    }
+    key = *_key("its gradients", weight, conv), *needed, grad.stride()
     return ways[fastest(key, x, ways)]()

@@ -42,6 +42,10 @@ def squares(x: Tensor, side: int, padding: Sequence[int]) -> tuple[int, int]:
     return -(-(x.shape[2] + top + bottom) // side), -(-(x.shape[3] + left + right) // side)
 
 
-def depth_to_space(x: Tensor, side: int, size: Sequence[int]) -> Tensor:
-    """Returns the tensor of this size of which x is the space to depth, without padding at top or left."""
-    return F.pixel_shuffle(x, side)[:, :, : size[2], : size[3]]
+def depth_to_space(
+    x: Tensor, side: int, size: Sequence[int], padding: Sequence[int] = (0, 0, 0, 0)
+) -> Tensor:
+    """Returns the tensor of this size, (N, C, H, W), of which x is the space to depth with this padding."""
+    parts = x.unflatten(1, (size[1], side, side)).permute(0, 1, 4, 2, 5, 3)  # N, C, rows, side, columns, side
+    (top, left), whole = padding[:2], parts.flatten(4).flatten(2, 3)
+    return whole[:, :, top : top + size[2], left : left + size[3]]
