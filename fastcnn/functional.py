@@ -173,7 +173,7 @@ def _conv2d_block(
 ) -> Tensor:
     """margins: rows and columns of zeros, besides padding, at the top, left, bottom and right."""
     fits = input.dim() in (3, 4) and weight.dim() == 4  # if not, torch's conv2d says what is wrong
-    fits = fits and (isinstance(padding, int | str) or len(padding) <= 2)
+    fits = fits and (isinstance(padding, (int, str)) or len(padding) <= 2)
     if not fits or input.dtype not in DTYPES or stages.empty:
         if margins:
             top, left, bottom, right = margins

@@ -176,8 +176,8 @@ class ConvNet(torch.nn.Module):
             features += block(row, in_channels, fused)
             in_channels = row.channels
         first, margins = features[0][1], table.margins
-        if isinstance(first, ConvBlock2d):  # it can put the margins around the image without a copy of it
-            first._margins, margins = margins, no_margins
+        if isinstance(first, ConvBlock2d) and margins is not no_margins:
+            first._margins, margins = margins, no_margins  # which it may add without a copy of the image
         self.with_margins = partial(with_margins, name, margins, sizes(table))
         classifier: Named = []
         width = in_channels * table.map_size**2
