@@ -17,8 +17,7 @@ from torch.nn import functional as TF
 
 from fastcnn import functional as F
 from fastcnn.backends import cuda
-from fastcnn.backends._space_to_depth import rearranged
-from fastcnn.backends.reference import convolve
+from fastcnn.backends._convolution import convolve, rearranged
 from fastcnn.stages import Stages
 from fastcnn.testing import plain_epilogue
 

@@ -36,8 +36,8 @@ From the compiled code, by `make resources`; CI compares. By nvcc {built}.
   value: of the output, in backward of the input's gradient, in `normalise_then_pool` of the input. Those that
   are there only for a window's overlap or an LRN's neighbours find their bytes in L1.
 
-`Pixels` is channels_last, `Planes` NCHW. K: width of the pooling window, 0 for none. The general kernels, one
-value a thread, are below.
+`Pixels` is channels_last, `Planes` NCHW. K: width of the pooling window, 0 for none. `squares` copies
+elements of so many bytes; side 0 is any. The general kernels, one value a thread, are below.
 
 """
 
@@ -76,16 +76,22 @@ class Kernel(NamedTuple):
         if not self.special:
             return 1
         dtype, layout, *rest = self.arguments
+        if self.name == "squares":  # as csrc/cuda/space_to_depth.cu's Part has it
+            side, size = int(layout), 2 * 2 ** ("short", "int", "long").index(dtype.split()[-1])
+            return side * min(side, max(1, 16 // (side * size))) if side else 1
         lanes = 4 if (dtype, layout) == ("float", "Pixels") else 8
         return 4 * lanes if self.name == "each_square" and int(rest[1]) > 0 else lanes
 
     def __str__(self) -> str:
         dtype, *rest = self.arguments
-        words = [{"__half": "float16", "__nv_bfloat16": "bfloat16", "float": "float32"}.get(dtype, dtype)]
+        known = {"__half": "float16", "__nv_bfloat16": "bfloat16", "float": "float32"}
+        known |= {"unsigned short": "2 bytes", "unsigned int": "4 bytes", "unsigned long": "8 bytes"}
+        words = [known.get(dtype, dtype)]
         names = {
             "each_output": ("{}", "lrn: {}", "K: {}", "for training: {}"),
             "normalise_then_pool": ("{}", "for training: {}"),
             "each_square": ("{}", "lrn: {}", "K: {}", "pool first: {}"),
+            "squares": ("side: {}", "channels_last: {}"),
         }.get(self.name, ())
         words += [form.format(word) for form, word in zip(names, rest, strict=False)]
         return f"`{self.name}` {', '.join(words)}"

@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastcnn import LRN, MaxPool
-from fastcnn.backends.reference import conv_output_size
+from fastcnn.backends._convolution import conv_output_size
 from fastcnn.backends.triton import conv, epilogue
 from fastcnn.stages import Stages
 

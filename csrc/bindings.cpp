@@ -12,6 +12,7 @@
 #ifdef FASTCNN_CUDA
 #include "cuda/device.h"
 #include "cuda/epilogue.h"
+#include "cuda/space_to_depth.h"
 #endif
 
 namespace py = pybind11;
@@ -54,6 +55,20 @@ static EpilogueParams make_params(
   return p;
 }
 
+#ifdef FASTCNN_CUDA
+static void space_to_depth(const Address& x, uintptr_t y, const Sizes& input_size,
+                           const Sizes& output_size, int64_t side, int64_t top, int64_t left,
+                           int64_t bytes, bool channels_last, int device, uintptr_t stream) {
+  cuda::SpaceToDepth p;
+  p.x = tensor(x), p.y = reinterpret_cast<void*>(y);
+  p.N = input_size[0], p.C = input_size[1], p.H = input_size[2], p.W = input_size[3];
+  p.OH = output_size[2], p.OW = output_size[3];
+  p.side = side, p.top = top, p.left = left;
+  p.bytes = bytes, p.channels_last = channels_last;
+  cuda::space_to_depth(p, device, stream);
+}
+#endif
+
 static py::dict build_info() {
   py::dict info;
   info["compiler"] = __VERSION__;
@@ -92,5 +107,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_epilogue_backward", &cuda::epilogue_backward, "params"_a, "device"_a, "stream"_a,
         "partial_sums"_a);
   m.def("cuda_bias_parts", &cuda::bias_parts, "params"_a);
+  m.def("cuda_space_to_depth", &space_to_depth, "x"_a, "y"_a, "input_size"_a, "output_size"_a,
+        "side"_a, "top"_a, "left"_a, "bytes"_a, "channels_last"_a, "device"_a, "stream"_a);
 #endif
 }

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ._reach import Call, Reach, Refused, of_pixels
-from .backends.reference import convolve
+from .backends._convolution import convolve
 
 _own = torch.ops.fastcnn
 

@@ -20,11 +20,16 @@ from torch import Tensor
 from . import backends
 from ._dispatch import idle, records, transforms
 from .backends import plain, reference
-from .backends.reference import conv_output_size, convolve
+from .backends._convolution import (
+    conv_output_size,
+    convolution_backward,
+    convolution_backward_fastest,
+    convolve,
+)
 from .stages import Stages, check, memory_format
 
 _STAGES = "bool relu, float[]? lrn, int[]? pool, str order"
-_CONV = "int[] stride, int[] padding, int[] dilation, int groups"
+_CONV = "int[] stride, SymInt[] padding, int[] dilation, int groups"  # see backends/_convolution.py
 _BLOCK = f"Tensor input, Tensor weight, Tensor? bias, {_CONV}, {_STAGES}"
 
 _library = torch.library.Library("fastcnn", "DEF")
@@ -38,6 +43,10 @@ _library.define(
 )
 _library.define(f"conv2d_block({_BLOCK}, bool recompute) -> Tensor")
 _library.define(f"conv2d_block_forward({_BLOCK}, bool save, bool recompute) -> (Tensor, Tensor, Tensor)")
+_library.define(
+    f"convolution_backward(Tensor grad, Tensor input, Tensor weight, {_CONV}, bool[2] needed) "
+    "-> (Tensor, Tensor)"
+)
 
 _ops = torch.ops.fastcnn
 
@@ -232,6 +241,23 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tenso
     return _fake(a, stages, save and not recompute, stages.lrn is not None)
 
 
+@torch.library.impl("fastcnn::convolution_backward", "CompositeExplicitAutograd")
+def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    *conv, needed = args
+    grads = zip(convolution_backward_fastest(grad, x, weight, conv, needed), (x, weight), strict=True)
+    # In a format that the fake can tell: which one a library prefers it can't.
+    formatted = [g if g is None else g.contiguous(memory_format=memory_format(t)) for g, t in grads]
+    return _empty_for_none(grad, *formatted)
+
+
+@torch.library.register_fake("fastcnn::convolution_backward")
+def _(grad: Tensor, x: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    pairs = zip((x, weight), args[-1], strict=True)
+    return tuple(
+        torch.empty_like(t, memory_format=memory_format(t)) if need else t.new_empty(0) for t, need in pairs
+    )
+
+
 def _setup_block(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, *conv, relu, lrn, pool, order, save, recompute = inputs
     ctx.saved = save and not recompute
@@ -261,12 +287,13 @@ def _backward_block(
         kept = _kept(ctx.keeps, output)
     grad_a, grad_bias = _stages_backward(ctx, grad_y, grad_r if ctx.saved else None, *kept)
     grad_x = grad_weight = None
-    if grad_a is not None and any(ctx.needs_input_grad[:2]):
-        stride, padding, dilation, groups = ctx.conv
-        mask = [*ctx.needs_input_grad[:2], False]
-        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-            grad_a, x, weight, None, stride, padding, dilation, False, [0, 0], groups, mask
-        )
+    needed = ctx.needs_input_grad[:2]
+    if grad_a is not None and any(needed):
+        if torch.is_grad_enabled() or not x.is_cuda:  # it may be differentiated again; there is one way
+            grad_x, grad_weight = convolution_backward(grad_a, x, weight, ctx.conv, needed)
+        else:
+            grads = _ops.convolution_backward(grad_a, x, weight, *ctx.conv, needed)
+            grad_x, grad_weight = map(_none_for_empty, grads)
     return (grad_x, grad_weight, grad_bias, *[None] * 10)
 
 

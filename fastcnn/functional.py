@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from . import _ops
 from .backends import plain
+from .backends._convolution import sides
 from .stages import DTYPES, LRN, MaxPool, Pair, Stages
 
 __all__ = ["conv2d_block", "epilogue", "local_response_norm", "max_pool2d"]
@@ -168,31 +169,23 @@ def _conv2d_block(
     groups: int,
     stages: Stages,
     recompute: bool = False,
+    margins: Sequence[int] = (),
 ) -> Tensor:
+    """margins: rows and columns of zeros, besides padding, at the top, left, bottom and right."""
     fits = input.dim() in (3, 4) and weight.dim() == 4  # if not, torch's conv2d says what is wrong
+    fits = fits and (isinstance(padding, (int, str)) or len(padding) <= 2)
     if not fits or input.dtype not in DTYPES or stages.empty:
+        if margins:
+            top, left, bottom, right = margins
+            input = F.pad(input, (left, right, top, bottom))
         a = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
         return _run(a, None, stages)
+    around = _numbers(weight, stride, padding, dilation)
+    if margins:
+        around = [p + m for p, m in zip(sides(around), margins, strict=True)]
+    conv = (_ints(stride), around, _ints(dilation), groups)
     if input.dim() == 3:
-        input = input.unsqueeze(0)
-        return _block(input, weight, bias, stride, padding, dilation, groups, stages, recompute).squeeze(0)
-    return _block(input, weight, bias, stride, padding, dilation, groups, stages, recompute)
-
-
-def _block(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair | str,
-    dilation: Pair,
-    groups: int,
-    stages: Stages,
-    recompute: bool,
-) -> Tensor:
-    if isinstance(padding, str):
-        input, padding = _named_padding(input, weight, stride, padding, dilation)
-    conv = (_ints(stride), _ints(padding), _ints(dilation), groups)
+        return _ops.conv2d_block(input.unsqueeze(0), weight, bias, conv, stages, recompute).squeeze(0)
     return _ops.conv2d_block(input, weight, bias, conv, stages, recompute)
 
 
@@ -202,18 +195,16 @@ def _ints(value: Pair) -> list[int]:
     return items * 2 if len(items) == 1 else items
 
 
-def _named_padding(
-    input: Tensor, weight: Tensor, stride: Pair, padding: str, dilation: Pair
-) -> tuple[Tensor, Sequence[int]]:
-    """Padding "same" or "valid" as numbers; an odd total gets its extra zeros right and below."""
+def _numbers(weight: Tensor, stride: Pair, padding: Pair | str, dilation: Pair) -> list[int]:
+    """Padding as the ops take it: of "same", an odd total gets its extra zeros right and below."""
+    if not isinstance(padding, str):
+        return _ints(padding)
     if padding == "valid":
-        return input, (0, 0)
+        return [0, 0]
     if padding != "same":
         raise RuntimeError(f"padding must be 'same' or 'valid', but got {padding!r}")
     if any(s != 1 for s in _ints(stride)):
         raise RuntimeError(f"padding='same' is not supported for strided convolutions, got {stride}")
     sizes = zip(_ints(dilation), weight.shape[2:], strict=True)
     height, width = (d * (k - 1) for d, k in sizes)
-    if height % 2 or width % 2:
-        input = F.pad(input, (0, width % 2, 0, height % 2))
-    return input, (height // 2, width // 2)
+    return [height // 2, width // 2, -(-height // 2), -(-width // 2)]

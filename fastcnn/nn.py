@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,6 +57,9 @@ class ConvBlock2d(torch.nn.Conv2d):
         ValueError, TypeError: Conv2d's, and those of the specs.
     """
 
+    # Zeros before and after so many rows or columns, besides padding: a network's own, by models/_blocks.py.
+    _margins: Callable[[int], tuple[int, int]] | None = None
+
     def __init__(
         self,
         in_channels: int,
@@ -90,7 +94,11 @@ class ConvBlock2d(torch.nn.Conv2d):
         self.stages, self.recompute = Stages(relu, lrn, pool, order), recompute
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.conv2d_block(
+        margins: tuple[int, ...] = ()
+        if self._margins is not None:
+            (top, bottom), (left, right) = map(self._margins, input.shape[-2:])
+            margins = top, left, bottom, right
+        return F._conv2d_block(
             input,
             self.weight,
             self.bias,
@@ -98,11 +106,9 @@ class ConvBlock2d(torch.nn.Conv2d):
             self.padding,
             self.dilation,
             self.groups,
-            relu=self.stages.relu,
-            lrn=self.stages.lrn,
-            pool=self.stages.pool,
-            order=self.stages.order,
-            recompute=self.recompute,
+            self.stages,
+            self.recompute,
+            margins,
         )
 
     def extra_repr(self) -> str:

@@ -196,6 +196,14 @@ class Stages:
         return not (self.relu or self.lrn or self.pool)
 
     @property
+    def name(self) -> str:
+        """The stages in their order, as "relu, lrn 5, pool 3/2"."""
+        lrn = f"lrn {self.lrn.size}" if self.lrn else ""
+        pool = f"pool {self.pool.pairs[0][0]}/{self.pool.pairs[1][0]}" if self.pool else ""
+        steps = [pool, lrn] if self.pool_first else [lrn, pool]
+        return ", ".join(filter(None, ["relu" if self.relu else "", *steps]))
+
+    @property
     def pool_first(self) -> bool:
         """Whether pooling comes straight after the ReLU: asked for, or nothing lies between them."""
         return self.order == "pool_lrn" or self.lrn is None

@@ -93,21 +93,13 @@ def counts(run, stages, dtype):
     return [(c.operations, c.bytes / values) for c in (forward, backward)]
 
 
-def name(stages):
-    groups = f" in {stages.lrn.groups} groups" if stages.lrn and stages.lrn.groups > 1 else ""
-    lrn = f"lrn {stages.lrn.size}{groups}" if stages.lrn else ""
-    parts = ["pool 3/2" if stages.pool else "", lrn]
-    steps = ["relu" if stages.relu else "", *(parts if stages.order == "pool_lrn" else parts[::-1])]
-    return ", ".join(filter(None, steps))
-
-
 def main():
     print("| a convolution, then | dtype | plain forward | layers | plain backward | layers |")
     print("|---|---|--:|--:|--:|--:|")
     for stages, dtype in product(combinations(), (torch.float32, torch.bfloat16)):
         ours, theirs = (counts(run, stages, dtype) for run in (by_plain, by_layers))
         cells = [f"{n} ops, {b:.1f} B" for pair in zip(ours, theirs, strict=True) for n, b in pair]
-        print(f"| {name(stages)} | {str(dtype)[6:]} | {' | '.join(cells)} |")
+        print(f"| {stages.name} | {str(dtype)[6:]} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

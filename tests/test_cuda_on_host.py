@@ -47,7 +47,6 @@ on_host = pytest.mark.skipif(
 def host_for_device():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "_where", lambda x: (0, 0))
-        patch.setattr(cuda, "_chunk_bytes", lambda device: 1 << 30)
         yield
 
 

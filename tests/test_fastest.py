@@ -1,4 +1,4 @@
-"""The choice by timing, with times that are given."""
+"""The choice by timing, with a device whose clock is given."""
 
 import contextlib
 from types import SimpleNamespace
@@ -7,48 +7,129 @@ import pytest
 import torch
 
 from fastcnn.backends import _fastest
-from fastcnn.backends._fastest import fastest
+from fastcnn.backends._fastest import chosen, fastest
 
-IMAGE, FEWER = (
-    SimpleNamespace(
-        is_cuda=True, device="cuda:0", dtype=torch.float32, shape=(n, 3, 8, 8), stride=lambda: (192, 64, 8, 1)
+
+def image(images):
+    return SimpleNamespace(
+        is_cuda=True,
+        device="cuda:0",
+        dtype=torch.float32,
+        shape=(images, 3, 8, 8),
+        stride=lambda: (192, 64, 8, 1),
     )
-    for n in (2, 1)
-)
-WAYS = [lambda: "plain", lambda: "rearranged"]
+
+
+class Device:
+    """A queue of work, in milliseconds, on a host whose launches take time too."""
+
+    def __init__(self):
+        self.now = self.done = 0.0
+        self.capturing = False
+
+    def run(self, launching, working):
+        """A way: what it takes Python, and what it takes the device."""
+
+        def way():
+            self.now += launching
+            self.done = max(self.now, self.done) + working
+
+        return way
+
+    def sleep(self, cycles):
+        self.run(0.01, cycles / 1.7e6)()
+
+    def event(self, **_):
+        event = SimpleNamespace(at=None)
+
+        def record():
+            event.at = max(self.now, self.done)
+
+        def synchronize():
+            self.now = max(self.now, event.at)
+
+        event.record, event.synchronize = record, synchronize
+        event.query = lambda: event.at <= self.now
+        event.elapsed_time = lambda other: other.at - event.at
+        return event
 
 
 @pytest.fixture
-def times(monkeypatch):
-    """Milliseconds that the next ways will take."""
-    given = [1.0, 2.0, 2.0, 1.0]
-    monkeypatch.setattr(_fastest, "_fastest", {})
-    monkeypatch.setattr(_fastest, "_milliseconds", lambda run: given.pop(0))
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+def device(monkeypatch):
+    device = Device()
+    monkeypatch.setattr(_fastest, "_choices", {})
+    monkeypatch.setattr(torch.cuda, "Event", device.event)
+    monkeypatch.setattr(torch.cuda, "_sleep", device.sleep)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: device.capturing)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    return given
-
-
-def test_the_fastest_is_taken_where_algorithms_may_be_tried(times):
-    assert fastest("a key", FEWER, WAYS) == 0
-    assert len(times) == 4
     with torch.backends.cudnn.flags(benchmark=True):
-        assert fastest("a key", IMAGE, WAYS) == 0
-        assert fastest("a key", FEWER, WAYS) == 1
-        assert not times
-        assert fastest("a key", IMAGE, WAYS) == 0
-        assert fastest("a key", FEWER, WAYS) == 1
+        yield device
 
 
-def test_a_graph_being_captured_is_not_disturbed(times, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with torch.backends.cudnn.flags(benchmark=True):
-        assert fastest("a key", FEWER, WAYS) == 0
-    assert len(times) == 4
+def never():
+    raise AssertionError("timed")
 
 
-def test_a_way_without_the_memory_is_not_taken():
-    def too_much():
-        raise torch.cuda.OutOfMemoryError
+@pytest.mark.parametrize("launching", [0.1, 30.0])  # shorter than the device's first wait, and longer
+def test_the_fastest_on_the_device_is_taken_however_long_its_launch_takes(device, launching):
+    ways = {"plain": device.run(0.01, 2.0), "rearranged": device.run(launching, 1.0)}
+    assert fastest(("a key",), image(2), ways) == "rearranged"
+    (choice,) = chosen()
+    assert choice.key[0] == "a key"
+    assert choice.way == "rearranged"
+    assert choice.milliseconds == pytest.approx({"plain": 2.0, "rearranged": 1.0})
 
-    assert _fastest._milliseconds(too_much) == float("inf")
+
+def test_it_is_timed_once_for_a_key_and_a_shape(device):
+    assert (
+        fastest(("a key",), image(2), {"plain": device.run(0.1, 1), "other": device.run(0.1, 2)}) == "plain"
+    )
+    assert fastest(("a key",), image(2), {"plain": never, "other": never}) == "plain"
+    assert (
+        fastest(("a key",), image(1), {"plain": device.run(0.1, 2), "other": device.run(0.1, 1)}) == "other"
+    )
+    assert (
+        fastest(("b key",), image(2), {"plain": device.run(0.1, 2), "other": device.run(0.1, 1)}) == "other"
+    )
+    assert [choice.way for choice in chosen()] == ["plain", "other", "other"]
+
+
+def test_the_first_is_taken_where_nothing_may_be_timed(device):
+    ways = {"plain": never, "other": never}
+    with torch.backends.cudnn.flags(benchmark=False):
+        assert fastest(("a key",), image(2), ways) == "plain"
+    assert fastest(("a key",), torch.empty(2), ways) == "plain"
+    assert fastest(("a key",), image(2), {"plain": never}) == "plain"
+    device.capturing = True
+    assert fastest(("a key",), image(2), ways) == "plain"
+    assert not chosen()
+
+
+def test_what_was_chosen_before_is_taken_in_a_capture(device):
+    fastest(("a key",), image(2), {"plain": device.run(0.1, 2), "other": device.run(0.1, 1)})
+    device.capturing = True
+    assert fastest(("a key",), image(2), {"plain": never, "other": never}) == "other"
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError, RuntimeError, NotImplementedError])
+def test_a_way_that_raises_is_not_taken(device, error):
+    def raises():
+        raise error
+
+    for ways in (
+        {"plain": raises, "other": device.run(0.1, 1)},
+        {"plain": device.run(0.1, 1), "other": raises},
+    ):
+        _fastest._choices.clear()
+        taken = fastest(("a key",), image(2), ways)
+        assert ways[taken] is not raises
+        assert sorted(chosen()[0].milliseconds.values()) == pytest.approx([1, float("inf")])
+    assert fastest(("all",), image(2), {"plain": raises, "other": raises}) == "plain"
+
+
+def test_a_way_that_waits_for_the_device_is_timed_all_the_same(device):
+    def waits():
+        device.run(0.1, 1.0)()
+        device.now = device.done
+
+    assert fastest(("a key",), image(2), {"plain": waits, "other": device.run(0.1, 5.0)}) == "plain"

@@ -15,7 +15,7 @@ from fastcnn.backends import plain
 from fastcnn.testing import assert_close
 
 STAGES = list(counting.combinations())
-names = pytest.mark.parametrize("stages", STAGES, ids=counting.name)
+names = pytest.mark.parametrize("stages", STAGES, ids=lambda stages: stages.name)
 
 
 @names

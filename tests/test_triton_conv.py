@@ -102,7 +102,7 @@ def test_the_tile_makes_no_difference(monkeypatch):
     assert torch.equal(others[2], offsets)
 
 
-@pytest.mark.parametrize("taken", range(2))
+@pytest.mark.parametrize("taken", ["in one kernel", "apart"])
 def test_whichever_way_was_fastest_the_result_is_the_same(taken, monkeypatch):
     x, weight, bias, conv = case("few channels", torch.float32, LAST)
     stages = STAGES["pool, lrn"]
@@ -110,6 +110,19 @@ def test_whichever_way_was_fastest_the_result_is_the_same(taken, monkeypatch):
     monkeypatch.setattr(triton, "fastest", lambda key, x, ways: taken)
     found = triton.conv_block_forward(x, weight, bias, conv, stages, save=False)[0]
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["strided", "few channels"])
+def test_four_paddings_are_zeros_around_the_input(name):
+    x, weight, bias, (stride, _, *rest) = case(name, torch.float32, LAST)
+    padding = (1, 0, 2, 3) if name == "strided" else (0, 0, 3, 0)  # the second as AlexNet's on other sizes
+    stages = STAGES["lrn, pool"]
+    found, *_ = triton.conv_block_forward(x, weight, bias, (stride, padding, *rest), stages, save=False)
+    top, left, bottom, right = padding
+    wide = TF.pad(x, (left, right, top, bottom))
+    plain = plain_epilogue(TF.conv2d(wide, weight, bias, stride, 0, *rest), None, stages)
+    exact = TF.conv2d(wide.double(), weight.double(), bias.double(), stride, 0, *rest)
+    assert_within_twice(found, plain, plain_epilogue(exact, None, stages))
 
 
 def test_a_patch_as_wide_as_the_stride_keeps_its_weights_format():

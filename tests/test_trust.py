@@ -14,6 +14,7 @@ import fastcnn
 from fastcnn import LRN, MaxPool, _native, backends, cli
 from fastcnn import functional as F
 from fastcnn.backends import cpu, cuda, plain, trust
+from fastcnn.backends._space_to_depth import by_torch, space_to_depth
 from fastcnn.stages import Stages, memory_format
 
 STAGES = Stages(lrn=LRN(5, 0.1, k=2.0), pool=MaxPool(3, 2))
@@ -23,8 +24,7 @@ X = torch.randn(2, 16, 9, 9)
 def needs_trust(x, stages, weight):
     """cuda's rule, but for what only its own kernels know."""
     channels = x.shape[1] if weight is None else weight.shape[0]
-    kernels = trust.Kernels("cpu", x.device, stages, x.dtype, memory_format(x))
-    return trust.distrust_reason(kernels, channels, cpu)
+    return trust.epilogue_reason("cpu", x.device, stages, x.dtype, memory_format(x), channels)
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +40,8 @@ def double(monkeypatch, tmp_path):
 @pytest.fixture
 def checks(monkeypatch):
     """How often kernels were checked."""
-    made, check = [], trust._check
-    monkeypatch.setattr(trust, "_check", lambda *args: made.append(args) or check(*args))
+    made, failure = [], trust._failure
+    monkeypatch.setattr(trust, "_failure", lambda check: made.append(check) or failure(check))
     return made
 
 
@@ -260,8 +260,26 @@ LAST = torch.channels_last
 ])  # fmt: skip
 def test_general_cuda_kernels_run_by_name_alone(monkeypatch, x, stages, weight, special):
     asked = []
-    monkeypatch.setattr(trust, "distrust_reason", lambda kernels, *args: asked.append(kernels))
+    monkeypatch.setattr(trust, "epilogue_reason", lambda *kernels: asked.append(kernels))
     reason = cuda.declined_reason(x, stages, weight)
     assert (reason is None) == special == bool(asked)
     if special:
-        assert asked[0].format == (LAST if x.stride(1) == 1 else torch.contiguous_format)
+        assert asked[0][4] == (LAST if x.stride(1) == 1 else torch.contiguous_format)
+
+
+def test_a_wrong_copy_kernel_is_left_to_torch(monkeypatch):
+    calls = []
+
+    def planted(x, side, padding):
+        calls.append(1)
+        return by_torch(x, side, padding) + 1
+
+    monkeypatch.setattr(cuda, "unsupported_reason", lambda x, stages: None)
+    monkeypatch.setattr(cuda, "space_to_depth", planted)
+    with pytest.warns(RuntimeWarning, match="space to depth, 4 x 4 of 4 bytes"):
+        y = space_to_depth(X[..., :8, :8], 4)
+    assert torch.equal(y, by_torch(X[..., :8, :8], 4, (0, 0, 0, 0)))
+    assert calls == [1]
+    monkeypatch.setattr(cuda, "space_to_depth", by_torch)
+    assert not cuda.copies(X, 4)  # its verdict stands
+    assert cuda.copies(X, 2)

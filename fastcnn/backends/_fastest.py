@@ -4,44 +4,80 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-_fastest: dict[Hashable, int] = {}
+
+class Choice(NamedTuple):
+    """What was timed for, and the milliseconds of each way by its name; inf: it raised."""
+
+    key: tuple[Hashable, ...]
+    milliseconds: dict[str, float]
+
+    @property
+    def way(self) -> str:
+        """The name of the way that is taken."""
+        return min(self.milliseconds, key=self.milliseconds.__getitem__)
 
 
-def fastest(key: Hashable, x: Tensor, ways: Sequence[Callable[[], Any]]) -> int:
-    """Which of the ways it is for x and its like on its device; the first where nothing may be timed.
+_choices: dict[Hashable, Choice] = {}
 
-    key: what else the time depends on. Timed once for each.
+
+def chosen() -> list[Choice]:
+    """Returns what was timed in this process so far, in order."""
+    return list(_choices.values())
+
+
+def fastest(key: tuple[Hashable, ...], x: Tensor, ways: Mapping[str, Callable[[], Any]]) -> str:
+    """Returns the name of the fastest way for x and its like on its device.
+
+    Each is timed once for a key and x's device, dtype, shape and strides. Where nothing may be timed, which
+    is also while a CUDA graph is captured, it is the first.
+
+    Args:
+        key: what else the times depend on.
+        ways: calls that come to the same result, by name.
     """
-    if not (torch.backends.cudnn.benchmark and x.is_cuda):
-        return 0
-    key = (key, x.device, x.dtype, x.shape, x.stride())
-    if key not in _fastest:
+    first = next(iter(ways))
+    if len(ways) == 1 or not (torch.backends.cudnn.benchmark and x.is_cuda):
+        return first
+    key = (*key, x.device, x.dtype, tuple(x.shape), x.stride())
+    if key not in _choices:
         with torch.cuda.device(x.device):
             if torch.cuda.is_current_stream_capturing():
-                return 0
-            times = [_milliseconds(way) for way in ways]
-        _fastest[key] = times.index(min(times))
-    return _fastest[key]
+                return first
+            _choices[key] = Choice(key, {name: _milliseconds(way) for name, way in ways.items()})
+    return _choices[key].way
+
+
+# Cycles that the device waits, some 2 ms: it takes a fraction of that to launch a convolution.
+_WAIT, _LONGEST_WAIT = 1 << 22, 1 << 27
 
 
 def _milliseconds(run: Callable[[], Any]) -> float:
-    """The median of five, after one to warm up; endless where memory is too small for it."""
-    times = []
+    """Returns the median of five on the device's clock, after one to warm up; inf where it raises.
+
+    The device waits until all is launched, so that no time of Python's is in it. This needs no capture, which
+    would empty the allocator's cache and hold memory of its own.
+    """
+    times: list[float] = []
+    wait = _WAIT
     try:
         run()
-    except torch.cuda.OutOfMemoryError:
+        while len(times) < 5:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(wait)
+            start.record()
+            run()
+            end.record()
+            if start.query() and wait < _LONGEST_WAIT:
+                wait *= 2  # it did not wait long enough
+                continue
+            end.synchronize()
+            times.append(start.elapsed_time(end))
+    except Exception:  # too little memory, or what a library does not have; if all raise, so does the first
         return math.inf
-    for _ in range(5):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
     return statistics.median(times)

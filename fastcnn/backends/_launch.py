@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _native
 from ..stages import LRN, MaxPool, Stages, check, memory_format
-from .reference import convolve
+from ._convolution import convolve
 
 _NAMES = {
     torch.float32: "float32",
@@ -26,7 +26,8 @@ def _dtype(dtype: torch.dtype) -> Any:
     return getattr(_native.load().Dtype, _NAMES[dtype])
 
 
-def _address(t: Tensor | None) -> tuple[int, tuple[int, ...]] | None:
+def address(t: Tensor | None) -> tuple[int, tuple[int, ...]] | None:
+    """Where a tensor begins, and its strides."""
     return None if t is None else (t.data_ptr(), t.stride())
 
 
@@ -94,10 +95,10 @@ def params(
         stages.pool_first,
         x.shape,
         y.shape,
-        _address(x),
-        _address(y),
-        _address(r),
-        _address(offsets),
+        address(x),
+        address(y),
+        address(r),
+        address(offsets),
         stages.pool.offset_dtype.itemsize if stages.pool else 1,
         0 if bias is None else bias.data_ptr(),
         threads,
@@ -114,6 +115,7 @@ def in_chunks(
     stages: Stages,
     save: bool,
     images: int,
+    convolve: Callable[..., Tensor] = convolve,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """A block by so many images at a time, convolved in weight's dtype.
 

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from .. import _native
 from ..stages import DTYPES, Stages, check, memory_format
+from ._convolution import conv_output_size, convolve
 from ._launch import allocate, in_chunks, params
-from .reference import conv_output_size, convolve, convolve_then
+from .reference import convolve_then
 
 
 def missing_reason() -> str | None:

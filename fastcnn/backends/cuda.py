@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +13,10 @@ from torch import Tensor
 from .. import _native
 from ..stages import DTYPES, Stages, memory_format
 from . import trust
-from ._launch import allocate, empty_on, in_chunks, params
-from ._space_to_depth import faster
-from .reference import conv_output_size, convolve_then
+from ._convolution import conv_output_size, convolve_fastest
+from ._launch import address, allocate, empty_on, in_chunks, params
+from ._space_to_depth import by_torch, squares
+from .reference import convolve_then
 
 
 def missing_reason() -> str | None:
@@ -60,8 +60,7 @@ def declined_reason(x: Tensor, stages: Stages, weight: Tensor | None) -> str | N
         return f"{channels} channels are not {stages.lrn.groups} equal groups"
     if not _special(stages, x.dtype, format, channels) or (last and weight is None and not _aligned(x)):
         return "only the general kernels take it, which are slower; they run by name"
-    kernels = trust.Kernels("cuda", x.device, stages, x.dtype, format)
-    return trust.distrust_reason(kernels, channels, sys.modules[__name__])
+    return trust.epilogue_reason("cuda", x.device, stages, x.dtype, format, channels)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -134,22 +133,57 @@ def epilogue_backward(
     return grad_x, grad_bias
 
 
-# How much of L2 a part of the convolution's output may take, so that the epilogue finds it there: half, since
-# the part before is still being written back. By reasoning: bench/gpu.py times other shares.
-_L2_SHARE = 0.5
+def copies(x: Tensor, side: int) -> bool:
+    """Whether :func:`space_to_depth` runs on x, and is known to be right there."""
+    if unsupported_reason(x, Stages()) is not None:
+        return False
+    kernels = f"cuda's space to depth, {side} x {side} of {x.itemsize} bytes, {memory_format(x)}"
+    return trust.reason(kernels, x.device, functools.partial(_check_copy, x, side)) is None
 
 
-@functools.cache
-def _chunk_bytes(device: int) -> int:
-    return int(_L2_SHARE * torch.cuda.get_device_properties(device).L2_cache_size)
+def _check_copy(like: Tensor, side: int) -> None:
+    """Against torch's own copies, on a small image of the same dtype, format and device."""
+    x = (
+        torch.arange(2 * 3 * 21 * 19)
+        .view(2, 3, 21, 19)
+        .to(like)
+        .contiguous(memory_format=memory_format(like))
+    )
+    for padding in ((0, 0, 0, 0), (2, 1, 0, 3)):
+        expected = by_torch(x, side, padding)
+        if not torch.equal(space_to_depth(x, side, padding), expected):
+            raise AssertionError(f"other values than torch's with padding {padding}")
+
+
+def space_to_depth(x: Tensor, side: int, padding: Sequence[int]) -> Tensor:
+    """:func:`._space_to_depth.space_to_depth`, in one kernel."""
+    format, (rows, columns) = memory_format(x), squares(x, side, padding)
+    y = empty_on(x.device)((x.shape[0], x.shape[1] * side**2, rows, columns), x.dtype, format)
+    if y.numel():
+        top, left = padding[:2]
+        last = format == torch.channels_last
+        _native.load().cuda_space_to_depth(
+            address(x), y.data_ptr(), x.shape, y.shape, side, top, left, x.itemsize, last, *_where(x)
+        )
+    return y
+
+
+def _chunk_bytes(device: int) -> int | None:
+    """Bytes of the convolution's output to make at a time, for the epilogue to find in L2; None: all of it.
+
+    Whether less is faster is not measured yet: bench/gpu.py times it.
+    """
+    return None
 
 
 def conv_block_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    x, weight, conv = faster(x, weight, conv)
-    image = weight.shape[0] * math.prod(conv_output_size(x, weight, conv)) * x.dtype.itemsize
-    images = max(1, _chunk_bytes(x.get_device()) // max(1, image))
-    if images < x.shape[0] and x.dtype == weight.dtype:
-        return in_chunks(empty_on(x.device), _run, x, weight, bias, conv, stages, save, images)
-    return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)
+    most = _chunk_bytes(x.get_device())
+    if most is not None and x.dtype == weight.dtype:
+        image = weight.shape[0] * math.prod(conv_output_size(x, weight, conv)) * x.dtype.itemsize
+        images = max(1, most // max(1, image))
+        if images < x.shape[0]:
+            run = empty_on(x.device), _run
+            return in_chunks(*run, x, weight, bias, conv, stages, save, images, convolve_fastest)
+    return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save, convolve_fastest)

@@ -16,6 +16,7 @@ from torch.utils import checkpoint
 
 from ..stages import LRN, Stages, check
 from . import reference
+from ._convolution import padded
 from .reference import conv_block_forward as _conv_block_forward
 from .reference import epilogue_backward
 
@@ -53,6 +54,7 @@ def conv2d_block(
     if recompute and torch.is_grad_enabled() and not torch.onnx.is_in_onnx_export():
         again = (x, weight, bias, conv, stages, False)
         return checkpoint.checkpoint(conv2d_block, *again, use_reentrant=False, preserve_rng_state=False)
+    x, conv, _ = padded(x, conv)
     a = F.conv2d(x, weight, bias, *conv)
     check(a, None, stages)
     return _apply(a, stages, overwrite=True)

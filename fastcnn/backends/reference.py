@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..stages import LRN, MaxPool, Stages, check, memory_format
+from ._convolution import convolve
 
 
 def unsupported_reason(x: Tensor, stages: Stages) -> str | None:
@@ -140,18 +141,6 @@ def epilogue_backward(
     return g.to(grad_y.dtype).contiguous(memory_format=format), grad_bias
 
 
-def conv_output_size(x: Tensor, weight: Tensor, conv: Sequence[Any]) -> list[int]:
-    """(rows, columns) of the convolution's output; what makes no sense is for the convolution to refuse."""
-    sizes = zip(x.shape[2:], weight.shape[2:], *conv[:3], strict=False)
-    return [(n + 2 * p - d * (k - 1) - 1) // max(1, s) + 1 for n, k, s, p, d in sizes]
-
-
-def convolve(x: Tensor, weight: Tensor, conv: Sequence[Any], bias: Tensor | None = None) -> Tensor:
-    """The convolution, in x's dtype under autocast too; conv: stride, padding, dilation, groups."""
-    stride, padding, dilation, groups = conv
-    return torch.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
-
-
 def convolve_then(
     epilogue_forward: Callable[..., tuple[Tensor, Tensor | None, Tensor | None]],
     x: Tensor,
@@ -160,6 +149,7 @@ def convolve_then(
     conv: Sequence[Any],
     stages: Stages,
     save: bool,
+    convolve: Callable[..., Tensor] = convolve,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """A backend's epilogue on the convolution of x, which is r itself where nothing comes before the LRN."""
     a = convolve(x, weight, conv)

@@ -13,9 +13,9 @@ import json
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 
@@ -23,24 +23,6 @@ from .. import _files, _native
 from ..stages import Stages
 
 _RESULTS = Path(__file__).with_name("trusted.json")  # by bench/report.py: capabilities and what was compiled
-
-
-class Kernels(NamedTuple):
-    """Kernels that are compiled together, on one device: what a verdict is about."""
-
-    backend: str
-    device: torch.device
-    stages: Stages
-    dtype: torch.dtype
-    format: torch.memory_format
-
-    def __str__(self) -> str:
-        stages = self.stages
-        pool = f"pool {stages.pool.pairs[0][0]}/{stages.pool.pairs[1][0]}" if stages.pool else ""
-        steps = ["lrn" if stages.lrn else "", pool]
-        names = ["relu" if stages.relu else "", *(reversed(steps) if stages.pool_first else steps)]
-        layout = "channels_last" if self.format == torch.channels_last else "NCHW"
-        return f"{', '.join(filter(None, names))}, {str(self.dtype).removeprefix('torch.')}, {layout}"
 
 
 _verdicts: dict[str, str | None] = {}
@@ -52,54 +34,76 @@ def verdicts() -> dict[str, str | None]:
     return dict(_verdicts)
 
 
-def distrust_reason(kernels: Kernels, channels: int, module: Any) -> str | None:
-    """Why ``auto`` may not take these kernels, which are module's, for so many channels; None if it may."""
-    if _vouched_for(kernels.device):
+def epilogue_reason(
+    backend: str,
+    device: torch.device,
+    stages: Stages,
+    dtype: torch.dtype,
+    format: torch.memory_format,
+    channels: int,
+) -> str | None:
+    """:func:`reason` for a backend's kernels of these stages, dtype and format, tried on so many channels."""
+    from . import module
+
+    def check() -> None:
+        from .._verify import example, verify
+
+        verify(module(backend), *example((2, channels, 21, 19), dtype, format, device), stages)
+
+    return reason(f"{backend}'s {stages.name}, {_name(dtype)}, {_name(format)}", device, check)
+
+
+def _name(value: torch.dtype | torch.memory_format) -> str:
+    return str(value).removeprefix("torch.")
+
+
+def reason(kernels: str, device: torch.device, check: Callable[[], None]) -> str | None:
+    """Why ``auto`` may not take some kernels on a device; None if it may.
+
+    Args:
+        kernels: what they are, and all that decides which code runs.
+        device: where.
+        check: runs them on a small example there, and raises if something is wrong.
+    """
+    if _vouched_for(device):
         return None
-    name = f"{kernels.backend} on {_identity(kernels.device)}: {kernels}"
+    name = f"{kernels}, on {_identity(device)}"
     if name not in _verdicts:
-        if _capturing(kernels.device):
+        if _capturing(device):
             return "not checked yet, and nothing can be while a CUDA graph is captured: run it once before"
         with _lock:  # one thread checks
             if name not in _verdicts:
-                _verdicts[name] = None if _known(name) else _first_verdict(name, kernels, channels, module)
+                _verdicts[name] = None if _known(name) else _first_verdict(name, check)
     return _verdicts[name]
 
 
-def _first_verdict(name: str, kernels: Kernels, channels: int, module: Any) -> str | None:
-    reason = _check(kernels, channels, module)
-    if reason is None:
+def _first_verdict(name: str, check: Callable[[], None]) -> str | None:
+    wrong = _failure(check)
+    if wrong is None:
         _remember(name)
     else:
         warnings.warn(
-            f"fastcnn: plain torch takes over from {name}, which failed its check: {reason}",
+            f"fastcnn: plain torch takes over from {name}, which failed its check: {wrong}",
             RuntimeWarning,
             stacklevel=2,
         )
-    return reason
+    return wrong
 
 
-def _check(kernels: Kernels, channels: int, module: Any) -> str | None:
-    """What is wrong on a small example.
-
-    In a thread of its own, where no mode, autocast, transform, or stream of the caller's is.
-    """
-    from .._verify import example, verify
-
-    found: list[str] = []
+def _failure(check: Callable[[], None]) -> str | None:
+    """What a check raises, in a thread of its own: no mode, autocast, transform or stream of the caller's."""
+    raised: list[str] = []
 
     def run() -> None:
         try:
-            shape = (2, channels, 21, 19)
-            x, bias = example(shape, kernels.dtype, kernels.format, kernels.device)
-            verify(module, x, bias, kernels.stages)
+            check()
         except Exception as error:  # whatever it is, plain torch does not have it
-            found.append(f"{type(error).__name__}: {error}")
+            raised.append(f"{type(error).__name__}: {error}")
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    return found[0] if found else None
+    return raised[0] if raised else None
 
 
 def _capturing(device: torch.device) -> bool:

@@ -171,11 +171,14 @@ class ConvNet(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
-        self.with_margins = partial(with_margins, name, table.margins, sizes(table))
         features: Named = []
         for row in table.convs:
             features += block(row, in_channels, fused)
             in_channels = row.channels
+        first, margins = features[0][1], table.margins
+        if isinstance(first, ConvBlock2d) and margins is not no_margins:
+            first._margins, margins = margins, no_margins  # which it may add without a copy of the image
+        self.with_margins = partial(with_margins, name, margins, sizes(table))
         classifier: Named = []
         width = in_channels * table.map_size**2
         for line in table.denses:
@@ -210,7 +213,7 @@ class ConvNet(torch.nn.Module):
 
 
 def with_margins(name: str, margins: Callable[[int], tuple[int, int]], sizes: Sizes, input: Tensor) -> Tensor:
-    """Zeros around the image, where a network has them; a size that it does not take is refused."""
+    """Zeros around the image, where the first layer adds none; a size that is not taken is refused."""
     height, width = input.shape[-2:] if input.dim() in (3, 4) else (0, 0)
     if not (sizes.taken(height) and sizes.taken(width)):
         raise RuntimeError(

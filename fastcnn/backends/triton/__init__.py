@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...stages import DTYPES, Stages, memory_format
+from .._convolution import applies, convolve_fastest, rearranged
 from .._fastest import fastest
-from .._space_to_depth import applies, rearranged
 from ..reference import convolve_then
 
 
@@ -76,7 +76,7 @@ def conv_block_forward(
     from . import conv as kernels
 
     def apart() -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)
+        return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save, convolve_fastest)
 
     def in_one() -> tuple[Tensor, Tensor | None, Tensor | None]:
         # Asked before rearranging, which may leave a weight of one place, whose format is either.
@@ -87,6 +87,6 @@ def conv_block_forward(
 
     if kernels.unsupported_reason(x, weight, conv, stages) is not None:
         return apart()
-    ways = [in_one, apart]
+    ways = {"in one kernel": in_one, "apart": apart}
     key = ("triton", weight.shape, memory_format(weight), repr(conv), stages, save)
     return ways[fastest(key, x, ways)]()

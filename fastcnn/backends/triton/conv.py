@@ -19,8 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...stages import LRN, MaxPool, Stages, check
+from .._convolution import conv_output_size
 from .._launch import allocate, empty_on
-from ..reference import conv_output_size
 from .epilogue import extent, inverse_power, larger, on_device
 
 SIDES = (8, 5, 4, 3, 2, 1)  # rows and columns of a tile of outputs: those of which most places are used
@@ -232,7 +232,8 @@ def unsupported_reason(x: Tensor, weight: Tensor, conv: Sequence[Any], stages: S
     """Why a block is left to a convolution of torch's, which also refuses what makes no sense."""
     stride, padding, dilation, groups = conv
     lrn, pool = stages.lrn, stages.pool
-    if any(len(pair) != 2 for pair in conv[:3]) or min(*stride, *dilation, groups) < 1 or min(padding) < 0:
+    pairs = len(stride) == len(dilation) == 2 and len(padding) in (2, 4)
+    if not pairs or min(*stride, *dilation, groups) < 1 or min(padding) < 0:
         return f"stride, padding, dilation and groups are {conv}"
     if (
         x.dim() != 4
@@ -356,7 +357,7 @@ def arguments(
     tf32 = x.dtype == torch.float32 and not x.is_cpu and _allows_tf32()
     return {
         "size": (*x.shape[2:], *shape[2:], *y.shape[2:], maps),
-        "conv": (*stride, *padding, *dilation),
+        "conv": (*stride, *padding[:2], *dilation),
         "padding": tuple(pool_padding),
         "tiles": (x.shape[0] * down * across, down, across),
         "parts": (rows(side) // part, triton.cdiv(side**2, part)),

@@ -1,0 +1,167 @@
+"""How a block convolves: by torch's convolution, and on a GPU in the fastest of a few ways to call it.
+
+``conv`` is stride, padding, dilation and groups, each for rows and columns, as torch has them; padding may
+also be (top, left, bottom, right).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..stages import memory_format
+from ._fastest import fastest
+from ._space_to_depth import depth_to_space, space_to_depth, squares
+
+Conv: TypeAlias = Sequence[Any]
+Gradients: TypeAlias = tuple[Tensor | None, Tensor | None]  # of x and of the weight
+
+
+def sides(padding: Sequence[int]) -> list[int]:
+    """Returns padding as [top, left, bottom, right]."""
+    return [*padding, *padding][:4]
+
+
+def conv_output_size(x: Tensor, weight: Tensor, conv: Conv) -> list[int]:
+    """Returns [rows, columns] of the output; what makes no sense is for the convolution to refuse."""
+    stride, padding, dilation, _ = conv
+    before, after = sides(padding)[:2], sides(padding)[2:]
+    sizes = zip(x.shape[2:], weight.shape[2:], stride, before, after, dilation, strict=False)
+    return [(n + a + b - d * (k - 1) - 1) // max(1, s) + 1 for n, k, s, a, b, d in sizes]
+
+
+def padded(x: Tensor, conv: Conv) -> tuple[Tensor, Conv, list[int]]:
+    """Returns x with the zeros that one side has more than its opposite, conv without, and F.pad's sizes."""
+    stride, padding, dilation, groups = conv
+    if len(padding) != 4:
+        return x, conv, []
+    top, left, bottom, right = padding
+    rows, columns = min(top, bottom), min(left, right)
+    sizes = [left - columns, right - columns, top - rows, bottom - rows]
+    return F.pad(x, sizes) if any(sizes) else x, (stride, (rows, columns), dilation, groups), sizes
+
+
+def convolve(x: Tensor, weight: Tensor, conv: Conv, bias: Tensor | None = None) -> Tensor:
+    """Returns the convolution, in x's dtype under autocast too."""
+    x, (stride, padding, dilation, groups), _ = padded(x, conv)
+    return torch.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
+
+
+def convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, needed: Sequence[bool]
+) -> Gradients:
+    """Returns the gradients of x and weight, None for what is not needed; torch can differentiate it."""
+    x, (stride, padding, dilation, groups), sizes = padded(x, conv)
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [*needed, False]
+    )
+    if needed[0] and any(sizes):
+        grad_x = F.pad(grad_x, [-size for size in sizes])
+    return grad_x, grad_weight
+
+
+# A strided convolution of few channels is also one without stride of many, whose channels are squares of
+# pixels. AlexNet's first layer, 11x11 with stride 4 over 3 channels, is one of 3x3 over 48: 432 products for
+# an output instead of 363, but of a length that matrix units take whole. Which is faster depends on the GPU
+# and on cuDNN.
+_FEW_CHANNELS = 4  # with more, a convolution fills matrix units by itself
+
+
+def applies(x: Tensor, weight: Tensor, conv: Conv) -> bool:
+    """Returns whether there are few channels, and squares as wide as the stride give no window too many."""
+    stride, padding, dilation, groups = conv
+    side = stride[0]
+    if [*stride] != [side, side] or side < 2 or [*dilation] != [1, 1] or groups != 1:
+        return False
+    if len(padding) not in (2, 4) or min(padding) < 0 or weight.shape[1] > _FEW_CHANNELS:
+        return False
+    windows = zip(squares(x, side, sides(padding)), weight.shape[2:], strict=True)
+    return conv_output_size(x, weight, conv) == [n + -k // side + 1 for n, k in windows]
+
+
+def rearranged(x: Tensor, weight: Tensor, conv: Conv) -> tuple[Tensor, Tensor, Conv]:
+    """Returns another convolution with the same result, up to rounding."""
+    (side, _), padding, dilation, groups = conv
+    # Not kept from call to call: a write through weight.data, or a replayed graph, would not be noticed.
+    parts = space_to_depth(x, side, sides(padding)), space_to_depth(weight, side)
+    return *parts, ((1, 1), (0, 0), dilation, groups)
+
+
+def _rearranged_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, needed: Sequence[bool]
+) -> Gradients:
+    (side, _), padding, *_ = conv
+    squares, dense = convolution_backward(grad, *rearranged(x, weight, conv), needed)
+    return (
+        None if squares is None else depth_to_space(squares, side, x.shape, sides(padding)),
+        None if dense is None else depth_to_space(dense, side, weight.shape),
+    )
+
+
+_FEW_GROUPS = 4  # by reasoning: with more, each call has too little to do
+
+
+def _has_few_groups(x: Tensor, weight: Tensor, conv: Conv) -> bool:
+    return 1 < conv[3] <= _FEW_GROUPS and weight.shape[0] % conv[3] == 0
+
+
+def _grouped(x: Tensor, weight: Tensor, conv: Conv) -> list[tuple[Tensor, Tensor, Conv]]:
+    """Returns a convolution for each group."""
+    *rest, groups = conv
+    pairs = zip(x.chunk(groups, 1), weight.chunk(groups), strict=True)
+    return [(part, kernels, (*rest, 1)) for part, kernels in pairs]
+
+
+def _by_group_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, needed: Sequence[bool]
+) -> Gradients:
+    parts = zip(grad.chunk(conv[3], 1), _grouped(x, weight, conv), strict=True)
+    of_x, of_weight = zip(*(convolution_backward(g, *part, needed) for g, part in parts), strict=True)
+    return torch.cat(of_x, 1) if needed[0] else None, torch.cat(of_weight) if needed[1] else None
+
+
+class Way(NamedTuple):
+    """A way to convolve: whether it can, and what it calls."""
+
+    applies: Callable[[Tensor, Tensor, Conv], bool]
+    forward: Callable[[Tensor, Tensor, Conv], Tensor]
+    backward: Callable[[Tensor, Tensor, Tensor, Conv, Sequence[bool]], Gradients]
+
+
+WAYS = {
+    "as it is": Way(lambda *_: True, convolve, convolution_backward),
+    "space to depth": Way(applies, lambda *given: convolve(*rearranged(*given)), _rearranged_backward),
+    "by group": Way(
+        _has_few_groups,
+        lambda *given: torch.cat([convolve(*part) for part in _grouped(*given)], 1),
+        _by_group_backward,
+    ),
+}
+
+
+def _key(name: str, weight: Tensor, conv: Conv) -> tuple[Any, ...]:
+    return name, tuple(weight.shape), memory_format(weight), *map(tuple, conv[:3]), conv[3]
+
+
+def convolve_fastest(x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
+    """Returns :func:`convolve`'s result, up to rounding, in the fastest way that may be timed."""
+    given = x, weight, conv
+    ways = {name: partial(way.forward, *given) for name, way in WAYS.items() if way.applies(*given)}
+    return ways[fastest(_key("convolution", weight, conv), x, ways)]()
+
+
+def convolution_backward_fastest(
+    grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, needed: Sequence[bool]
+) -> Gradients:
+    """Returns :func:`convolution_backward`'s results, up to rounding, likewise."""
+    given = x, weight, conv
+    ways = {
+        name: partial(way.backward, grad, *given, needed) for name, way in WAYS.items() if way.applies(*given)
+    }
+    key = *_key("its gradients", weight, conv), *needed, grad.stride()
+    return ways[fastest(key, x, ways)]()
