@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-com
 NATIVE := $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help env demo test lint format sanitize wheel bench-cpu bench-gpu growth memory choices report sweep gpu resources clean
+.PHONY: help env demo test test-oldest test-newest lint format sanitize wheel bench-cpu bench-gpu growth memory choices report sweep gpu resources clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -30,6 +30,29 @@ demo: .venv/built  ## train a network and draw what it saw, fast kernels against
 
 test: .venv/built  ## run the tests; ARGS="-k lrn" for some of them
 	$(BIN)/python -m pytest $(ARGS)
+
+# Other versions of torch than constraints.txt's, each in an environment beside .venv; with the extension that was
+# built there, which knows no torch. What doesn't depend on torch's version is left out: kernels on drawn
+# shapes and what compilers made of them; pages that the pinned versions wrote; processes killed in training.
+# torch 2.11 takes no setuptools from 82 on, so that is left open.
+SAME := assembly collection compare cuda_on_host cuda_resources properties report training_stops tutorial
+TESTED := from importlib.metadata import requires; \
+  print(*(r.split(";")[0].replace(" ", "") for r in requires("fastcnn") if "extra == \"test\"" in r))
+
+test-oldest: .venv-oldest/made  ## run the tests with the oldest torch that is supported, 5 GB
+test-newest: .venv-newest/made  ## run the tests with the newest torch that was tried, 6 GB
+test-oldest test-newest: test-%: .venv/built
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) .venv-$*/bin/python -m pytest -p no:cacheprovider \
+	  $(SAME:%=--ignore=tests/test_%.py) $(ARGS)
+
+.venv-oldest/made: PINS := torch==2.11.0 triton==3.6.0
+.venv-newest/made: PINS := torch==2.14.1 triton==3.8.0
+.venv-oldest/made .venv-newest/made: .venv-%/made: constraints.txt | .venv/built
+	$(PYTHON) -m venv .venv-$*
+	(grep -vE '^(setuptools|torch|triton)==' constraints.txt; printf '%s\n' $(PINS)) >.venv-$*/constraints.txt
+	.venv-$*/bin/python -m pip --disable-pip-version-check --quiet install --no-compile \
+	  -c .venv-$*/constraints.txt $(PINS) $$($(BIN)/python -c '$(TESTED)')
+	touch $@
 
 lint: .venv/built  ## check style and types
 	$(BIN)/ruff check
@@ -106,5 +129,5 @@ resources: .venv/built  ## write docs/cuda_resources.md and triton_resources.md 
 	$(BIN)/python bench/triton_resources.py
 
 clean:  ## remove everything that make made
-	rm -rf .venv build dist fastcnn.egg-info fastcnn/_C.*.so
+	rm -rf .venv .venv-oldest .venv-newest build dist fastcnn.egg-info fastcnn/_C.*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +

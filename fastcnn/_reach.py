@@ -296,13 +296,13 @@ def _rules(rule: Rule, names: str) -> dict[str, Rule]:
     return {f"aten::{name}": rule for name in names.split()}
 
 
-# By operation; the elementwise ones are those that torch does not mark as such.
+# By operation; the elementwise ones are those that torch, 2.11 at least, does not mark as such.
 _RULES: dict[str, Rule] = {
     **_rules(
         _elementwise,
-        "_prelu_kernel _to_copy abs_ add_ copy_ fill_ gelu_ hardswish hardswish_ log_sigmoid_forward "
-        "masked_fill masked_fill_ mish_ native_dropout rrelu_with_noise rrelu_with_noise_ rsub "
-        "threshold_ zero_",
+        "_prelu_kernel _to_copy abs_ add_ celu_ copy_ elu_ fill_ gelu_ hardsigmoid_ hardswish hardswish_ "
+        "hardtanh_ leaky_relu leaky_relu_ log_sigmoid_forward masked_fill masked_fill_ mish_ native_dropout "
+        "rrelu_with_noise rrelu_with_noise_ rsub selu_ threshold_ zero_",
     ),
     **_rules(
         _constant,

@@ -193,7 +193,7 @@ class Stages:
 
     @property
     def empty(self) -> bool:
-        return not (self.relu or self.lrn or self.pool)
+        return not self.relu and self.lrn is None and self.pool is None  # torch 2.11 can't trace `not self.lrn`
 
     @property
     def name(self) -> str:

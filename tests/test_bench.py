@@ -239,6 +239,7 @@ def test_without_a_second_timing_everything_is_noise():
 @pytest.fixture
 def stub(monkeypatch):
     """Two small cases, of which one has a contender that is wrong; short races; no work for the rates."""
+    pytest.importorskip("rich")
 
     def two(quick, device, dtype):
         yield cases.Case("first", builders(fastcnn=torch.ones(1), eager=torch.ones(1)), 100, 10)
@@ -283,6 +284,7 @@ def test_the_command_prints_a_table_and_saves_json(stub, capsys, tmp_path):
 
 @pytest.mark.parametrize("width", ["80", "100"])
 def test_the_table_fits_a_terminal(width, monkeypatch, capsys):
+    pytest.importorskip("rich")
     from rich.console import Console
 
     from fastcnn.bench.table import Sheet, remarks
@@ -328,6 +330,7 @@ def test_without_rich_it_says_how_to_install_it(monkeypatch, capsys):
 
 
 def test_without_a_gpu(monkeypatch, capsys):
+    pytest.importorskip("rich")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(["bench", "--device", "cuda"]) == 1
     assert capsys.readouterr().err == "bench: --device cuda: torch sees no GPU\n"

@@ -334,6 +334,16 @@ def test_what_changes_is_compiled_again(change):
     torch.testing.assert_close(compiled(IMAGES), fastcnn.unfuse(copy.deepcopy(net))(IMAGES))
 
 
+def test_each_copy_is_compiled_by_itself():
+    torch._dynamo.reset()
+    net = fastcnn.fuse(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)))
+    hooked = copy.deepcopy(net)
+    hooked[1].register_forward_hook(lambda m, x, y: y + 1)
+    for m in (net, hooked):
+        compiled = torch.compile(m, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(IMAGES), fastcnn.unfuse(copy.deepcopy(m))(IMAGES))
+
+
 def test_one_object_under_two_names():
     act = nn.ReLU()
     net = fastcnn.fuse(nn.Sequential(nn.Conv2d(3, 4, 3), act, nn.Conv2d(4, 4, 3), act))

@@ -17,7 +17,11 @@ def run(code: str) -> str:
 
 
 def test_version_is_the_installed_one():
-    assert fastcnn.__version__ == importlib.metadata.version("fastcnn")
+    try:
+        installed = importlib.metadata.version("fastcnn")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("fastcnn is not installed, only on the path")
+    assert fastcnn.__version__ == installed
 
 
 def test_types_are_declared():

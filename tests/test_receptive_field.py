@@ -5,8 +5,6 @@ import random
 import subprocess
 import sys
 
-import matplotlib.image
-import numpy as np
 import pytest
 import torch
 import zoo
@@ -14,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastcnn
-from fastcnn import LRN, MaxPool, _field_picture, receptive_field
+from fastcnn import LRN, MaxPool, receptive_field
 from fastcnn.models import alexnet, lenet5
 
 
@@ -144,6 +142,15 @@ def test_layers_written_in_any_way_see_the_same():
         table = receptive_field(model, 224)
         assert squares(table) == squares(expected)
         assert [row.box for row in table] == [row.box for row in expected]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_units_of_activations_see_no_more(inplace):
+    """Those of torch that can work in place, of which older versions say less."""
+    kinds = "CELU ELU Hardsigmoid Hardswish Hardtanh LeakyReLU Mish ReLU ReLU6 SELU SiLU"
+    layers = [getattr(nn, kind)(inplace=inplace) for kind in kinds.split()]
+    (row,) = receptive_field(nn.Sequential(conv(3, 4, 3), *layers), 9)
+    assert row.box == (3, 3, 6, 6)
 
 
 @pytest.mark.filterwarnings("ignore:Using `torch.compile:UserWarning", "ignore::DeprecationWarning:torch")
@@ -477,52 +484,3 @@ def test_the_effective_field_is_smaller():
     row = receptive_field(model, 13, measure=True)[-1]
     assert row.gradient.shape == (13, 13)
     assert row.gradient[3:10, 3:10].sum() > row.gradient.sum() / 2
-
-
-# The picture.
-
-
-@pytest.fixture(scope="module")
-def rows():
-    torch.manual_seed(0)
-    return receptive_field(lenet5(), 28, measure=True)
-
-
-def test_picture_shows_every_map_but_no_linear_layer(rows):
-    figure = _field_picture.picture("LeNet-5", rows, _field_picture.leaves(28))
-    left, right = figure.axes
-    assert [tuple(p.get_bbox().bounds) for p in left.patches] == [
-        (left - 0.5, top - 0.5, right - left, bottom - top)
-        for top, left, bottom, right in (row.box for row in reversed(rows[:4]))
-    ]
-    texts = [text.get_text() for text in left.texts]
-    assert texts[:2] == ["16 × 16", "features.c3 max_pool2d"]
-    assert len(texts) == 8
-    assert [text.get_text() for text in right.texts] == ["may see", "half of the gradient"]
-
-
-def test_half_of_the_gradient_is_in_its_box(rows):
-    top, left, bottom, right = _field_picture._half(rows[3])
-    gradient = rows[3].gradient
-    assert gradient[top:bottom, left:right].sum() >= gradient.sum() / 2
-    assert gradient[top + 1 : bottom - 1, left + 1 : right - 1].sum() < gradient.sum() / 2
-
-
-def test_leaves_are_an_image():
-    image = _field_picture.leaves(40)
-    assert image.shape == (40, 40, 3)
-    assert 0 <= image.min() < image.max() <= 1
-    assert torch.equal(image, _field_picture.leaves(40))
-
-
-@pytest.mark.parametrize(("suffix", "shape"), [("png", (20, 30)), ("png", (30, 20, 4)), ("jpg", (20, 31, 3))])
-def test_reads_the_middle_square_of_a_photograph(suffix, shape, tmp_path):
-    pixels = np.full(shape, 200, np.uint8)
-    pixels[:, :2] = pixels[:2] = 0
-    if len(shape) == 2:
-        pixels = np.stack(3 * [pixels], 2)
-    path = tmp_path / f"photograph.{suffix}"
-    matplotlib.image.imsave(path, pixels)
-    image = _field_picture.read(path, 10)
-    assert image.shape == (10, 10, 3)
-    assert image[5, 5].tolist() == pytest.approx(3 * [200 / 255], abs=0.02)

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.skipif(not BENCH.exists(), reason="a copy of the packag
 
 
 def test_texts_and_pictures_are_what_the_results_give():
+    pytest.importorskip("matplotlib")
     command = [sys.executable, BENCH / "report.py", "--check"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

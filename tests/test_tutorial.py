@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def tutorial():
+    pytest.importorskip("matplotlib")
     sys.path.insert(0, str(DOCS))
     import tutorial
 

@@ -181,25 +181,10 @@ def remove(m: Any) -> None:
         m.__class__ = own
 
 
-def usable(m: Any) -> bool:
-    """Whether there is a fused forward for the module's mode, and the module is as it was fused."""
-    fusion = fusion_of(m)
-    if fusion is None or fusion.owner != id(m) or _has_global_hooks():
-        return False
-    forward = fusion.forwards.get(m.training)
-    if not isinstance(forward, Fused) or any(x.training != m.training for x in forward.depends.moded):
-        return False
-    return forward.depends.changed() is None
-
-
-# torch.compiler.assume_constant_result, which would import all of the compiler to say so.
-usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _guarded(forward: Fused) -> bool:
-    """What torch.compile has to watch, by reading it; ``usable`` it asks only when it compiles."""
-    depends = forward.depends
-    same = all(getattr(m, name) == value for m, name, value in depends.plain)
+def _guarded(fusion: Fusion, m: nn.Module) -> bool:
+    """What torch.compile has to watch, by reading it; whether m is usable it asks only when it compiles."""
+    depends = fusion.forwards[m.training].depends  # type: ignore[union-attr]
+    same = fusion.owner == id(m) and all(getattr(x, name) == value for x, name, value in depends.plain)
     return same and all(getattr(parent, name) is child for parent, name, child, _ in depends.children)
 
 
@@ -217,6 +202,20 @@ class FusedModule:
 
     _fastcnn_written: type[nn.Module]
     _fastcnn_fusion: Fusion | None = None
+
+    def _fastcnn_usable(self: Any) -> bool:
+        """Whether there is a fused forward for the module's mode, and the module is as it was fused."""
+        fusion = self._fastcnn_fusion
+        if fusion is None or fusion.owner != id(self) or _has_global_hooks():
+            return False
+        forward = fusion.forwards.get(self.training)
+        if not isinstance(forward, Fused) or any(m.training != self.training for m in forward.depends.moded):
+            return False
+        return forward.depends.changed() is None
+
+    # torch.compiler.assume_constant_result, which would import all of the compiler to say so. A method, since
+    # torch 2.11 takes no module as the argument of such a function.
+    _fastcnn_usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
@@ -237,11 +236,11 @@ def class_of(cls: Any) -> type[nn.Module]:
     @functools.wraps(cls.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         _make_pickled(self)
-        if not usable(self):
+        if not self._fastcnn_usable():
             return cls.forward(self, *args, **kwargs)
         fused = self._fastcnn_fusion.forwards[self.training]
         tensors = fused.bound(args, kwargs)
-        if tensors is None or (torch.compiler.is_compiling() and not _guarded(fused)):
+        if tensors is None or (torch.compiler.is_compiling() and not _guarded(self._fastcnn_fusion, self)):
             return cls.forward(self, *args, **kwargs)
         return fused.run(self, *tensors)
 

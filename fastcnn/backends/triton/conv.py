@@ -143,14 +143,16 @@ def block_kernel(
 
     size: H, W of x; of the convolution; of y; all maps. tiles: in all; down and across an image. A tile has
     T x T outputs, of RW x RW of the convolution's, in so many parts of BR rows each. PK 1: no pooling;
-    SIZE 0: no LRN.
+    SIZE 0: no LRN. Loops to a bound that is no constant are written with while: the interpreter of Triton
+    3.6 has no range to one with numpy 2.4. They compile to the same loops.
     """
     g = tl.program_id(1)
     slot = (g * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
     first = scratch + slot * (2 * BM * BN)
     second = first + BM * BN
     m, part, c = tl.arange(0, BM), tl.arange(0, BR), tl.arange(0, BN)
-    for tile in range(tl.program_id(0), tiles[0], tl.num_programs(0)):
+    tile = tl.program_id(0)
+    while tile < tiles[0]:
         n, th, tw = (tile // tiles[2] // tiles[1]).to(tl.int64), tile // tiles[2] % tiles[1], tile % tiles[2]
         top, left = th * T * PS - padding[0], tw * T * PS - padding[1]
         i, j = m // RW, m % RW
@@ -166,7 +168,8 @@ def block_kernel(
         tl.store(first + m[:, None] * BN + c[None, :], v)
         tl.debug_barrier()
         if r is not None and not (POOL_FIRST and PK > 1):
-            for p in range(parts[0]):
+            p = 0
+            while p < parts[0]:
                 keep(
                     r,
                     first,
@@ -187,9 +190,11 @@ def block_kernel(
                     PS,
                     BN,
                 )
+                p += 1
 
         if PK > 1 and (POOL_FIRST or SIZE == 0):
-            for p in range(parts[1]):
+            p = 0
+            while p < parts[1]:
                 t = p * BR + part
                 at, there = outputs(t, n, th, tw, g, c, size, y_strides, MAPS, T)
                 o, place = pooled(first, size, top, left, t // T, t % T, c, RW, BN, PK, PS)
@@ -201,22 +206,28 @@ def block_kernel(
                         tl.store(r + at, o, mask=there)
                 else:
                     tl.store(y + at, o, mask=there)
+                p += 1
             tl.debug_barrier()
         if PK > 1 and SIZE > 0 and not POOL_FIRST:
-            for p in range(parts[0]):
+            p = 0
+            while p < parts[0]:
                 t = p * BR + part
                 o = normalised(first, t, c, MAPS, BN, GROUP, SIZE, ALPHA, BETA, K)
                 tl.store(second + t[:, None] * BN + c[None, :], o)
+                p += 1
             tl.debug_barrier()
-            for p in range(parts[1]):
+            p = 0
+            while p < parts[1]:
                 t = p * BR + part
                 at, there = outputs(t, n, th, tw, g, c, size, y_strides, MAPS, T)
                 o, place = pooled(second, size, top, left, t // T, t % T, c, RW, BN, PK, PS)
                 if offsets is not None:
                     tl.store(offsets + at, place, mask=there)
                 tl.store(y + at, o, mask=there)
+                p += 1
         elif PK == 1 or SIZE > 0:
-            for p in range(parts[1]):
+            p = 0
+            while p < parts[1]:
                 t = p * BR + part
                 at, there = outputs(t, n, th, tw, g, c, size, y_strides, MAPS, T)
                 if SIZE > 0:
@@ -225,7 +236,9 @@ def block_kernel(
                 else:
                     o = tl.load(first + t[:, None] * BN + c[None, :])
                 tl.store(y + at, o, mask=there)
+                p += 1
         tl.debug_barrier()
+        tile += tl.num_programs(0)
 
 
 def unsupported_reason(x: Tensor, weight: Tensor, conv: Sequence[Any], stages: Stages) -> str | None:
