@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-com
 NATIVE := $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help env demo test test-oldest test-newest lint format sanitize wheel bench-cpu bench-gpu growth memory choices report sweep gpu resources clean
+.PHONY: help env demo test test-oldest test-newest lint format sanitize wheel bench-cpu growth memory choices report sweep gpu resources clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -116,13 +116,10 @@ report: .venv/built  ## write README's table, docs/benchmarks.md and the picture
 sweep: .venv/built  ## time random shapes of every op against plain torch
 	$(BIN)/python bench/sweep.py
 
-# With the Python that has torch for the GPU, whose extension is built in place; no network is needed.
-gpu:  ## on a machine with an NVIDIA GPU: build, test, sanitize and time all of it; ARGS="--only blocks"
-	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
-	$(PYTHON) bench/gpu.py $(ARGS)
-
-bench-gpu:  ## only the benchmarks of make gpu
-	$(MAKE) gpu ARGS="--only rates epilogues blocks models lenet"
+# With the Python that has torch for the GPU, whose extension it builds in place; no network is needed.
+gpu:  ## on a machine with an NVIDIA GPU: build, test, sanitize and time all of it, nine minutes
+	$(PYTHON) bench/gpu.py first
+	$(PYTHON) bench/gpu.py full
 
 resources: .venv/built  ## write docs/cuda_resources.md and triton_resources.md from the compiled kernels
 	$(BIN)/python bench/resources.py

@@ -1,9 +1,11 @@
-"""Everything that needs an NVIDIA GPU, in under ten minutes: tests, sanitizers, benchmarks.
+"""A GPU's few minutes: `first` builds, checks and times what decides most, `full` all the rest.
 
-    python bench/gpu.py [--only PART ...] [--out FILE]
+    python bench/gpu.py first|full [--rehearse] [--only PART,...]
 
-Each part is a process of its own with a time limit. FILE, bench/results/gpu.json unless told, is written
-anew after each, and what a part had measured before it failed is kept. The exit status is 1 if one failed.
+A row is printed, and written to gpu_first.jsonl or gpu_full.jsonl, as soon as it is known. When it ends, in
+whatever way, all rows are in gpu_first.json or gpu_full.json. They lie in $OUT, or in bench/results where OUT
+is not set; what tools print is in a .log beside them. --rehearse does each part in small on a CPU, measuring
+nothing.
 """
 
 from __future__ import annotations
@@ -12,218 +14,308 @@ import argparse
 import contextlib
 import datetime
 import importlib
+import importlib.util
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-START = time.monotonic()
+import gpu_summary
+
 ROOT = Path(__file__).resolve().parents[1]
-
-MACHINE_LIMIT = 25
-LIMITS = {  # seconds; with the machine's, 595 in all
-    "tests": 200,
-    "memcheck": 35,
-    "racecheck": 40,
-    "initcheck": 30,
-    "synccheck": 25,
-    "rates": 15,
-    "epilogues": 90,
-    "blocks": 60,
-    "models": 50,
-    "lenet": 25,
-}
-TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-TESTED = ("tests", *TOOLS)
-LAST_START = 0.7  # of a part's limit, after which it starts on no other row
-ROWS = {
-    "rates": "gpu_cases",
-    "epilogues": "gpu_cases",
-    "blocks": "gpu_blocks",
-    "models": "gpu_models",
-    "lenet": "gpu_models",
-}
-TAIL = 4000  # characters
+PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
+PYTHONPATH = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+ENV = {**os.environ, "PATH": PATH, "PYTHONPATH": PYTHONPATH, "PYTHONUNBUFFERED": "1"}
+SMALL = {"PYTHONDONTWRITEBYTECODE": "", "TRITON_INTERPRET": "1"}  # of a rehearsal
+SECONDS = {"first": 240, "full": 300}
+PLANS = {  # groups of parts that run at once, with the seconds that each may take
+    "first": [
+        {"machine": 15}, {"build": 110, "triton": 60}, {"kernels": 20}, {"rates": 8}, {"epilogues": 25},
+        {"memcheck": 45, "racecheck": 45, "tests": 50}, {"blocks": 20}, {"networks": 40}, {"ncu": 25},
+        {"unsearched": 15},
+    ],
+    "full": [
+        {"machine": 15}, {"build": 90, "triton": 40}, {"kernels": 20},
+        {"tests": 110, "memcheck": 90, "racecheck": 90, "initcheck": 90, "synccheck": 90, "other tests": 110},
+        {"all epilogues": 60}, {"peers": 90},
+    ],
+}  # fmt: skip
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+LEAST, RESERVE = 4, 4  # seconds that a part needs to be begun, and that the end of it all needs
+STICKY = 3  # gpu_rows.STICKY: the device takes no more in that process
 
 
-def write(path: Path, data: object) -> None:
-    """At once, so that nobody ever reads half of it."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(data, indent=1) + "\n")
-    beside.replace(path)
+def end(process: subprocess.Popen) -> None:
+    """And all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
-def now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+def which(program: str) -> str | None:
+    return shutil.which(program, path=PATH)
 
 
-def measure(part: str, out: Path) -> int:
-    """All rows of a part, each written at once; 1 if something in them went wrong."""
-    import fastcnn
-
-    rows: dict[str, dict[str, Any]] = {}
-    measured = importlib.import_module("gpu_timing").measured
-    with fastcnn.use_backend("cuda"):
-        for name, row in getattr(importlib.import_module(ROWS[part]), part)():
-            late = time.monotonic() - START > LAST_START * LIMITS[part]
-            new = {"skipped": "no time left"} if late else measured(row)
-            rows[name] = rows.get(name, {}) | new
-            write(out, rows)
-    wrong = {name: row["errors"] for name, row in rows.items() if row.get("errors")}
-    for name, errors in wrong.items():
-        print(f"{name}: {errors}")
-    return int(bool(wrong))
+def told(*words: str) -> str:
+    """What a program prints; nothing where it is not there."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(words, capture_output=True, text=True, timeout=20).stdout.strip()
+    return ""
 
 
-def command(part: str, folder: Path) -> list[str]:
-    pytest = [sys.executable, "-m", "pytest", "-q", f"--junitxml={folder / 'junit.xml'}"]
-    if part == "tests":
-        return pytest
-    if part in TOOLS:
-        sanitizer = ["compute-sanitizer", "--tool", part, "--error-exitcode", "1"]
-        return [*sanitizer, *pytest, "tests/test_cuda.py", "-k", "each_kernel"]
-    return [sys.executable, str(Path(__file__)), "--part", part, "--out", str(folder / "rows.json")]
+def smi(query: str) -> list[str]:
+    return told("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "--id=0").split(", ")
 
 
-def environment(part: str) -> dict[str, str]:
-    env = dict(os.environ)
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
-    env["PYTHONFAULTHANDLER"] = "1"
-    if part in TOOLS:
-        env["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # in a large cached block no access is out of bounds
-    return env
+Call = Callable[[str], None]
 
 
-def attempt(words: list[str], limit: float, env: dict[str, str], log: Path) -> str:
-    """Run a command, and end all that it started: "ok", "failed" or "timed out"."""
-    with log.open("w") as output:
+class Run:
+    """One command's rows and processes."""
+
+    def __init__(self, command: str, rehearse: bool, out: Path) -> None:
+        self.command, self.rehearse, self.began = command, rehearse, time.monotonic()
+        self.deadline = self.began + SECONDS[command] - RESERVE
+        out.mkdir(parents=True, exist_ok=True)
+        self.json, self.stream = out / f"gpu_{command}.json", (out / f"gpu_{command}.jsonl").open("w")
+        self.log, self.lock = (out / f"gpu_{command}.log").open("w"), threading.Lock()
+        self.rows: list[dict[str, Any]] = []
+        self.counted: dict[str, Any] = {}  # by part, of tests and sanitizers
+        self.live: list[subprocess.Popen] = []
+        self.folder = tempfile.TemporaryDirectory()
+        self.env = ENV | (SMALL | {"PYTHONPYCACHEPREFIX": self.folder.name} if rehearse else {})
+        self.ended = False
+
+    def say(self, part: str, name: str, **values: Any) -> None:
+        row = {"s": round(time.monotonic() - self.began, 1), "part": part, "name": name, **values}
+        with self.lock:
+            if self.stream.closed:
+                return
+            self.rows.append(row)
+            self.stream.write(json.dumps(row) + "\n")
+            self.stream.flush()
+            told = ", ".join(f"{k} {v}" for k, v in values.items())
+            print(f"{row['s']:6.1f} {part} | {name} | {told}"[:300], flush=True)
+
+    def watch(self, part: str, words: list[str], until: float, each: Call, **env: str) -> Any:
+        """Runs a program, and gives its lines to `each`; its exit status, "not here" or "limit"."""
+        if which(words[0]) is None:
+            return "not here"
+        process = subprocess.Popen(
+            words, cwd=ROOT, env=self.env | env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+        )  # fmt: skip
+        self.live.append(process)
+        timer = threading.Timer(0 if self.ended else max(0, until - time.monotonic()), end, [process])
+        timer.start()
+        for line in process.stdout:
+            self.log.write(f"{part} | {line}")
+            self.log.flush()
+            each(line.rstrip("\n"))
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # its number stays its own until wait()
+        timer.cancel()
+        end(process)
+        status = process.wait()
+        return "limit" if self.ended or time.monotonic() >= until else status
+
+    def work(self, part: str, until: float, tool: Sequence[str] = (), **env: str) -> list[str]:
+        """All rows of a part, under a tool if given; after a crash, a new process goes on with the next one.
+
+        Returns what else was printed.
+        """
+        first, fruitless, others, current = 0, 0, [], ""
+
+        def each(line: str) -> None:
+            nonlocal seen, current
+            if line.startswith("begins "):
+                current = line.removeprefix("begins ")
+            elif line.startswith("{"):
+                self.say(part, **json.loads(line))
+                seen += 1
+            else:
+                others.append(line)
+
+        while fruitless < 2:
+            seen, words = 0, [sys.executable, __file__, self.command, "--part", part, "--from", str(first)]
+            words += ["--until", str(until - 2)] + ["--rehearse"] * self.rehearse
+            status = self.watch(part, [*tool, *words], until, each, **env)
+            if status == 0:
+                break
+            if status == "limit":
+                self.say(part, f"{part}, the rest", error=f"ended at its limit, in {current}")
+                break
+            first, fruitless = first + seen, 0 if seen else fruitless + 1
+            if status != STICKY:
+                self.say(part, current, verdict="died", error=f"exit status {status}; see the log")
+                first += 1
+        return others
+
+    def machine(self, part: str, until: float) -> None:
+        query = "name,driver_version,compute_cap,clocks.sm,clocks.mem,clocks.max.sm,power.limit"
+        self.say(part, "nvidia-smi", told=dict(zip(query.split(","), smi(query), strict=False)))
+        tools = ("nvcc", "cmake", "ninja", "compute-sanitizer", "ncu")
+        self.say(part, "tools", cpus=os.cpu_count(), **{tool: which(tool) or "not here" for tool in tools})
+
+    def build(self, part: str, until: float) -> None:
+        """In place, for this GPU alone: by pip, else by CMake itself; in a rehearsal neither builds."""
+        if self.command == "full" and self.built(until):
+            return
+        folder, define = self.folder.name, f"-DFASTCNN_CUDA={'ON' if which('nvcc') else 'OFF'}"
+        env = {"CUDAARCHS": smi("compute_cap")[0].replace(".", "") or "90", "CMAKE_ARGS": define}
+        found = told(sys.executable, "-m", "pybind11", "--cmakedir")
+        cmake = ["cmake", "-S", ".", "-B", folder, define, f"-DPython_EXECUTABLE={sys.executable}"]
+        cmake += [f"-Dpybind11_DIR={found}"] + ["-GNinja"] * bool(which("ninja"))
+        pip = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index"]
+        pip += ["--dry-run"] * self.rehearse + ["-e", "."]
+        steps = [cmake, ["cmake", "--build", folder], ["cmake", "--install", folder, "--prefix", "."]]
+        for way, commands in {"pip": [pip], "CMake": steps[:1] if self.rehearse else steps}.items():
+            start, status = time.monotonic(), 0
+            for words in commands:
+                status = status or self.watch(part, words, until, lambda line: None, **env)
+            self.say(part, way, seconds=round(time.monotonic() - start, 1), status=status, **env)
+            if not self.rehearse and self.built(until):
+                return
+        self.built(until)
+
+    def built(self, until: float) -> bool:
+        self.work("facts", until + 10)
+        return any(row.get("has code for this GPU") for row in self.rows)
+
+    def sanitize(self, part: str, until: float) -> None:
+        """Over our kernels alone; the filter is of mangled names."""
+        option = re.search(r"--kernel-(?:name|regex)(?= )", told("compute-sanitizer", "--help"))
+        tool = ["compute-sanitizer", "--tool", part, "--print-limit", "20"]
+        tool += [option[0], "kns=fastcnn"] if option else []
+        # In a large cached block no access is out of bounds, and nothing uninitialised.
+        env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if part in ("memcheck", "initcheck") else {}
+        printed = self.work(part, until, tool if which(tool[0]) else [], **env)
+        errors = gpu_summary.sanitizer_errors("\n".join(printed))
+        self.counted[part] = {"errors": errors, **self.verdicts(part)}
+        self.say(part, part, **self.counted[part])
+
+    def verdicts(self, part: str) -> dict[str, int]:
+        """What did not run is wrong, too."""
+        rows = [row for row in self.rows if row["part"] == part]
+        said = [row.get("verdict", "not run") for row in rows if "verdict" in row or "error" in row]
+        right = {"ok": said.count("ok"), "does not fit": said.count("does not fit")}
+        return {**right, "wrong": len(said) - sum(right.values())}
+
+    def ncu(self, part: str, until: float) -> None:
+        tool = ["ncu", "--clock-control", "none", "--csv", "--page", "raw", "--print-units", "base"]
+        tool += ["--kernel-name-base", "mangled", "--kernel-name", "regex:fastcnn", "--launch-count", "18"]
+        tool += ["--metrics", ",".join(gpu_summary.METRICS)]
+        for name, values in gpu_summary.ncu_rows(self.work(part, until, tool if which("ncu") else [])):
+            self.say(part, name, **values)
+
+    def test(self, part: str, until: float) -> None:
+        """tests/test_cuda.py, or all the others; by xdist's processes where it is there."""
+        others = ["--ignore=tests/test_cuda.py", "--ignore=tests/test_gpu_harness.py", "tests"]
+        others += ["-n8"] if importlib.util.find_spec("xdist") else []
+        others = ["tests/test_space_to_depth.py"] if self.rehearse else others
+        words = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short"]
+        words += ["tests/test_cuda.py"] if part == "tests" else others
+        tests = gpu_summary.Tests()
+
+        def each(line: str) -> None:
+            if failed := tests.read(line):
+                self.say(part, failed, verdict="failed")
+            self.counted[part] = tests.counts()
+
+        status = self.watch(part, words, until, each)
+        self.say(part, part, status=status, **tests.counts())
+
+    def part(self, part: str, until: float) -> None:
+        special = {"machine": self.machine, "build": self.build, "ncu": self.ncu, "tests": self.test}
+        special |= {"other tests": self.test, **dict.fromkeys(SANITIZERS, self.sanitize)}
         try:
-            process = subprocess.Popen(
-                words, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        except FileNotFoundError:
-            output.write(f"{words[0]} is not on the PATH")
-            return "failed"
-        try:
-            return "failed" if process.wait(limit) else "ok"
-        except subprocess.TimeoutExpired:
-            return "timed out"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            if until - time.monotonic() < LEAST:
+                self.say(part, f"{part}, all of it", error="no time left")
+            else:
+                special.get(part, self.work)(part, until)
+        except Exception as error:
+            self.say(part, f"{part}, the rest", error=f"{type(error).__name__}: {error}")
 
+    def group(self, parts: dict[str, float]) -> None:
+        now = time.monotonic()
+        untils = {part: min(now + limit, self.deadline) for part, limit in parts.items()}
+        threads = [threading.Thread(target=self.part, args=item, daemon=True) for item in untils.items()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(untils.values()) + 2 - now)
 
-def results(folder: Path) -> dict[str, Any]:
-    """Rows, or counts of tests; nothing where a part ended before it had written them."""
-    rows = folder / "rows.json"
-    if rows.exists():
-        return json.loads(rows.read_text())
-    try:
-        suite = next(ElementTree.parse(folder / "junit.xml").iter("testsuite"))
-    except (FileNotFoundError, ElementTree.ParseError):
-        return {}
-    total, failed, errors, skipped = (
-        int(suite.get(n, 0)) for n in ("tests", "failures", "errors", "skipped")
-    )
-    return {"passed": total - failed - errors - skipped, "failed": failed + errors, "skipped": skipped}
-
-
-def run(part: str, limit: float) -> dict[str, Any]:
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        log = folder / "log"
-        status = attempt(command(part, folder), limit, environment(part), log)
-        found = results(folder)
-        if status == "ok" and part in TESTED and not found.get("passed"):
-            status = "failed"  # all were skipped
-        done = {
-            "status": status,
-            "seconds": round(time.monotonic() - start, 1),
-            "date": now(),
-            "results": found,
+    def result(self) -> dict[str, Any]:
+        rows = {row["name"]: row for row in self.rows}
+        card, versions = rows.get("nvidia-smi", {}).get("told", {}), rows.get("versions", {})
+        return {
+            "command": self.command,
+            "rehearsal": self.rehearse,
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "device": card.get("name"),
+            "compute capability": card.get("compute_cap"),
+            "driver": card.get("driver_version"),
+            "versions": {k: v for k, v in versions.items() if k not in ("s", "part", "name")},
+            "extension": rows.get("extension", {}).get("build_info"),
+            "kernels": self.verdicts("kernels"),
+            **self.counted,
+            "rows": self.rows,
         }
-        return done if status == "ok" else done | {"tail": log.read_text(errors="replace")[-TAIL:].strip()}
 
-
-def line(name: str, row: dict[str, Any]) -> str:
-    """A row in words: milliseconds, and how many times the first one's they are."""
-    if "ms" not in row:
-        return f"  {name}: {row}"
-    times = {who: f" (×{t['median']:.2f})" for who, t in row["times"].items()}
-    told = [f"{who} {ms['median']:.4g}{times.get(who, '')}" for who, ms in row["ms"].items()]
-    if "share of copy" in row:
-        told.append(f"{row['GB/s']:.0f} GB/s, {row['share of copy']:.0%} of a copy's")
-    told += [f"{who}: {why}" for who, why in row["errors"].items()]
-    if "skipped" in row:
-        told.append(f"the compilers: {row['skipped']}")
-    return f"  {name}: " + "; ".join(told)
-
-
-def summary(part: str, done: dict[str, Any]) -> str:
-    found = done["results"]
-    if part in ROWS:
-        wrong, left = (sum(bool(row.get(key)) for row in found.values()) for key in ("errors", "skipped"))
-        note = f"{len(found)} rows, {wrong} with errors, {left} without time for all"
-    else:
-        note = ", ".join(f"{count} {what}" for what, count in found.items())
-    return f"{part:<12}{done['status']:<11}{done['seconds']:>6.1f} s  {note}"
-
-
-def report(parts: dict[str, dict[str, Any]]) -> None:
-    for part, done in parts.items():
-        if part in ROWS:
-            print(f"\n{part}, milliseconds")
-            for name, row in done["results"].items():
-                print(line(name, row))
-        if "tail" in done:
-            print(f"\n{part} {done['status']}:\n{done['tail']}")
-    print()
-    for part, done in parts.items():
-        print(summary(part, done))
-
-
-def earlier(out: Path, here: dict[str, Any]) -> dict[str, Any]:
-    """The parts in a file from the same machine and versions."""
-    data = json.loads(out.read_text()) if out.exists() else {}
-    return data["parts"] if data.items() >= here.items() else {}
-
-
-def run_all(chosen: list[str], out: Path) -> int:
-    first = run("machine", MACHINE_LIMIT)
-    if first["status"] != "ok":
-        print((first["tail"].splitlines() or [first["status"]])[-1], file=sys.stderr)
-        return 1
-    here, parts = first["results"], {}
-    if chosen != list(LIMITS):
-        parts = earlier(out, here)
-    for part in chosen:
-        print(f"{part}, at most {LIMITS[part]} s", flush=True)
-        parts[part] = run(part, LIMITS[part])
-        write(out, {**here, "date": now(), "parts": parts})
-    report({part: parts[part] for part in chosen})
-    return int(any(parts[part]["status"] != "ok" for part in chosen))
+    def finish(self) -> None:
+        """Ends what still runs; writes the one file, in place of the rows as they came, and what it says."""
+        self.ended = True
+        for process in self.live:
+            if process.poll() is None:
+                end(process)
+        with self.lock:
+            result = self.result()
+            self.json.write_text(json.dumps(result, indent=1) + "\n")
+            self.stream.close()
+            Path(self.stream.name).unlink()
+            print(gpu_summary.summary(result), flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=LIMITS, default=list(LIMITS), metavar="PART")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "gpu.json")
-    parser.add_argument("--part", help="measure this in the process itself; used by the command")
+    parser.add_argument("command", choices=PLANS)
+    parser.add_argument("--rehearse", action="store_true", help="in small, on a CPU")
+    parser.add_argument("--only", type=lambda s: s.split(","), metavar="PART,...", help="some of its parts")
+    for name, kind in (("part", str), ("from", int), ("until", float)):
+        parser.add_argument(f"--{name}", type=kind, dest=f"row_{name}", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.part == "machine":
-        write(args.out, importlib.import_module("gpu_cases").machine())
+    if args.row_part:
+        rows = importlib.import_module("gpu_rows")
+        rows.run(args.row_part, args.row_from, args.row_until, args.rehearse, args.command == "full")
         return 0
-    if args.part:
-        return measure(args.part, args.out)
-    return run_all(args.only, args.out)
+    if not args.rehearse and not smi("name")[0]:
+        parser.error("nvidia-smi names no GPU; --rehearse needs none")
+    plan = PLANS[args.command]
+    if (
+        args.rehearse
+    ):  # all at once, as nothing is measured; the first one leaves compiled modules to the rest
+        parts = [part for group in plan[1:] for part in group]
+        plan = [{"machine": 60, "restarts": 60}, dict.fromkeys(parts, SECONDS[args.command])]
+    if unknown := set(args.only or ()) - {part for group in plan for part in group}:
+        parser.error(f"{args.command} has no such parts: {', '.join(sorted(unknown))}")
+    run = Run(args.command, args.rehearse, Path(os.environ.get("OUT") or ROOT / "bench" / "results"))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for group in plan:
+            run.group({p: limit for p, limit in group.items() if not args.only or p in args.only})
+    except KeyboardInterrupt:
+        run.say("all", "interrupted")
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        run.finish()
+    return 0
 
 
 if __name__ == "__main__":

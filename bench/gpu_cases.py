@@ -1,196 +1,208 @@
-"""The machine, its rates and the epilogues as `make gpu` times them: rows by name, and who measures each."""
+"""Every kernel once against float64: which cases there are, and what is wrong with a backend's answer."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-import platform
-import subprocess
-import sys
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import product
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-import torch._functorch.config
-import triton
-from gpu_timing import (
-    CONTIGUOUS,
-    DTYPES,
-    LAST,
-    Row,
-    Rows,
-    Run,
-    compiled,
-    copy_rate,
-    matmul_rate,
-    race,
-    tensor,
-)
+from gpu_timing import describe
 from torch import Tensor
 
-import fastcnn
-from fastcnn import LRN, MaxPool, _native
-from fastcnn import functional as F
-from fastcnn.backends import _launch, cuda
+from fastcnn import LRN, MaxPool
 from fastcnn.stages import Stages
-from fastcnn.testing import plain_epilogue
+from fastcnn.testing import plain_epilogue as plain
 
-Sizes = tuple[int, int, int, int]
+MAIN, POOL = "relu, lrn, pool 3/2", "relu, pool 3/2"
+HALVES, LAYOUTS = ("bfloat16", "float32", "float16"), ("channels_last", "NCHW")
+VARIANTS = {"special": 1, "general": 0}
+SHAPE = (2, 48, 21, 19)
 
-FORMATS = {"NCHW": CONTIGUOUS, "channels_last": LAST}
-TWO = ("bfloat16", "float32")
-MAX_AUTOTUNE = "max-autotune-no-cudagraphs"
-
-
-def driver() -> str | None:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-    with contextlib.suppress(FileNotFoundError):
-        return subprocess.run(query, capture_output=True, text=True).stdout.strip() or None
-    return None
+# Units in the last place that an error is granted: of the value and the typical one together, or of the sum
+# of a bias gradient's terms. tests/test_gpu_harness.py plants errors that these must see.
+UNITS = {torch.float64: 64, torch.float32: 32, torch.float16: 4, torch.bfloat16: 4}
 
 
-def machine() -> Row:
-    """The GPU, and the versions of all that runs on it."""
-    if not torch.cuda.is_available():
-        sys.exit("bench/gpu.py needs an NVIDIA GPU, and torch sees none")
-    gpu = torch.cuda.get_device_properties(0)
-    return {
-        "device": gpu.name,
-        "driver": driver(),
-        "compute capability": f"{gpu.major}.{gpu.minor}",
-        "SMs": gpu.multi_processor_count,
-        "L2 bytes": gpu.L2_cache_size,
-        "memory bytes": gpu.total_memory,
-        "TF32": {
-            "matmul": torch.get_float32_matmul_precision() != "highest",
-            "convolution": torch.backends.cudnn.allow_tf32,
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            "triton": triton.__version__,
-            "fastcnn": fastcnn.__version__,
-        },
-        "extension": _native.missing_reason() or _native.load().build_info(),
+@cache
+def all_stages() -> dict[str, Stages]:
+    """Each combination by its name; the commonest first."""
+    lrn, found = LRN(5, 0.2, k=2.0, groups=2), {}
+    for relu, width in product(("relu, ", ""), (3, 2)):
+        on, name, pool = bool(relu), f"pool {width}/2", MaxPool(width, 2)
+        found[f"{relu}lrn, {name}"] = Stages(on, lrn, pool)
+        found[f"{relu}{name}"] = Stages(on, None, pool)
+        found[f"{relu}{name}, lrn"] = Stages(on, lrn, pool, "pool_lrn")
+    found["relu, pool 3/2 to the edge"] = Stages(pool=MaxPool(3, 2, 1, 1, True))
+    return found | {
+        "relu, lrn": Stages(lrn=lrn),
+        "lrn": Stages(False, lrn),
+        "relu": Stages(),
+        "bias": Stages(False),
     }
 
 
-def matmul_row(dtype: torch.dtype, precision: str = "highest") -> Row:
-    return {"TFLOP/s": matmul_rate(dtype, precision) / 1e12}
+class Case(NamedTuple):
+    """kind: of kernels: "special", "general", or "best", those that the backend takes."""
+
+    stages: str
+    dtype: str
+    layout: str
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.stages}; {self.dtype}, {self.layout}, {self.kind}"
+
+    @property
+    def format(self) -> torch.memory_format:
+        return torch.contiguous_format if self.layout == "NCHW" else torch.channels_last
+
+    def tensors(self, shape: tuple[int, ...], device: str) -> tuple[Tensor, Tensor | None, Tensor]:
+        """x, bias and the gradient at y, which is positive, so that no sum over a channel cancels."""
+        stages, dtype = all_stages()[self.stages], getattr(torch, self.dtype)
+        first = int(self.layout.removeprefix("sliced by ")) if self.layout.startswith("sliced") else 0
+        n, c, h, w = shape
+        torch.manual_seed(0)
+        x = 2 * torch.randn(n, c + first, h, w, device=device)
+        bias = torch.randn(c, device=device).to(dtype) if stages.relu or self.stages == "bias" else None
+        grad = 0.5 + torch.rand(stages.output_shape(shape), device=device)
+        x, grad = (t.to(dtype).contiguous(memory_format=self.format) for t in (x, grad))
+        return x[:, first:], bias, grad
 
 
-def rates() -> Rows:
-    yield "copy", lambda: {"GB/s": copy_rate() / 1e9}
-    for name, dtype in DTYPES.items():
-        yield f"matmul | {name}", partial(matmul_row, dtype)
-    yield "matmul | tf32", partial(matmul_row, torch.float32, "high")
+def cuda_cases() -> list[Case]:
+    special, general = (product(all_stages(), HALVES, LAYOUTS, [kind]) for kind in VARIANTS)
+    sliced = product((MAIN, POOL), HALVES, ("sliced by 8", "sliced by 1"), ["best"])
+    exact = product(all_stages(), ["float64"], LAYOUTS, ["general"])
+    return [Case(*c) for c in (*special, *sliced, *general, *exact)]
 
 
-SHAPES: tuple[Sizes, Sizes] = ((128, 96, 55, 55), (128, 256, 27, 27))
-NORM, POOL = LRN(5, k=2.0), MaxPool(3, 2)
-MAIN = "relu, lrn, pool 3/2"
-STAGES = {
-    MAIN: Stages(lrn=NORM, pool=POOL),
-    "relu, pool 3/2, lrn": Stages(lrn=NORM, pool=POOL, order="pool_lrn"),
-    "relu, lrn": Stages(lrn=NORM),
-    "relu, pool 3/2": Stages(pool=POOL),
-    "relu, pool 2/2": Stages(pool=MaxPool(2)),
-    "relu": Stages(),
-}
+def triton_cases() -> list[Case]:
+    """What compiles in time."""
+    two = product((MAIN, POOL), HALVES[:2], LAYOUTS)
+    others = product(("relu, pool 3/2, lrn", "relu, lrn", "relu"), HALVES[:1], LAYOUTS[:1])
+    return [Case(*c, "best") for c in (*two, *others, (MAIN, "float64", "NCHW"))]
 
 
-def keywords(stages: Stages) -> dict[str, Any]:
-    return {"relu": stages.relu, "lrn": stages.lrn, "pool": stages.pool, "order": stages.order}
+@contextlib.contextmanager
+def poisoned(poison: bool = True) -> Iterator[None]:
+    """Fresh memory holds NaN, or an impossible offset, wherever nothing is written."""
+    before = torch.get_deterministic_debug_mode()
+    # See torch.utils.deterministic.fill_uninitialized_memory.
+    torch.set_deterministic_debug_mode("error" if poison else "default")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before)
 
 
-def general(fn: Run) -> Run:
-    """fn by the cuda backend's general kernels, never the specialised ones."""
+@contextlib.contextmanager
+def kernels(module: ModuleType, kind: str) -> Iterator[None]:
+    """The cuda backend with this kind of kernels; the others have but one."""
+    if kind not in VARIANTS or not module.__name__.endswith("cuda"):
+        yield
+        return
 
-    def params(*args: Any) -> Any:
-        p = _launch.params(*args)
-        p.variant = 0
+    def params(*args: Any, make: Callable[..., Any] = module.params) -> Any:
+        p = make(*args)
+        p.variant = VARIANTS[kind]
         return p
 
-    def run() -> Any:
-        with mock.patch.object(cuda, "params", params):
-            return fn()
-
-    return run
+    with mock.patch.object(module, "params", params):
+        yield
 
 
-def forward(fn: Callable[..., Tensor], x: Tensor, bias: Tensor, grad: Tensor) -> Run:
-    return partial(fn, x, bias)
+def kept(x: Tensor, y: Tensor, r: Tensor | None, stages: Stages, bias: Tensor | None) -> Tensor | None:
+    """What backward is given of forward's tensors."""
+    return {"output": y, "input": x, "r": r, None: None}[stages.residual(bias is not None)]
 
 
-def backward(fn: Callable[..., Tensor], x: Tensor, bias: Tensor, grad: Tensor) -> Run:
-    """Backward alone, again and again, of a forward that runs when first needed."""
-    y = cache(partial(fn, x, bias))
-    return lambda: torch.autograd.grad(y(), (x, bias), grad, retain_graph=True)
+def exact(x: Tensor, bias: Tensor | None, stages: Stages, offsets: Tensor | None) -> tuple[Tensor, ...]:
+    """y by the places that offsets names; with pooling also what these hold, and the maxima there."""
+    v, found = plain(x, bias, Stages(stages.relu)), ()
+    if stages.lrn and not (stages.pool and stages.pool_first):
+        v = plain(v, None, Stages(False, stages.lrn))
+    if stages.pool:
+        (_, kw), (sh, sw), (ph, pw), _ = stages.pool.pairs
+        best = plain(v, None, Stages(False, None, stages.pool))
+        row, column = (torch.arange(n, device=v.device) for n in best.shape[2:])
+        row, column = row.view(-1, 1) * sh - ph + offsets // kw, column * sw - pw + offsets % kw
+        outside = (row < 0) | (row >= v.shape[2]) | (column < 0) | (column >= v.shape[3])
+        if outside.any():
+            raise ValueError(f"{int(outside.sum())} offsets are outside of the image")
+        v = v.flatten(2).gather(2, (row * v.shape[3] + column).flatten(2)).view(best.shape)
+        found = (v, best)
+    if stages.lrn and stages.pool and stages.pool_first:
+        v = plain(v, None, Stages(False, stages.lrn))
+    return v, *found
 
 
-PHASES = {"inference": forward, "forward for training": forward, "backward": backward}
+def share(actual: Tensor, expected: Tensor, scale: Tensor | None = None) -> float:
+    """The largest error as a share of what is granted; NaN where there is one."""
+    if actual.shape != expected.shape:
+        raise ValueError(f"a shape is {tuple(actual.shape)}, not {tuple(expected.shape)}")
+    if scale is None:  # the value and the typical one, of those that are not 0
+        scale = expected.abs() + expected.norm() / max(1, int(expected.count_nonzero())) ** 0.5
+    granted = UNITS[actual.dtype] * torch.finfo(actual.dtype).eps * scale
+    return ((actual.double() - expected).abs() / granted).max().item()
 
 
-def bytes_moved(stages: Stages, shape: Sizes, itemsize: int) -> dict[str, int]:
-    """The least that each phase must read and write, the bias left out."""
-    windows = math.prod(stages.output_shape(shape))
-    x, y = math.prod(shape) * itemsize, windows * itemsize
-    offsets = windows if stages.pool else 0
-    keeps = stages.residual(has_bias=True)
-    kept = y if keeps == "output" or stages.pool_first else x
-    saved = kept if keeps == "r" else 0  # the output is written anyway
-    return {
-        "inference": x + y,
-        "forward for training": x + y + saved + offsets,
-        "backward": y + offsets + kept + x,
-    }
+def shares(
+    x: Tensor,
+    bias: Tensor | None,
+    grad: Tensor,
+    stages: Stages,
+    y: Tensor,
+    offsets: Tensor | None,
+    grads: Any,
+) -> dict[str, float]:
+    """Each result's largest error as a share of what is granted."""
+    leaves = [t.double().requires_grad_() for t in (x, bias) if t is not None]
+    places = None if offsets is None else offsets.long()
+    expected, *found = exact(leaves[0], leaves[1] if leaves[1:] else None, stages, places)
+    grad_x, *grad_bias = torch.autograd.grad(expected, leaves, grad.double())
+    shares = {"y": share(y, expected.detach()), "grad": share(grads[0], grad_x)}
+    if found:
+        chosen, best = (t.detach() for t in found)
+        shares["offsets"] = share(chosen.to(y.dtype), best)
+    if grad_bias:
+        shares["bias grad"] = share(grads[1], grad_bias[0], grad_x.abs().sum((0, 2, 3)))
+    return shares
 
 
-def epilogue_row(
-    shape: Sizes, stages: Stages, dtype: torch.dtype, format: torch.memory_format, phase: str, peers: bool
-) -> Row:
-    x, bias = tensor(*shape, dtype=dtype, format=format), tensor(shape[1], dtype=dtype)
-    grad = tensor(*stages.output_shape(shape), dtype=dtype, format=format).abs()  # sums must not cancel
-    for leaf in (x, bias):
-        leaf.requires_grad_(phase != "inference")
+def check(
+    module: Any, case: Case, device: str, synchronize: Callable[[], None], poison: bool = True
+) -> dict[str, Any]:
+    """Runs inference, forward for training, and backward twice; compares all of it with float64.
 
-    def plain(x: Tensor, bias: Tensor) -> Tensor:
-        return plain_epilogue(x, bias, stages)
-
-    fns: dict[str, Callable[..., Tensor]] = {
-        "fastcnn": partial(F.epilogue, **keywords(stages)),
-        "eager": plain,
-    }
-    if peers:
-        fns["torch.compile"] = compiled(plain)
-        fns["torch.compile max-autotune"] = compiled(plain, MAX_AUTOTUNE)
-    runs = {name: PHASES[phase](fn, x, bias, grad) for name, fn in fns.items()}
-    runs["fastcnn general"] = general(PHASES[phase](fns["fastcnn"], x, bias, grad))
-    row, moved = race(runs, dtype), bytes_moved(stages, shape, dtype.itemsize)[phase]
-    if "fastcnn" in row["ms"]:
-        rate = 1e3 * moved / row["ms"]["fastcnn"]["median"]
-        row |= {"bytes": moved, "GB/s": rate / 1e9, "share of copy": rate / copy_rate()}
-    return row
-
-
-def epilogues() -> Rows:
-    """Compilers' rows come last, in place of the same rows without them."""
-    torch._functorch.config.donated_buffer = False  # it refuses a second backward, and timing needs many
-    others = [name for name in STAGES if name != MAIN]
-    large, small = SHAPES
-    cases = [
-        *product([large], [MAIN], DTYPES, FORMATS),
-        *product([large], others, ["bfloat16"], FORMATS),
-        *product([large], others, ["float32"], ["NCHW"]),
-        *product([small], [MAIN], DTYPES, FORMATS),
-    ]
-    for peers, chosen in ((False, cases), (True, product([large], [MAIN], TWO, FORMATS))):
-        for (shape, stages, dtype, format), phase in product(chosen, PHASES):
-            yield (
-                f"{list(shape)} | {dtype} | {format} | {stages} | {phase}",
-                partial(epilogue_row, shape, STAGES[stages], DTYPES[dtype], FORMATS[format], phase, peers),
-            )
+    "verdict": ok, wrong, error, or does not fit; "of what is granted": each error's share.
+    """
+    stages, (x, bias, grad) = all_stages()[case.stages], case.tensors(SHAPE, device)
+    phase, has_bias = "inference", bias is not None
+    try:
+        with kernels(module, case.kind), poisoned(poison):
+            inference, *_ = module.epilogue_forward(x, bias, stages, False)
+            synchronize()
+            phase = "forward for training"
+            y, r, offsets = module.epilogue_forward(x, bias, stages, True)
+            synchronize()
+            phase = "backward"
+            rest = (grad, kept(x, y, r, stages, bias), offsets, stages, x.shape, case.format, has_bias)
+            grads, again = module.epilogue_backward(*rest), module.epilogue_backward(*rest)
+            synchronize()
+        phase = "comparison"
+        found = shares(x, bias, grad, stages, y, offsets, grads)
+        pairs = [(inference, y), *zip(grads, again, strict=True)]
+        same = all(torch.equal(a, b) for a, b in pairs if a is not None)
+    except Exception as error:
+        if "no such kernels" in str(error):
+            return {"verdict": "does not fit"}
+        verdict = "wrong" if isinstance(error, ValueError) else "error"
+        return {"verdict": verdict, "error": f"{phase}: {describe(error)}"}
+    right = all(s <= 1 for s in found.values())  # NaN is not
+    verdict = "wrong" if not right else "ok" if same else "other bits in inference or in a second backward"
+    return {"verdict": verdict, "of what is granted": {k: float(f"{s:.2g}") for k, s in found.items()}}

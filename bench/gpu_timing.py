@@ -1,181 +1,123 @@
-"""Contenders in turns on one GPU: each answer is compared with plain torch's first, then all are timed."""
+"""Times of the GPU alone, not of Python: a CUDA graph's replay, or launches behind a delay on the device."""
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from functools import cache
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
-from triton.testing import do_bench
 
-Run = Callable[[], Any]
-Row = dict[str, Any]
-Rows = Iterator[tuple[str, Callable[[], Row]]]  # their names, and who measures them
+Call = Callable[[], Any]
 
-DEVICE = "cuda"
-ROUNDS = 3
-CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
-TOLERANCES = {torch.bfloat16: 0.05, torch.float16: 0.05, torch.float32: 1e-3}  # of the largest value
+FLUSHED = 256 << 20  # bytes, five times an H100's L2
+CYCLES, LEAST_DELAY = 2e9, 50e-6  # a second's at most; seconds
 
 
-def tensor(*shape: int, dtype: torch.dtype, format: torch.memory_format = CONTIGUOUS) -> Tensor:
-    return torch.randn(shape, device=DEVICE, dtype=dtype).contiguous(memory_format=format)
+class Times(NamedTuple):
+    """Quartiles in microseconds; how: from a "graph", or behind a "delay" where nothing could be captured."""
+
+    low: float
+    median: float
+    high: float
+    how: str
 
 
-def gpu_ms(fn: Run) -> list[float]:
-    """Quartiles of the GPU's milliseconds, with L2 flushed before each call."""
-    return do_bench(fn, warmup=5, rep=30, quantiles=[0.25, 0.5, 0.75])
+def double() -> Any:
+    """Stands in for torch.cuda where there is none: takes what that takes, and does nothing."""
+    cuda = mock.MagicMock(spec=torch.cuda)
+    cuda.CUDAGraph.return_value = mock.MagicMock(spec=torch.cuda.CUDAGraph)
+    cuda.Event.return_value = mock.MagicMock(spec=torch.cuda.Event)
+    cuda.Event.return_value.elapsed_time.return_value = 1.0
+    cuda.memory_allocated.return_value = cuda.max_memory_allocated.return_value = 0
+    cuda.get_device_properties.return_value.L2_cache_size = 16 << 10
+    return cuda
 
 
-def wall_ms(fn: Run, calls: int = 50) -> list[float]:
-    """Quartiles of the milliseconds of a call among many in a row: with what launching costs in Python."""
-
-    def once() -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            fn()
-        torch.cuda.synchronize()
-        return 1e3 * (time.perf_counter() - start) / calls
-
-    once()
-    return statistics.quantiles([once() for _ in range(5)], n=4, method="inclusive")
-
-
-TIMERS = {"GPU time": gpu_ms, "wall time": wall_ms}
-
-
-def median_ms(fn: Run) -> float:
-    return statistics.median(gpu_ms(fn)[1] for _ in range(ROUNDS))
-
-
-@cache
-def copy_rate() -> float:
-    """Bytes per second of a large copy, read and written."""
-    a = torch.ones(256 << 20, dtype=torch.uint8, device=DEVICE)
-    b = torch.empty_like(a)
-    return 2e3 * a.nbytes / median_ms(lambda: b.copy_(a))
-
-
-def matmul_rate(dtype: torch.dtype, precision: str = "highest", size: int = 8192) -> float:
-    """FLOP/s; precision: of float32, in torch's words."""
-    a, before = tensor(size, size, dtype=dtype), torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        return 2e3 * size**3 / median_ms(lambda: a @ a)
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def peak_bytes(fn: Run) -> int:
+def peak_bytes(fn: Call, cuda: Any = torch.cuda) -> int:
     """How much more memory than before is allocated while fn runs, at most."""
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    cuda.reset_peak_memory_stats()
+    before = cuda.memory_allocated()
     fn()
-    return torch.cuda.max_memory_allocated() - before
+    return cuda.max_memory_allocated() - before
 
 
-def settled(fn: Run) -> list[Tensor]:
-    """What the third call gives: compilers and CUDA graphs have settled by then.
-
-    Of a tuple, which holds gradients, an image's are summed over its pixels: where two values of a
-    pooling window are nearly the same, either may get the gradient.
-    """
-    for _ in range(2):
-        fn()
-    result = fn()
-    if isinstance(result, Tensor):
-        return [result.detach().float()]
-    return [t.sum((2, 3), dtype=torch.float32) if t.dim() == 4 else t.float() for t in result]
+def describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip()[:300]}"
 
 
-def describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:500]}"
+def distance(actual: Tensor, expected: Tensor) -> float:
+    """The norm of their difference over that of what is expected."""
+    a, e = actual.detach().float(), expected.detach().float()
+    return ((a - e).norm() / e.norm()).item()
 
 
-def disagreements(contenders: dict[str, Run], reference: str, tolerance: float) -> dict[str, str]:
-    """Who fails, or gives something else than the reference does."""
-    expected, errors = settled(contenders[reference]), {}
-    for name, fn in contenders.items():
-        if name == reference:
-            continue
+class Clock:
+    """cuda: torch.cuda or its double, whose current stream must not be the default one."""
+
+    def __init__(self, cuda: Any, device: str, warm_ups: int, repeats: int, flushed: int = FLUSHED) -> None:
+        self.cuda, self.device, self.warm_ups, self.repeats = cuda, device, warm_ups, repeats
+        self.flusher = torch.zeros(flushed // 4, device=device)
+        self.copies: dict[int, Times] = {}
+
+    def captured(self, fn: Call) -> Call:
+        """The replay of fn's launches; captured on the current stream, which backward runs on, too."""
+        graph = self.cuda.CUDAGraph()
+        graph.capture_begin()
         try:
-            pairs = zip(settled(fn), expected, strict=True)
-            off = [((a - e).abs().max() / e.abs().max()).item() for a, e in pairs]
-        except Exception as error:
-            errors[name] = describe(error)
-        else:
-            if not all(share <= tolerance for share in off):  # NaN is no more right than a large one
-                errors[name] = f"wrong by {max(off):.3g} of the largest value, not {tolerance:g}"
-    return errors
-
-
-def spread(low: float, median: float, high: float) -> dict[str, float]:
-    return {"low": low, "median": median, "high": high}
-
-
-def race(
-    contenders: dict[str, Run],
-    dtype: torch.dtype,
-    reference: str = "eager",
-    timer: Callable[[Run], list[float]] = gpu_ms,
-) -> Row:
-    """Everyone's milliseconds, and how many times the first one's in the same rounds.
-
-    Whoever is wrong is not timed; "errors" says why.
-    """
-    errors = disagreements(contenders, reference, TOLERANCES[dtype])
-    first, right = next(iter(contenders)), [name for name in contenders if name not in errors]
-    rounds = [{name: timer(contenders[name]) for name in right} for _ in range(ROUNDS)]
-    row: Row = {"ms": {}, "times": {}, "errors": errors}
-    for name in right:
-        quartiles = zip(*(r[name] for r in rounds), strict=True)
-        row["ms"][name] = spread(*map(statistics.median, quartiles))
-        if name != first and first in right:
-            times = [r[name][1] / r[first][1] for r in rounds]
-            row["times"][name] = spread(min(times), statistics.median(times), max(times))
-    return row
-
-
-def measured(row: Callable[[], Row]) -> Row:
-    """A row, or what went wrong with it.
-
-    Raises:
-        RuntimeError: the last row left a CUDA context in which nothing runs any more.
-    """
-    torch._dynamo.reset()
-    gc.collect()
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    try:
-        return row()
-    except Exception as error:
-        return {"errors": {"row": describe(error)}}
-
-
-def compiled(fn: Callable[..., Any], mode: str = "default") -> Callable[..., Any]:
-    return torch.compile(fn, dynamic=False, mode=mode)
-
-
-def graphed(fn: Run) -> Run:
-    """fn's launches, captured once in a CUDA graph and replayed."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
             fn()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = fn()
+        finally:
+            graph.capture_end()
+        return graph.replay
 
-    def replay() -> Any:
-        graph.replay()
-        return output
+    def time(self, fn: Call) -> Times:
+        for _ in range(self.warm_ups):
+            fn()
+        self.cuda.synchronize()
+        try:
+            run, how = self.captured(fn), "graph"
+        except RuntimeError:
+            self.cuda.synchronize()
+            run, how = fn, "delay"
+        start, pairs = time.perf_counter(), []
+        run()
+        launching = time.perf_counter() - start
+        self.cuda.synchronize()
+        for _ in range(self.repeats):
+            self.flusher.sum()  # by reading: what a fill leaves in L2 has to be written back first
+            self.cuda._sleep(int(CYCLES * max(LEAST_DELAY, 3 * launching)))  # Python is done before the start
+            start, end = (self.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            end.record()
+            pairs.append((start, end))
+        self.cuda.synchronize()
+        taken = [1e3 * start.elapsed_time(end) for start, end in pairs]
+        return Times(*statistics.quantiles(taken, n=4, method="inclusive"), how)
 
-    return replay
+    def copy(self, moved: int) -> Times:
+        """A copy that reads and writes so many bytes together."""
+        if moved not in self.copies:
+            a = torch.ones(max(1, moved // 2), dtype=torch.uint8, device=self.device)
+            b = torch.empty_like(a)
+            self.copies[moved] = self.time(lambda: b.copy_(a))
+        return self.copies[moved]
+
+    def race(self, calls: dict[str, Call], limit: float | None = None) -> dict[str, Any]:
+        """Everyone's times; who fails, or with a limit is further than that from the first, is told why."""
+        us, out, expected = {}, {}, None
+        for name, fn in calls.items():
+            try:
+                if limit is not None:
+                    values = fn()
+                    expected = values if expected is None else expected
+                    if not (off := distance(values, expected)) <= limit:  # nor is NaN
+                        raise ValueError(f"its values are off by {off:.2g}, not {limit:g}")
+                us[name] = self.time(fn)
+            except Exception as error:
+                out[name] = describe(error)
+                self.cuda.synchronize()  # raises where nothing runs any more
+        return {"us": us} | ({"left out": out} if out else {})

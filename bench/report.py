@@ -88,12 +88,11 @@ are not counted. Bytes are those that must move: input, output, weights.
 
 def document(cpu: dict, results: dict[str, report_cpu.Result], growth: dict, memory: dict) -> str:
     details = [line for r in results.values() for line in report_cpu.details(r)]
-    gpu = RESULTS / "gpu.json"
     sections = [
         overview(cpu),
         report_growth.section(growth),
         report_memory.section(memory),
-        report_gpu.section(json.loads(gpu.read_text())) if gpu.exists() else report_gpu.waiting(),
+        report_gpu.section(RESULTS),
         "## Every CPU benchmark\n",
         "\n".join(details),
     ]

@@ -2,76 +2,48 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
-PREDICTED = "## What a run must confirm"
+from gpu_summary import PAGES, table
 
-
-def prediction(page: str) -> str:
-    """The table below that heading."""
-    after = (DOCS / page).read_text().split(PREDICTED)[1]
-    return re.search(r"(?:^\|.*\n)+", after, re.MULTILINE)[0]
+COUNTED = ("kernels", "tests", "other tests", "memcheck", "racecheck", "initcheck", "synccheck")
 
 
 def waiting() -> str:
+    tables = "\n".join(f"From [{page}]({page}):\n\n{table(page)}" for page in PAGES)
     return f"""## GPU
 
 **Not measured: this waits for hardware.** No kernel of the cuda and triton backends has run on a GPU. `make
-gpu` on a machine with one times all of it into `bench/results/gpu.json`, of which `make report` then makes
-this section. Until then these are predictions, from counted instructions and bytes; the pages they come from
-say why.
+gpu` on a machine with one measures all of it into `bench/results/gpu_first.json` and `gpu_full.json`, and
+`make report` then makes this section of them. Until then these are predictions for an H100, from counted
+instructions and bytes.
 
-[CUDA](cuda.md), [128, 96, 55, 55] in bfloat16 channels_last, on an H100:
-
-{prediction("cuda.md")}
-[Triton](triton.md), 128 images in bfloat16, on an H100:
-
-{prediction("triton.md")}"""
+{tables}"""
 
 
-def section(data: dict) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
-    by = f"By `make gpu` on {data['device']}, driver {data['driver']}, {versions}, {data['date']}."
-    parts = ["\n".join(part(*item)) for item in data["parts"].items()]
-    return "\n\n".join(["## GPU", by, *parts]) + "\n"
+def measured(result: dict[str, Any]) -> Iterator[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    yield f"### `python bench/gpu.py {result['command']}`\n"
+    yield f"On {result['device']}, driver {result['driver']}, {versions}, {result['date']}.\n"
+    for part in COUNTED:
+        if part in result:
+            yield f"- {part}: " + ", ".join(f"{count} {what}" for what, count in result[part].items())
+    yield "\n| | µs | quartiles | of a copy's rate |\n|---|--:|--:|--:|"
+    for row in result["rows"]:
+        for who, (low, median, high, how) in row.get("us", {}).items():
+            note = "" if how == "graph" else f" ({how})"
+            share = f"{row[f'{who} of copy']:.0%}" if f"{who} of copy" in row else ""
+            yield f"| {row['name']}: {who}{note} | {median:.4g} | {low:.4g}–{high:.4g} | {share} |"
+        for who, why in row.get("left out", {}).items():
+            yield f"| {row['name']}: {who}, left out: {why.splitlines()[0].replace('|', '/')} | | | |"
 
 
-def part(name: str, done: dict) -> Iterator[str]:
-    """Its state, its counts and rates, and the table of what was raced."""
-    found = done["results"]
-    raced = {row: values for row, values in found.items() if isinstance(values, dict) and "ms" in values}
-    yield f"### {name}\n"
-    yield "; ".join(
-        [done["status"], *(told(row, values) for row, values in found.items() if row not in raced)]
-    )
-    if raced:
-        yield "\n| | ms | quartiles | times the first's | GB/s | of a copy's | peak, MB |"
-        yield "|---|--:|--:|--:|--:|--:|--:|"
-    for row, values in raced.items():
-        case = row.replace(" | ", ", ")
-        yield from (f"| {case}: {who} | {' | '.join(cells(who, values))} |" for who in values["ms"])
-        for who, why in values["errors"].items():
-            yield f"| {case}: {who} | {why.splitlines()[0].replace('|', '/')} | | | | | |"
-
-
-def told(row: str, values: Any) -> str:
-    """A count, or whatever a row without times has."""
-    if isinstance(values, dict):
-        values = ", ".join(f"{v:.4g} {k}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
-    return f"{row.replace(' | ', ', ')}: {values}"
-
-
-def cells(who: str, values: dict) -> Iterator[str]:
-    """A contender's in a raced row; the rate is that of the first one."""
-    ms, ratio = values["ms"][who], values["times"].get(who)
-    yield f"{ms['median']:.4g}"
-    yield f"{ms['low']:.4g}–{ms['high']:.4g}"
-    yield f"{ratio['median']:.2f}" if ratio else ""
-    rated = ratio is None and "GB/s" in values
-    yield f"{values['GB/s']:.0f}" if rated else ""
-    yield f"{values['share of copy']:.0%}" if rated else ""
-    yield f"{values['peak_bytes'][who] / 1e6:.0f}" if "peak_bytes" in values else ""
+def section(folder: Path) -> str:
+    found = [folder / f"gpu_{command}.json" for command in ("first", "full")]
+    results = [json.loads(path.read_text()) for path in found if path.exists()]
+    if not results:
+        return waiting()
+    return "\n".join(["## GPU\n", *(line for result in results for line in measured(result)), ""])

@@ -1,5 +1,6 @@
 """README and docs say what bench/results say, pictures and all."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,72 +19,40 @@ def test_texts_and_pictures_are_what_the_results_give():
     assert result.returncode == 0, result.stderr
 
 
-def milliseconds(median):
-    return {"low": 0.9 * median, "median": median, "high": 1.1 * median}
-
-
-def test_what_a_gpu_gave_becomes_tables(monkeypatch):
+def test_what_a_gpu_gave_becomes_tables(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(BENCH)
     from report_gpu import section
 
-    rows = {
-        "a layer | bfloat16": {
-            "ms": {"fastcnn": milliseconds(0.5), "eager": milliseconds(2)},
-            "times": {"eager": milliseconds(4)},
-            "errors": {"torch.compile": "wrong by 1 of the largest value, not 0.05"},
-            "GB/s": 1500.0,
-            "share of copy": 0.75,
-        },
-        "a step | 256": {
-            "ms": {"eager": milliseconds(10)},
-            "times": {},
-            "errors": {"fastcnn": "RuntimeError: no"},
-            "peak_bytes": {"eager": 2_000_000},
-        },
-        "another": {"skipped": "no time left"},
+    rows = [
+        {"name": "an epilogue", "us": {"cuda": [9.5, 10, 10.5, "graph"]}, "cuda of copy": 0.75},
+        {"name": "a block", "us": {"plain": [90, 100, 110, "delay"]}, "left out": {"cuda": "Error: no"}},
+        {"name": "an epilogue, right", "verdict": "ok"},
+    ]
+    result = {
+        "command": "full",
+        "device": "a GPU",
+        "driver": "1.2",
+        "versions": {"torch": "3.4"},
+        "date": "2026-01-01",
+        "tests": {"passed": 9, "failed": 0},
+        "rows": rows,
     }
-    text = section(
-        {
-            "device": "a GPU",
-            "driver": "1.2",
-            "versions": {"torch": "3.4"},
-            "date": "2026-01-01",
-            "parts": {
-                "tests": {"status": "ok", "results": {"passed": 9}},
-                "rates": {"status": "ok", "results": {"copy": {"GB/s": 2000.0}}},
-                "blocks": {"status": "failed", "results": rows},
-                "models": {"status": "timed out", "results": {}},
-            },
-        }
-    )
+    assert "waits for hardware" in section(tmp_path)
+    (tmp_path / "gpu_full.json").write_text(json.dumps(result))
     assert (
-        text
+        section(tmp_path)
         == """## GPU
 
-By `make gpu` on a GPU, driver 1.2, torch 3.4, 2026-01-01.
+### `python bench/gpu.py full`
 
-### tests
+On a GPU, driver 1.2, torch 3.4, 2026-01-01.
 
-ok; passed: 9
+- tests: 9 passed, 0 failed
 
-### rates
-
-ok; copy: 2000 GB/s
-
-### blocks
-
-failed; another: skipped no time left
-
-| | ms | quartiles | times the first's | GB/s | of a copy's | peak, MB |
-|---|--:|--:|--:|--:|--:|--:|
-| a layer, bfloat16: fastcnn | 0.5 | 0.45–0.55 |  | 1500 | 75% |  |
-| a layer, bfloat16: eager | 2 | 1.8–2.2 | 4.00 |  |  |  |
-| a layer, bfloat16: torch.compile | wrong by 1 of the largest value, not 0.05 | | | | | |
-| a step, 256: eager | 10 | 9–11 |  |  |  | 2 |
-| a step, 256: fastcnn | RuntimeError: no | | | | | |
-
-### models
-
-timed out
+| | µs | quartiles | of a copy's rate |
+|---|--:|--:|--:|
+| an epilogue: cuda | 10 | 9.5–10.5 | 75% |
+| a block: plain (delay) | 100 | 90–110 |  |
+| a block: cuda, left out: Error: no | | | |
 """
     )

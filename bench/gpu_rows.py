@@ -1,0 +1,401 @@
+"""The rows of each part of gpu.py: their names, and who measures them. A part is a process of its own."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from importlib import metadata
+from itertools import islice, product
+from types import ModuleType
+from typing import Any, NamedTuple
+from unittest import mock
+
+import gpu_cases
+import torch
+import torch._functorch.config
+from gpu_cases import HALVES, LAYOUTS, MAIN, POOL, Case, all_stages, kept, kernels, plain
+from gpu_timing import Call, Clock, describe, double, peak_bytes
+from torch import Tensor, nn
+from torch.nn import functional as TF
+
+from fastcnn import _native, backends, set_backend
+from fastcnn.backends import cuda
+from fastcnn.backends._space_to_depth import rearranged, space_to_depth
+from fastcnn.backends.reference import convolve
+from fastcnn.models import alexnet, lenet5
+
+Row = dict[str, Any]
+Rows = Iterator[tuple[str, Callable[[], Row]]]
+
+STICKY = 3  # exit status: the device takes no more in this process
+PATIENCE = {"kernels": 20}  # seconds after which a row ends its process, as a kernel may never end; else 60
+PHASES = ("inference", "training", "backward")
+WHOLE = 1 << 62  # bytes of a chunk
+NEAR = 0.03  # how far contenders' values may be apart: bfloat16, rounded at each stage or once
+COMPILERS = {"compile": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+
+
+class Here(NamedTuple):
+    """What rows are measured on: a GPU; in a rehearsal the CPU, tiny shapes, and a double of torch.cuda."""
+
+    device: str
+    cuda: Any
+    clock: Clock
+    ours: ModuleType
+    thorough: bool
+
+    def size(self, real: Any, tiny: Any) -> Any:
+        return real if self.device == "cuda" else tiny
+
+    def random(self, shape: Any, dtype: torch.dtype, layout: str = LAYOUTS[0]) -> Tensor:
+        format = torch.channels_last if layout != "NCHW" and len(shape) == 4 else torch.contiguous_format
+        return torch.randn(shape, device=self.device, dtype=dtype).contiguous(memory_format=format)
+
+    def compiled(self, fn: Any, mode: str) -> Any:
+        return torch.compile(fn, dynamic=False, **self.size({"mode": mode}, {"backend": "eager"}))
+
+
+def here(rehearse: bool, thorough: bool) -> Here:
+    torch._functorch.config.donated_buffer = False  # it refuses a second backward of a forward
+    if not rehearse:
+        torch.cuda.set_stream(torch.cuda.Stream())  # the default one can't be captured
+        return Here("cuda", torch.cuda, Clock(torch.cuda, "cuda", 3, 21 if thorough else 11), cuda, thorough)
+    ours, stand_in = backends.module("cpu"), double()
+    if _native.missing_reason() is None and "host" in _native.load().build_info()["cuda"]:
+        ours, cuda._where, cuda.unsupported_reason = cuda, lambda x: (0, 0), lambda x, stages: None
+        cuda._chunk_bytes = lambda device: WHOLE
+    return Here("cpu", stand_in, Clock(stand_in, "cpu", 1, 2, 1 << 12), ours, thorough)
+
+
+def facts(here: Here) -> Rows:
+    names = ("torch", "triton", "numpy", "pytest", "hypothesis", "pybind11", "scikit_build_core")
+    versions = {d.name: d.version for d in metadata.distributions() if d.name.replace("-", "_") in names}
+    yield "versions", lambda: versions | {"CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()}
+
+    def extension() -> Row:
+        if reason := _native.missing_reason():
+            return {"error": reason}
+        native, runs = _native.load(), here.device == "cuda" and cuda.missing_reason() is None
+        return {"build_info": native.build_info(), "has code for this GPU": runs and native.cuda_runs_on(0)}
+
+    yield "extension", extension
+
+
+def restarts(here: Here) -> Rows:
+    """Rehearsed alone: a row that ends its process, and one after which the device is of no more use."""
+    broken = {"side_effect": RuntimeError("CUDA error: unspecified launch failure")}
+    yield "a row that dies", lambda: os._exit(11)
+    yield "a row that breaks the device", lambda: here.cuda.synchronize.configure_mock(**broken) or {}
+    yield "a row after those", lambda: {"verdict": "ok"}
+
+
+def cases(here: Here, found: list[Case], module: ModuleType, poison: bool = True) -> Rows:
+    how = (here.device, here.cuda.synchronize, poison)
+    for case in found[:: here.size(1, 7)]:
+        yield f"{module.__name__.split('.')[2]}: {case}", partial(gpu_cases.check, module, case, *how)
+
+
+def sanitized(here: Here, poison: bool = True) -> Rows:
+    return cases(here, gpu_cases.cuda_cases()[:: 5 if here.thorough else 17], here.ours, poison)
+
+
+def launched(here: Here, who: str, found: list[Case]) -> Rows:
+    """Each kernel once: for a profiler, or to have it compiled before it is timed."""
+    for case, phase in product(found, PHASES):
+        launch = lambda c=case, p=phase: (contenders(here, c, p)[0][who](), {})[1]  # noqa: E731
+        yield f"{who}, launched: {case}, {phase}", launch
+
+
+def triton(here: Here) -> Rows:
+    yield from cases(here, gpu_cases.triton_cases(), backends.module("triton"))
+    yield from launched(here, "triton", here.size(EPILOGUES, EPILOGUES[:1]))
+    for block in CONVOLUTIONS:
+        launch = lambda b=block: here.clock.race({"triton": block_calls(here, b)["triton"]})  # noqa: E731
+        yield f"triton, launched: {block}", launch
+
+
+# Epilogues; of a case, the kind is the block in AlexNet whose convolution's output they take.
+
+SHAPES = {"block 1": ((128, 96, 55, 55), (2, 16, 13, 13)), "block 2": ((128, 256, 27, 27), (2, 32, 9, 9))}
+OTHERS = (POOL, "relu, pool 3/2, lrn", "relu, lrn", "relu, pool 2/2")
+EPILOGUES = [
+    *(Case(MAIN, *how, "block 1") for how in product(HALVES[:2], LAYOUTS)),
+    *(Case(stages, "bfloat16", LAYOUTS[0], "block 1") for stages in OTHERS),
+    *(Case(MAIN, "bfloat16", layout, "block 2") for layout in LAYOUTS),
+]
+ALL_EPILOGUES = [Case(*case) for case in product((MAIN, *OTHERS), HALVES, LAYOUTS, SHAPES)]
+
+
+def contenders(here: Here, case: Case, phase: str, compilers: bool = False) -> tuple[dict[str, Call], int]:
+    """And the least bytes that must be read and written, the bias left out."""
+    stages = all_stages()[case.stages]
+    x, bias, grad = case.tensors(here.size(*SHAPES[case.kind]), here.device)
+    y, r, offsets = backends.module("reference").epilogue_forward(x, bias, stages, True)
+    rest = (grad, kept(x, y, r, stages, bias), offsets, stages, x.shape, case.format, True)
+    moved = {"inference": (x, y), "training": (x, y, r, offsets), "backward": (x, *rest[:3])}[phase]
+
+    def by(module: ModuleType, kind: str = "best") -> Any:
+        with kernels(module, kind):
+            if phase == "backward":
+                return module.epilogue_backward(*rest)
+            return module.epilogue_forward(x, bias, stages, phase == "training")[0]
+
+    def by_autograd(fn: Callable[..., Tensor]) -> Call:
+        leaves = [t.detach().clone().requires_grad_(phase != "inference") for t in (x, bias)]
+        if phase != "backward":
+            return lambda: fn(*leaves, stages)
+        y = cache(lambda: fn(*leaves, stages))
+        return lambda: torch.autograd.grad(y(), leaves, grad, retain_graph=True)
+
+    calls = {"plain": by_autograd(plain), "cuda": partial(by, here.ours)}
+    calls |= {"general": partial(by, here.ours, "general"), "triton": partial(by, backends.module("triton"))}
+    if compilers:
+        calls |= {who: by_autograd(here.compiled(plain, mode)) for who, mode in COMPILERS.items()}
+    return calls, sum(t.nbytes for t in moved if t is not None)
+
+
+def epilogues(here: Here, found: list[Case], compilers: bool = False) -> Rows:
+    def row(case: Case, phase: str) -> Row:
+        calls, moved = contenders(here, case, phase, compilers)
+        row = here.clock.race(calls, None if phase == "backward" else NEAR)  # of equal maxima, any gets it
+        copy = here.clock.copy(moved)
+        shares = {f"{who} of copy": round(copy.median / us.median, 3) for who, us in row["us"].items()}
+        return {"bytes": moved, "us": row.pop("us") | {"copy": copy}} | row | shares
+
+    for case, phase in product(found, PHASES):
+        yield f"{case}, {phase}" + ", compilers too" * compilers, partial(row, case, phase)
+
+
+def rates(here: Here) -> Rows:
+    def copy(moved: int) -> Row:
+        us = here.clock.copy(moved)
+        return {"us": {"copy": us}, "GB/s": round(moved / us.median / 1e3, 1)}
+
+    def matmul(n: int) -> Row:
+        a = here.random((n, n), torch.bfloat16)
+        us = here.clock.time(lambda: a @ a)
+        return {"us": {"matmul": us}, "TFLOP/s": round(2e-6 * n**3 / us.median, 1)}
+
+    for name, size in {"1 KiB": 1 << 10, "94 MiB": 94 << 20, "512 MiB": 512 << 20}.items():
+        yield f"copy, {name}", partial(copy, here.size(size, 1 << 10))
+    yield "matmul, bfloat16", partial(matmul, here.size(8192, 64))
+
+
+# Blocks.
+
+CONVOLUTIONS = {"block 1": ([4, 4], [0, 0], [1, 1], 1), "block 2": ([1, 1], [2, 2], [1, 1], 2)}
+
+
+@cache
+def block_tensors(here: Here, block: str, layout: str = LAYOUTS[0]) -> tuple[Tensor, Tensor, Tensor]:
+    n, dtype, *sizes = here.size((128, torch.bfloat16, 227, 96, 27, 256), (2, torch.float32, 43, 16, 9, 32))
+    side, maps, *second = sizes
+    shapes = [(n, 3, side, side), (maps, 3, 11, 11)]
+    if block == "block 2":
+        shapes = [(n, maps, second[0], second[0]), (second[1], maps // 2, 5, 5)]
+    x, w = (here.random(shape, dtype, layout) for shape in shapes)
+    return x, w.div_(math.sqrt(w[0].numel())), here.random((len(w),), dtype)
+
+
+def convolutions(here: Here) -> Rows:
+    """The first by layout and by space to depth; the second, of two groups, in one call or one for each."""
+
+    def row(ways: dict[str, Callable[[], list[Any]]], mask: tuple[bool, ...] = ()) -> Row:
+        """A way: x, weight and convolution of each call; mask: of what backward gives, if it is that."""
+
+        def backward(a: Tensor, x: Tensor, w: Tensor, conv: Any) -> Any:
+            stride, padding, dilation, groups = conv
+            args = (None, stride, padding, dilation, False, [0, 0], groups, mask)
+            return torch.ops.aten.convolution_backward(a, x, w, *args)
+
+        def call(way: Callable[[], list[Any]]) -> Call:
+            if not mask:
+                return lambda: [convolve(*c) for c in way()]
+            grads = [torch.randn_like(convolve(*c)) for c in way()]
+            return lambda: [backward(a, *c) for a, c in zip(grads, way(), strict=True)]
+
+        return here.clock.race({name: call(way) for name, way in ways.items()})
+
+    (x, w, _), (xn, wn, _) = (block_tensors(here, "block 1", layout) for layout in LAYOUTS)
+    conv, dense = CONVOLUTIONS["block 1"], rearranged(x, w, CONVOLUTIONS["block 1"])
+    first = {"channels_last": lambda: [(x, w, conv)], "NCHW": lambda: [(xn, wn, conv)]}
+    first |= {
+        "space to depth": lambda: [rearranged(x, w, conv)],
+        "space to depth done before": lambda: [dense],
+    }
+    yield "conv1 forward", partial(row, first)
+    yield "conv1 weight gradient", partial(row, first, (False, True, False))
+    yield "space to depth alone", lambda: here.clock.race({"images": partial(space_to_depth, x, 4)})
+
+    x2, w2, _ = block_tensors(here, "block 2")
+    two = (*CONVOLUTIONS["block 2"][:3], 1)
+    slices = [(*half, two) for half in zip(x2.chunk(2, 1), w2.chunk(2), strict=True)]
+    apart = [(x.contiguous(memory_format=torch.channels_last), *rest) for x, *rest in slices]
+    second = {"one call": lambda: [(x2, w2, CONVOLUTIONS["block 2"])], "a call a group": lambda: slices}
+    second["a call a group, halves apart"] = lambda: apart
+    yield "conv2 forward", partial(row, second)
+    yield "conv2 backward", partial(row, second, (True, True, False))
+
+
+def block_calls(here: Here, block: str, compilers: bool = False) -> dict[str, Call]:
+    (x, w, b), conv, stages = block_tensors(here, block), CONVOLUTIONS[block], all_stages()[MAIN]
+    triton, half = backends.module("triton"), here.cuda.get_device_properties(0).L2_cache_size // 2
+
+    def by(module: ModuleType, way: Any = lambda *c: c, chunk: int = WHOLE) -> Tensor:
+        with (
+            mock.patch.object(cuda, "faster", way),
+            mock.patch.object(cuda, "_chunk_bytes", lambda _: chunk),
+            mock.patch.object(triton, "fastest", lambda *_: 0),  # the one kernel
+        ):
+            return module.conv_block_forward(x, w, b, conv, stages, False)[0]
+
+    def plainly(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return plain(convolve(x, w, conv, b), None, stages)
+
+    calls = {"plain": partial(plainly, x, w, b), "triton": partial(by, triton)}
+    for name, chunk in {"whole": WHOLE, "chunks of L2/2": half}.items():
+        calls[name] = partial(by, here.ours, chunk=chunk)
+        if block == "block 1":
+            calls[f"space to depth, {name}"] = partial(by, here.ours, rearranged, chunk)
+    if compilers:
+        calls |= {who: partial(here.compiled(plainly, mode), x, w, b) for who, mode in COMPILERS.items()}
+    return calls
+
+
+def blocks(here: Here, compilers: bool = False) -> Rows:
+    for block in CONVOLUTIONS:
+        row = lambda b=block: here.clock.race(block_calls(here, b, compilers), NEAR)  # noqa: E731
+        yield block + ", compilers too" * compilers, row
+
+
+# Networks.
+
+
+def network(here: Here, name: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """AlexNet-2012 by "fused" layers or by plain ones, images and labels; in a rehearsal LeNet-5."""
+    make, dtype, *size = here.size(
+        (alexnet, torch.bfloat16, 256, 3, 224, 224), (lenet5, torch.float32, 2, 1, 28, 28)
+    )
+    with torch.device(here.device):
+        net = make(fused=name == "fused").to(dtype=dtype, memory_format=torch.channels_last)
+    return net, here.random(size, dtype), torch.arange(size[0], device=here.device)
+
+
+def trainer(net: nn.Module, forward: Any, x: Tensor, labels: Tensor) -> Call:
+    """A step of SGD; forward: the network, or it compiled."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9)
+
+    def step() -> None:
+        TF.cross_entropy(forward(x).float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def throughput(here: Here, fn: Call, images: int) -> Row:
+    """Images a second, called from Python and by a graph's replay; the peak of memory beyond the network."""
+    us, calls = here.clock.time(fn), here.size(10, 1)
+    start = time.perf_counter()
+    for _ in range(calls):
+        fn()
+    here.cuda.synchronize()
+    row = {"img/s": round(calls * images / (time.perf_counter() - start), 1)}
+    row |= {f"img/s by {us.how}": round(1e6 * images / us.median, 1), "us": {"GPU": us}}
+    return row | {"peak MB": peak_bytes(fn, here.cuda) >> 20}
+
+
+def networks(here: Here) -> Rows:
+    def row(name: str, trains: bool, mode: str | None = None, chunk: int = WHOLE) -> Row:
+        net, x, labels = network(here, name)
+        forward = here.compiled(net.train(trains), mode) if mode else net.train(trains)
+        call = trainer(net, forward, x, labels) if trains else partial(forward, x)
+        with mock.patch.object(cuda, "_chunk_bytes", lambda _: chunk), torch.set_grad_enabled(trains):
+            return throughput(here, call, len(x))
+
+    def lenet(batch: int) -> Row:
+        x = here.random((batch, 1, 28, 28), torch.float32)
+        with torch.no_grad(), torch.device(here.device):
+            nets = {name: lenet5(fused=name == "fused").eval() for name in ("fused", "plain")}
+            return here.clock.race({name: partial(net, x) for name, net in nets.items()})
+
+    def profile() -> Row:
+        net, *batch = network(here, "fused")
+        step = trainer(net, net, *batch)
+        step()
+        with torch.profiler.profile() as profiler:
+            step()
+            here.cuda.synchronize()
+        slowest = sorted(profiler.key_averages(), key=lambda e: -e.self_device_time_total)[:16]
+        return {"us of": {e.key[:70]: round(e.self_device_time_total) for e in slowest}}
+
+    yield "AlexNet step, plain", partial(row, "plain", True)
+    yield "AlexNet step, fused", partial(row, "fused", True)
+    chunk = here.cuda.get_device_properties(0).L2_cache_size // 2
+    yield "AlexNet step, fused, chunks of L2/2", partial(row, "fused", True, chunk=chunk)
+    yield "LeNet-5, one image", partial(lenet, 1)
+    yield "AlexNet step, profile", profile
+    yield "AlexNet inference, plain", partial(row, "plain", False)
+    yield "AlexNet inference, fused", partial(row, "fused", False)
+    yield "LeNet-5, 4096 images", partial(lenet, here.size(4096, 64))
+    for (kind, trains), (who, mode) in product({"step": True, "inference": False}.items(), COMPILERS.items()):
+        yield f"AlexNet {kind}, {who}", partial(row, "plain", trains, mode)
+
+
+def unsearched(here: Here) -> Rows:
+    """Without cudnn.benchmark, and in a process of its own: torch keeps an algorithm once it took it."""
+    for name, row in (*convolutions(here), *islice(networks(here), 2)):
+        yield f"{name}, without cudnn.benchmark", row
+
+
+def peers(here: Here) -> Rows:
+    """What the compilers make of it: the same rows as above, and theirs."""
+    yield from (row for row in networks(here) if row[0].endswith(tuple(COMPILERS)))
+    yield from blocks(here, True)
+    yield from epilogues(here, EPILOGUES[: here.size(2, 1)], True)
+
+
+PARTS: dict[str, Callable[[Here], Rows]] = {
+    "facts": facts, "restarts": restarts, "triton": triton, "rates": rates,
+    "networks": lambda here: (row for row in networks(here) if not row[0].endswith("max-autotune")),
+    "kernels": lambda here: cases(here, gpu_cases.cuda_cases(), here.ours),
+    "epilogues": lambda here: epilogues(here, here.size(EPILOGUES, EPILOGUES[:1])),
+    "blocks": lambda here: (row for rows in (blocks, convolutions) for row in rows(here)),
+    "unsearched": unsearched, "ncu": lambda here: launched(here, "cuda", [EPILOGUES[i] for i in (0, 1, 4)]),
+    "peers": peers,
+    "all epilogues": lambda here: epilogues(here, ALL_EPILOGUES[: here.size(None, 1)]),
+    **dict.fromkeys(("memcheck", "racecheck", "synccheck"), sanitized),
+    "initcheck": partial(sanitized, poison=False),  # what is poisoned, is initialised
+}  # fmt: skip
+
+
+def run(part: str, first: int, until: float, rehearse: bool, thorough: bool) -> None:
+    """Prints the part's rows from one on, each as it is known; ends with STICKY once the device fails."""
+    torch.backends.cudnn.benchmark = part != "unsearched"
+    place = here(rehearse, thorough)
+    if part != "facts":
+        set_backend(place.ours.__name__.split(".")[2])
+    for index, (name, row) in enumerate(PARTS[part](place)):
+        if index < first:
+            continue
+        if time.monotonic() > until:
+            print(json.dumps({"name": f"{part}, the rest", "error": "no time left"}))
+            return
+        print("begins", name, flush=True)
+        faulthandler.dump_traceback_later(place.size(PATIENCE.get(part, 60), 600), exit=True)
+        try:
+            values = row()
+        except Exception as error:
+            values = {"verdict": "error", "error": describe(error)}
+        try:
+            place.cuda.synchronize()
+        except Exception as error:
+            values |= {"verdict": "error", "nothing runs any more": describe(error)}
+        print(json.dumps({"name": name, **values}), flush=True)
+        if "nothing runs any more" in values:
+            os._exit(STICKY)
