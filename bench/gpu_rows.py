@@ -25,8 +25,8 @@ from torch.nn import functional as TF
 
 from fastcnn import _native, backends, set_backend
 from fastcnn.backends import cuda
-from fastcnn.backends._space_to_depth import rearranged, space_to_depth
-from fastcnn.backends.reference import convolve
+from fastcnn.backends._convolution import convolve, rearranged
+from fastcnn.backends._space_to_depth import space_to_depth
 from fastcnn.models import alexnet, lenet5
 
 Row = dict[str, Any]
@@ -35,7 +35,6 @@ Rows = Iterator[tuple[str, Callable[[], Row]]]
 STICKY = 3  # exit status: the device takes no more in this process
 PATIENCE = {"kernels": 20}  # seconds after which a row ends its process, as a kernel may never end; else 60
 PHASES = ("inference", "training", "backward")
-WHOLE = 1 << 62  # bytes of a chunk
 NEAR = 0.03  # how far contenders' values may be apart: bfloat16, rounded at each stage or once
 COMPILERS = {"compile": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
@@ -68,7 +67,6 @@ def here(rehearse: bool, thorough: bool) -> Here:
     ours, stand_in = backends.module("cpu"), double()
     if _native.missing_reason() is None and "host" in _native.load().build_info()["cuda"]:
         ours, cuda._where, cuda.unsupported_reason = cuda, lambda x: (0, 0), lambda x, stages: None
-        cuda._chunk_bytes = lambda device: WHOLE
     return Here("cpu", stand_in, Clock(stand_in, "cpu", 1, 2, 1 << 12), ours, thorough)
 
 
@@ -246,11 +244,11 @@ def block_calls(here: Here, block: str, compilers: bool = False) -> dict[str, Ca
     (x, w, b), conv, stages = block_tensors(here, block), CONVOLUTIONS[block], all_stages()[MAIN]
     triton, half = backends.module("triton"), here.cuda.get_device_properties(0).L2_cache_size // 2
 
-    def by(module: ModuleType, way: Any = lambda *c: c, chunk: int = WHOLE) -> Tensor:
+    def by(module: ModuleType, way: Any = lambda *c: c, chunk: int | None = None) -> Tensor:
         with (
-            mock.patch.object(cuda, "faster", way),
+            mock.patch.object(cuda, "convolve_fastest", lambda *c: convolve(*way(*c))),
             mock.patch.object(cuda, "_chunk_bytes", lambda _: chunk),
-            mock.patch.object(triton, "fastest", lambda *_: 0),  # the one kernel
+            mock.patch.object(triton, "fastest", lambda *_: "in one kernel"),
         ):
             return module.conv_block_forward(x, w, b, conv, stages, False)[0]
 
@@ -258,7 +256,7 @@ def block_calls(here: Here, block: str, compilers: bool = False) -> dict[str, Ca
         return plain(convolve(x, w, conv, b), None, stages)
 
     calls = {"plain": partial(plainly, x, w, b), "triton": partial(by, triton)}
-    for name, chunk in {"whole": WHOLE, "chunks of L2/2": half}.items():
+    for name, chunk in {"whole": None, "chunks of L2/2": half}.items():
         calls[name] = partial(by, here.ours, chunk=chunk)
         if block == "block 1":
             calls[f"space to depth, {name}"] = partial(by, here.ours, rearranged, chunk)
@@ -311,7 +309,7 @@ def throughput(here: Here, fn: Call, images: int) -> Row:
 
 
 def networks(here: Here) -> Rows:
-    def row(name: str, trains: bool, mode: str | None = None, chunk: int = WHOLE) -> Row:
+    def row(name: str, trains: bool, mode: str | None = None, chunk: int | None = None) -> Row:
         net, x, labels = network(here, name)
         forward = here.compiled(net.train(trains), mode) if mode else net.train(trains)
         call = trainer(net, forward, x, labels) if trains else partial(forward, x)

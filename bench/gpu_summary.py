@@ -78,7 +78,7 @@ class Tests:
 
 
 def trusted(result: Row) -> bool:
-    """Whether the whole device suite and memcheck passed on a GPU: no failure, and something ran."""
+    """Whether all of tests/test_cuda.py and memcheck passed on a GPU: no failure, and something ran."""
     tests, memcheck, kernels = (result.get(part, {}) for part in ("tests", "memcheck", "kernels"))
     complete = tests.get("passed", 0) > 0 and tests.get("failed") == tests.get("unfinished") == 0
     checked = memcheck.get("ok", 0) > 0 and memcheck.get("errors") == memcheck.get("wrong") == 0

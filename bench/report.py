@@ -107,6 +107,7 @@ def files() -> dict[str, str]:
     return {
         "README.md": marked("README.md", results=report_cpu.readme(cpu, results)),
         "docs/cpu.md": marked("docs/cpu.md", results=report_cpu.floors(results), choices=choices),
+        "fastcnn/backends/trusted.json": report_gpu.allowed(RESULTS),
         "docs/benchmarks.md": document(cpu, results, growth, memory),
         "docs/speed.svg": figures.svg(figures.speed(results)),
         "docs/peers.svg": figures.svg(figures.peers(results)),

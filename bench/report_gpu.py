@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpu_summary import PAGES, table
+from gpu_summary import PAGES, table, trusted
 
 COUNTED = ("kernels", "tests", "other tests", "memcheck", "racecheck", "initcheck", "synccheck")
 
@@ -47,3 +47,14 @@ def section(folder: Path) -> str:
     if not results:
         return waiting()
     return "\n".join(["## GPU\n", *(line for result in results for line in measured(result)), ""])
+
+
+def allowed(folder: Path) -> str:
+    """The GPUs whose CUDA kernels ``auto`` takes unasked: where `full` passed, and with which sources."""
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("gpu*.json"))]
+    rows = [
+        {"compute capability": r["compute capability"], "sources": r["extension"]["cuda sources"]}
+        for r in results
+        if r["command"] == "full" and trusted(r)
+    ]
+    return json.dumps(rows, indent=1) + "\n"

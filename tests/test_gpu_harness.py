@@ -25,6 +25,7 @@ import gpu_cases  # noqa: E402
 import gpu_rows  # noqa: E402
 import gpu_summary  # noqa: E402
 import gpu_timing  # noqa: E402
+import report_gpu  # noqa: E402
 
 CASES = [case for case in gpu_cases.cuda_cases() if case.kind != "general" or case.dtype == "float64"]
 
@@ -224,6 +225,16 @@ def test_who_is_trusted(part, other):
     assert not gpu_summary.trusted(RIGHT | {part: RIGHT[part] | other})
     assert not gpu_summary.trusted(RIGHT | {"rehearsal": True})
     assert not gpu_summary.trusted({"rehearsal": False})
+
+
+def test_the_allow_list_is_of_full_results_that_passed(tmp_path):
+    assert report_gpu.allowed(tmp_path) == "[]\n"
+    card = {"compute capability": "9.0", "extension": {"cuda sources": "abc"}}
+    wrong = RIGHT | {"memcheck": RIGHT["memcheck"] | {"errors": 1}}
+    for name, result in {"full": RIGHT, "first": RIGHT, "full_wrong": wrong}.items():
+        written = result | card | {"command": name.removesuffix("_wrong")}
+        (tmp_path / f"gpu_{name}.json").write_text(json.dumps(written))
+    assert json.loads(report_gpu.allowed(tmp_path)) == [{"compute capability": "9.0", "sources": "abc"}]
 
 
 def test_ranges():
