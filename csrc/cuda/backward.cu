@@ -24,16 +24,18 @@ struct Unpooled {
   static constexpr int S = Square<K>::S, E = Square<K>::E;
   float g[S * S][C] = {};
 
-  // The e-th of E x E windows, from the one that begins with the square on backwards.
+  // The e-th of E x E windows, from the one that begins with the square on backwards; there:
+  // whether it is one of the map's.
   template <class Places>
-  __device__ void add(int e, const float (&from)[C], const Places& places) {
+  __device__ void add(int e, const float (&from)[C], const Places& places, bool there) {
 #pragma unroll
     for (int i = 0; i < S * S; ++i) {
       const int row = i / S + e / E * S, column = i % S + e % E * S;
       if (row >= K || column >= K) continue;
+      const int want = there ? row * K + column : -1;
 #pragma unroll
       for (int c = 0; c < C; ++c)
-        if (places.at(c) == row * K + column) g[i][c] += from[c];
+        if (places.at(c) == want) g[i][c] += from[c];
     }
   }
 };
@@ -203,19 +205,24 @@ __global__ void __launch_bounds__(kThreads, kLrn && !Layout::channels_last ? 1 :
         if constexpr (kPoolFirst) {
           float to[V];
           s.through(g, s.load_r(n, oh, ow, of), of, edges, to);
-          if (there) square.add(e, to, places);
+          if (Layout::channels_last || there) square.add(e, to, places, there);
         } else {
-          if (there) square.add(e, g, places);
+          if (Layout::channels_last || there) square.add(e, g, places, there);
         }
       }
+      if constexpr (kPoolFirst) {
 #pragma unroll
-      for (int i = 0; i < S * S; ++i) {
-        if constexpr (kPoolFirst) {
-          store(i, square.g[i]);
-        } else {
-          if (!B::kShares && !inside(i)) continue;  // with what is shared, there is a barrier
+        for (int i = 0; i < S * S; ++i) store(i, square.g[i]);
+      } else {
+        const auto load = [&](int i) {
+          return s.load_r(n, nearest(h + i / S, p.H), nearest(w + i % S, p.W), of);
+        };
+        auto next = load(0);
+#pragma unroll
+        for (int i = 0; i < S * S; ++i) {
+          const auto r = next;
+          if (i + 1 < S * S) next = load(i + 1);  // before the barrier in through
           float to[V];
-          const auto r = s.load_r(n, nearest(h + i / S, p.H), nearest(w + i % S, p.W), of);
           s.through(square.g[i], r, of, edges, to);
           store(i, to);
         }
