@@ -140,7 +140,7 @@ def bytes_moved(stages: Stages, shape: Sizes, itemsize: int) -> dict[str, int]:
     windows = math.prod(stages.output_shape(shape))
     x, y = math.prod(shape) * itemsize, windows * itemsize
     offsets = windows if stages.pool else 0
-    keeps = stages.residual(has_bias=True)
+    keeps = stages.residual(True, "cuda")
     kept = y if keeps == "output" or stages.pool_first else x
     saved = kept if keeps == "r" else 0  # the output is written anyway
     return {

@@ -217,15 +217,25 @@ class Stages:
         n, c, h, w = shape
         return (n, c, h, w) if self.pool is None else (n, c, *self.pool.output_size(h, w))
 
-    def residual(self, has_bias: bool) -> str | None:
+    @property
+    def lrn_first(self) -> bool:
+        """Whether an LRN follows bias and ReLU at once, so that its input can be made again from theirs."""
+        return self.lrn is not None and not (self.pool and self.pool_first)
+
+    def residual(self, has_bias: bool, device: str) -> str | None:
         """What backward needs besides the offsets: the LRN's input, else a ReLU's sign pattern.
 
         "r": a tensor that the forward makes for it (the LRN's input; pooled already where pooling
-        comes first); "input" or "output": the op's own, nothing more is kept; None: nothing.
+        comes first); "input" (in a block the convolution's output, from which backward makes r again with
+        the bias) or "output": there anyway, nothing is written for it; None: nothing.
+
+        device: a torch.device's type. A GPU waits for memory, so r is made again there; the CPU's kernels
+        write r while it is in cache.
         """
         if self.lrn is None:
             return "output" if self.relu else None
-        return "r" if self.relu or has_bias or (self.pool and self.pool_first) else "input"
+        again = device == "cuda" or not (self.relu or has_bias)
+        return "input" if again and self.lrn_first else "r"
 
 
 @functools.lru_cache(maxsize=1024)

@@ -31,8 +31,8 @@ class Kernels:
 
     @contextlib.contextmanager
     def chosen(self):
-        def params(*args, make=cuda.params):
-            p = make(*args)
+        def params(*args, make=cuda.params, **named):
+            p = make(*args, **named)
             p.variant = self.variant
             return p
 
@@ -95,6 +95,7 @@ def run_each_kernel(variant, stages, dtype, format, device):
     expected, *_ = reference.epilogue_forward(x, bias, stages, save=True)
     assert torch.equal(inference, y)
     assert_close(y, expected)
-    rest = (y if stages.residual(True) == "output" else r, offsets, stages, x.shape, format, True)
+    kept = {"output": y, "input": x, "r": r}[stages.residual(True, x.device.type)]
+    rest = (kept, offsets, stages, x.shape, format, True, bias if kept is x else None)
     for a, b in zip(kernels.epilogue_backward(y, *rest), reference.epilogue_backward(y, *rest), strict=True):
         assert_close(a, b, factor=10)  # of the largest of many summed values

@@ -135,14 +135,19 @@ def check_forward(backend, x, bias, stages):
 def check_backward(backend, x, bias, stages, saved, generator):
     """With the same r and offsets, so that no near-tie in a window decides for one side."""
     y, r, offsets = saved
-    keeps = stages.residual(bias is not None)
+    keeps = stages.residual(bias is not None, x.device.type)
     kept = {"input": x, "output": y, "r": r, None: None}[keeps]
     grad = torch.randn(y.shape, dtype=torch.float64, generator=generator).to(x)
-    rest = (stages, list(x.shape), memory_format(x), True)
+    rest = (stages, list(x.shape), memory_format(x), True, bias if keeps == "input" else None)
     grad_x, grad_bias = backend.epilogue_backward(grad, kept, offsets, *rest)
+    if stages.lrn_first and bias is not None:  # from the stages' input, or from r: the same bits
+        again = backend.epilogue_backward(grad, x, offsets, *rest[:4], bias)
+        whole = backend.epilogue_backward(grad, reference.lrn_input(x, bias, stages), offsets, *rest[:4])
+        assert all(torch.equal(a, b) for a, b in zip(again, whole, strict=True))
     plain_x, plain_bias = reference.epilogue_backward(grad, kept, offsets, *rest)
-    exact_x, exact_bias = reference.epilogue_backward(wide(grad), wide(kept), offsets, *rest)
-    summed = terms(grad, kept, offsets, rest[1], stages)
+    exact_rest = (*rest[:4], wide(rest[4]))
+    exact_x, exact_bias = reference.epilogue_backward(wide(grad), wide(kept), offsets, *exact_rest)
+    summed = terms(grad, reference.lrn_input(kept, rest[4], stages), offsets, rest[1], stages)
     assert_within_twice(grad_x, plain_x, exact_x, summed)
     assert grad_x.is_contiguous(memory_format=memory_format(x))
     if x.dtype == torch.float64:

@@ -120,10 +120,23 @@ struct Backward : Lanes<T, Layout> {
       if (p.relu && r[i + R] <= 0) to[i] = 0;
   }
 
-  // Of r; where neither LRN nor ReLU needs it there is none, and y's gradient, as large, stands for
-  // it.
+  // r as it was kept. Where neither LRN nor ReLU needs it there is none, and y's gradient, as
+  // large, stands for it.
   __device__ Loaded<T, Layout, V, R> load_r(int n, int h, int w, const Channels& of) const {
     return Base::template load<R>(kLrn || p.relu ? p.r : p.y, n, h, w, of);
+  }
+
+  // What an LRN that follows at once was given: max(r + bias, 0), which of r with both is r again.
+  __device__ Loaded<T, Layout, V, R> rectified(const Loaded<T, Layout, V, R>& r,
+                                               const Loaded<T, Layout, V, R>& bias) const {
+    if constexpr (kLrn)
+      return r.rectified(bias, Base::least);
+    else
+      return r;
+  }
+  __device__ Loaded<T, Layout, V, R> load_bias(const Channels& of) const {
+    if (kLrn && p.r_bias) return {static_cast<const T*>(p.r_bias), 1, of};
+    return {};
   }
 };
 
@@ -167,6 +180,8 @@ __global__ void __launch_bounds__(kThreads, kLrn && !Layout::channels_last ? 1 :
   const int share = (s.squares() + s.parts - 1) / s.parts;
   const int end = min((part + 1) * share, s.squares());
 
+  const auto bias = s.load_bias(of);
+
   float sum[V] = {};
 #pragma unroll 1
   for (int first = part * share; first < end; first += int(blockDim.y)) {
@@ -189,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, kLrn && !Layout::channels_last ? 1 :
       const auto r = s.load_r(n, a, b, of);
       float g[W], to[V];
       loaded.unpack(g);
-      s.through(g, r, of, edges, to);
+      s.through(g, s.rectified(r, bias), of, edges, to);
       store(0, to);
     } else {
       Unpooled<K, kPoolFirst ? V : W> square;
@@ -217,13 +232,14 @@ __global__ void __launch_bounds__(kThreads, kLrn && !Layout::channels_last ? 1 :
         const auto load = [&](int i) {
           return s.load_r(n, nearest(h + i / S, p.H), nearest(w + i % S, p.W), of);
         };
-        auto next = load(0);
+        [[maybe_unused]] auto next = load(0);
 #pragma unroll
         for (int i = 0; i < S * S; ++i) {
-          const auto r = next;
-          if (i + 1 < S * S) next = load(i + 1);  // before the barrier in through
+          if (!B::kShares && !inside(i)) continue;  // the registers do not do for two
+          const auto r = B::kShares ? next : load(i);
+          if (B::kShares && i + 1 < S * S) next = load(i + 1);  // before the barrier in through
           float to[V];
-          s.through(square.g[i], r, of, edges, to);
+          s.through(square.g[i], s.rectified(r, bias), of, edges, to);
           store(i, to);
         }
       }

@@ -16,10 +16,7 @@ struct Forward : Lanes<T, Layout> {
   using Base = Lanes<T, Layout>;
   using Base::V, Base::H, Base::p;
 
-  float least;  // of a ReLU
-
-  explicit Forward(const EpilogueParams& params)
-      : Base(params), least(params.relu ? 0 : -INFINITY) {}
+  using Base::Base;
 
   // What is added to a thread's channels, neighbours included.
   template <int Halo>
@@ -35,7 +32,7 @@ struct Forward : Lanes<T, Layout> {
                             float (&r)[V + 2 * Halo]) const {
     a.unpack(r);
 #pragma unroll
-    for (int i = 0; i < V + 2 * Halo; ++i) r[i] = max_or_nan(r[i] + bias[i], least);
+    for (int i = 0; i < V + 2 * Halo; ++i) r[i] = max_or_nan(r[i] + bias[i], Base::least);
   }
 
   // o = r d^-3/4.

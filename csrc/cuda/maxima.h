@@ -45,17 +45,6 @@ struct Window {
   }
 };
 
-// The larger, NaN if either is.
-__device__ inline float max_or_nan(float a, float b) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  float most;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
-  return most;
-#else
-  return a > b || a != a ? a : b;
-#endif
-}
-
 // The largest so far of each lane, and its place: the last NaN, else the first of equals. It begins
 // with what a ReLU makes of all that is not above it, at the window's first place.
 template <int W, bool kPlaces>

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from .. import _native
 from ..stages import DTYPES, Stages, check, memory_format
 from ._launch import allocate, in_chunks, params
-from .reference import conv_output_size, convolve, convolve_then
+from .reference import conv_output_size, convolve, convolve_then, lrn_input
 
 
 def missing_reason() -> str | None:
@@ -74,7 +74,7 @@ def epilogue_forward(
         v = x if bias is None else x + bias.view(-1, 1, 1)
         y = _by_torch(v, stages, overwrite=v is not x)
         return y.contiguous(memory_format=memory_format(x)), None, None
-    keep = save and stages.residual(bias is not None) == "r"
+    keep = save and stages.residual(bias is not None, x.device.type) == "r"
     format = memory_format(x)
     outputs = allocate(_empty, x.shape, x.dtype, format, stages, keep, save)
     _run(x, bias, stages, format, *outputs)
@@ -114,7 +114,10 @@ def epilogue_backward(
     size: Sequence[int],
     format: torch.memory_format,
     need_bias: bool,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
+    if bias is not None:
+        r = lrn_input(r, bias, stages)
     grad_x = _empty(size, grad_y.dtype, format)
     grad_bias = grad_y.new_zeros(size[1]) if need_bias else None
     if offsets is not None:  # a saved-tensor hook may have brought them back in other strides
