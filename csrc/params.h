@@ -38,7 +38,8 @@ struct EpilogueParams {
   Tensor r;        // what backward needs: the LRN's input, else the output of a ReLU
   Tensor offsets;  // each pooled value's place in its window, row-major
   int64_t offset_bytes = 1;
-  void* bias = nullptr;  // (C,); in backward its gradient
+  void* bias = nullptr;          // (C,); in backward its gradient
+  const void* r_bias = nullptr;  // (C,); in backward on a GPU: r is the LRN's input without it
   int64_t threads = 1;
   int64_t variant = -1;  // instruction set; on a GPU general (0) or special (1); -1: the best
 };

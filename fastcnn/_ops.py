@@ -39,7 +39,7 @@ _library.define(
 )
 _library.define(
     f"epilogue_backward(Tensor grad, Tensor? r, Tensor? offsets, {_STAGES}, SymInt[] size, "
-    "bool channels_last, bool need_bias) -> (Tensor, Tensor)"
+    "bool channels_last, bool need_bias, Tensor? bias=None) -> (Tensor, Tensor)"
 )
 _library.define(f"conv2d_block({_BLOCK}, bool recompute) -> Tensor")
 _library.define(f"conv2d_block_forward({_BLOCK}, bool save, bool recompute) -> (Tensor, Tensor, Tensor)")
@@ -139,18 +139,21 @@ def _epilogue_backward(
     size: list[int],
     channels_last: bool,
     need_bias: bool,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     stages = Stages.unflat(relu, lrn, pool, order)
     format = torch.channels_last if channels_last else torch.contiguous_format
     backend = backends.choose(grad, stages)
     return _empty_for_none(
-        grad, *backend.epilogue_backward(grad, r, offsets, stages, size, format, need_bias)
+        grad, *backend.epilogue_backward(grad, r, offsets, stages, size, format, need_bias, bias)
     )
 
 
 @torch.library.register_fake("fastcnn::epilogue_backward")
-def _(grad: Tensor, r: Tensor | None, offsets: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    *_, size, channels_last, need_bias = args
+def _(
+    grad: Tensor, r: Tensor | None, offsets: Tensor | None, *args: Any, bias: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    size, channels_last, need_bias = args[4:7]
     format = torch.channels_last if channels_last else torch.contiguous_format
     grad_x = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=format)
     return grad_x, grad.new_empty(size[1] if need_bias else 0)
@@ -177,26 +180,31 @@ def _stages_backward(
     grad_r: Tensor | None,
     r: Tensor | None,
     offsets: Tensor | None,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the stages' input and bias.
 
     With create_graph the reference takes over, since torch can differentiate it again. Only then
     is there a grad_r: r is an output of the op as well, so a second derivative comes back through it.
+    bias: of a block that keeps the convolution's output as r, else None.
     """
     stages: Stages = ctx.stages
     need_bias = ctx.has_bias and ctx.needs_input_grad[ctx.bias_index]
     grads: list[tuple[Tensor, Tensor | None]] = []
     if grad_y is not None and torch.is_grad_enabled():
-        grads.append(reference.epilogue_backward(grad_y, r, offsets, stages, ctx.size, ctx.format, need_bias))
+        rest = (stages, ctx.size, ctx.format, need_bias, bias)
+        grads.append(reference.epilogue_backward(grad_y, r, offsets, *rest))
     elif grad_y is not None:
         last = ctx.format == torch.channels_last
         with backends.use_backend(ctx.backend):
             grads.append(
-                _ops.epilogue_backward(grad_y, r, offsets, *stages.flat(), ctx.size, last, need_bias)
+                _ops.epilogue_backward(grad_y, r, offsets, *stages.flat(), ctx.size, last, need_bias, bias)
             )
     if grad_r is not None and ctx.keeps == "r":
         before = Stages(stages.relu, None, stages.pool if stages.pool_first else None)
         grads.append(reference.epilogue_backward(grad_r, r, offsets, before, ctx.size, ctx.format, need_bias))
+    if grad_r is not None and ctx.keeps == "input":
+        grads.append((grad_r, None))
     return _total(g[0] for g in grads), _total(g[1] for g in grads if need_bias)
 
 
@@ -262,30 +270,33 @@ def _setup_block(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
     x, weight, bias, *conv, relu, lrn, pool, order, save, recompute = inputs
     ctx.saved = save and not recompute
     stages = Stages.unflat(relu, lrn, pool, order)
-    # The convolution's output lives inside the op alone, so what an LRN needs is always r.
-    keeps = stages.residual(has_bias=True)
-    kept = _kept(keeps, output) if ctx.saved else (bias,)
-    _keep(ctx, stages, keeps, x, weight, *kept)
+    keeps = stages.block_residual(x.device.type)
+    kept = _kept(keeps, output) if ctx.saved else (None, None)
+    _keep(ctx, stages, keeps, x, weight, *kept, bias if keeps == "input" or not ctx.saved else None)
     size = (x.shape[0], weight.shape[0], *conv_output_size(x, weight, conv))
     ctx.size, ctx.format, ctx.bias_index, ctx.conv = size, memory_format(output[0]), 2, conv
     ctx.has_bias = bias is not None
 
 
 def _kept(keeps: str | None, output: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    """What the stages' backward needs of a block's y, r and offsets."""
+    """What the stages' backward needs of a block's y, r and offsets.
+
+    The convolution's output, the stages' input, lives inside the op alone: there it is the op's r.
+    """
     y, r, offsets = output
-    return _none_for_empty({"output": y, "r": r}.get(keeps or "")), _none_for_empty(offsets)
+    return _none_for_empty(y if keeps == "output" else r), _none_for_empty(offsets)
 
 
 def _backward_block(
     ctx: Any, grad_y: Tensor | None, grad_r: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    x, weight, *kept = ctx.saved_tensors
+    x, weight, *kept, bias = ctx.saved_tensors
     if not ctx.saved:
         with backends.use_backend(ctx.backend):
-            output = _ops.conv2d_block_forward(x, weight, *kept, *ctx.conv, *ctx.stages.flat(), True, False)
+            output = _ops.conv2d_block_forward(x, weight, bias, *ctx.conv, *ctx.stages.flat(), True, False)
         kept = _kept(ctx.keeps, output)
-    grad_a, grad_bias = _stages_backward(ctx, grad_y, grad_r if ctx.saved else None, *kept)
+    bias = bias if ctx.keeps == "input" else None
+    grad_a, grad_bias = _stages_backward(ctx, grad_y, grad_r if ctx.saved else None, *kept, bias=bias)
     grad_x = grad_weight = None
     needed = ctx.needs_input_grad[:2]
     if grad_a is not None and any(needed):

@@ -193,7 +193,9 @@ class Stages:
 
     @property
     def empty(self) -> bool:
-        return not self.relu and self.lrn is None and self.pool is None  # torch 2.11 can't trace `not self.lrn`
+        return (
+            not self.relu and self.lrn is None and self.pool is None
+        )  # torch 2.11 can't trace `not self.lrn`
 
     @property
     def name(self) -> str:
@@ -225,6 +227,11 @@ class Stages:
         n, c, h, w = shape
         return (n, c, h, w) if self.pool is None else (n, c, *self.pool.output_size(h, w))
 
+    @property
+    def lrn_first(self) -> bool:
+        """Whether an LRN follows bias and ReLU at once, so that its input can be made again from theirs."""
+        return self.lrn is not None and not (self.pool and self.pool_first)
+
     def residual(self, has_bias: bool) -> str | None:
         """What backward needs besides the offsets: the LRN's input, else a ReLU's sign pattern.
 
@@ -233,7 +240,16 @@ class Stages:
         """
         if self.lrn is None:
             return "output" if self.relu else None
-        return "r" if self.relu or has_bias or (self.pool and self.pool_first) else "input"
+        return "r" if self.relu or has_bias or not self.lrn_first else "input"
+
+    def block_residual(self, device: str) -> str | None:
+        """The same for a block, of whose convolution's output nobody else knows.
+
+        On a GPU (a torch.device's type "cuda"), which waits for memory, that is kept, as "input": with the
+        bias, backward makes r again, and forward need not write it. The CPU's kernels write r while it is in
+        cache.
+        """
+        return "input" if device == "cuda" and self.lrn_first else self.residual(has_bias=True)
 
 
 @functools.lru_cache(maxsize=1024)

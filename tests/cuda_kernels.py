@@ -32,8 +32,8 @@ class Kernels:
 
     @contextlib.contextmanager
     def chosen(self):
-        def params(*args, make=cuda.params):
-            p = make(*args)
+        def params(*args, make=cuda.params, **named):
+            p = make(*args, **named)
             p.variant = self.variant
             return p
 

@@ -66,18 +66,20 @@ def test_the_block_follows_plain_torch(name, stages, dtype, format):
     assert_within_twice(y, plain, plain_epilogue(a, None, stages))
     assert y.is_contiguous(memory_format=format)
     alone, *nothing = triton.conv_block_forward(x, weight, bias, conv, stages, save=False)
-    assert torch.equal(alone, y)
+    if stages.lrn_first:  # for training in two kernels
+        assert_within_twice(alone, plain, plain_epilogue(a, None, stages))
+    else:
+        assert torch.equal(alone, y)
     assert nothing == [None, None]
     if r is not None:
         before = Stages(stages.relu, None, stages.pool if stages.pool_first else None)
-        reached = r != 1  # a row or column that no window reaches stays 1
         exact = plain_epilogue(a, None, before)
         plain = plain_epilogue(TF.conv2d(x, weight, bias, *conv), None, before)
-        assert_within_twice(r[reached], plain[reached], exact[reached])
+        assert_within_twice(r, plain, exact)
     if offsets is not None:
         grad = torch.ones_like(y)
         rest = (stages, a.shape, format, True)
-        kept = y if stages.residual(True) == "output" else r
+        kept = y if stages.lrn is None else r
         found, _ = triton.epilogue_backward(grad, kept, offsets, *rest)
         exact = a.clone().requires_grad_()
         plain_epilogue(exact, None, stages).sum().backward()
@@ -94,7 +96,7 @@ def test_the_tile_makes_no_difference(monkeypatch):
         # The interpreter's product is numpy's, whose sums' order depends, on some processors, on the tile. Of
         # whole numbers they are exact in any order.
         x, weight = (8 * x).round(), (8 * weight).round()
-    rest = (x, weight, bias, conv, STAGES["lrn, pool"], True, LAST)
+    rest = (x, weight, bias, conv, STAGES["pool, lrn"], True, LAST)
     y, _, offsets = conv_kernels.block_forward(*rest)
     monkeypatch.setattr(conv_kernels, "MOST_VALUES", 512)
     others = conv_kernels.block_forward(*rest)

@@ -24,16 +24,18 @@ struct Unpooled {
   static constexpr int S = Square<K>::S, E = Square<K>::E;
   float g[S * S][C] = {};
 
-  // The e-th of E x E windows, from the one that begins with the square on backwards.
+  // The e-th of E x E windows, from the one that begins with the square on backwards; there:
+  // whether it is one of the map's.
   template <class Places>
-  __device__ void add(int e, const float (&from)[C], const Places& places) {
+  __device__ void add(int e, const float (&from)[C], const Places& places, bool there) {
 #pragma unroll
     for (int i = 0; i < S * S; ++i) {
       const int row = i / S + e / E * S, column = i % S + e % E * S;
       if (row >= K || column >= K) continue;
+      const int want = there ? row * K + column : -1;
 #pragma unroll
       for (int c = 0; c < C; ++c)
-        if (places.at(c) == row * K + column) g[i][c] += from[c];
+        if (places.at(c) == want) g[i][c] += from[c];
     }
   }
 };
@@ -118,10 +120,23 @@ struct Backward : Lanes<T, Layout> {
       if (p.relu && r[i + R] <= 0) to[i] = 0;
   }
 
-  // Of r; where neither LRN nor ReLU needs it there is none, and y's gradient, as large, stands for
-  // it.
+  // r as it was kept. Where neither LRN nor ReLU needs it there is none, and y's gradient, as
+  // large, stands for it.
   __device__ Loaded<T, Layout, V, R> load_r(int n, int h, int w, const Channels& of) const {
     return Base::template load<R>(kLrn || p.relu ? p.r : p.y, n, h, w, of);
+  }
+
+  // What an LRN that follows at once was given: max(r + bias, 0), which of r with both is r again.
+  __device__ Loaded<T, Layout, V, R> rectified(const Loaded<T, Layout, V, R>& r,
+                                               const Loaded<T, Layout, V, R>& bias) const {
+    if constexpr (kLrn)
+      return r.rectified(bias, Base::least);
+    else
+      return r;
+  }
+  __device__ Loaded<T, Layout, V, R> load_bias(const Channels& of) const {
+    if (kLrn && p.r_bias) return {static_cast<const T*>(p.r_bias), 1, of};
+    return {};
   }
 };
 
@@ -165,6 +180,8 @@ __global__ void __launch_bounds__(kThreads, kLrn && !Layout::channels_last ? 1 :
   const int share = (s.squares() + s.parts - 1) / s.parts;
   const int end = min((part + 1) * share, s.squares());
 
+  const auto bias = s.load_bias(of);
+
   float sum[V] = {};
 #pragma unroll 1
   for (int first = part * share; first < end; first += int(blockDim.y)) {
@@ -187,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, kLrn && !Layout::channels_last ? 1 :
       const auto r = s.load_r(n, a, b, of);
       float g[W], to[V];
       loaded.unpack(g);
-      s.through(g, r, of, edges, to);
+      s.through(g, s.rectified(r, bias), of, edges, to);
       store(0, to);
     } else {
       Unpooled<K, kPoolFirst ? V : W> square;
@@ -203,20 +220,26 @@ __global__ void __launch_bounds__(kThreads, kLrn && !Layout::channels_last ? 1 :
         if constexpr (kPoolFirst) {
           float to[V];
           s.through(g, s.load_r(n, oh, ow, of), of, edges, to);
-          if (there) square.add(e, to, places);
+          if (Layout::channels_last || there) square.add(e, to, places, there);
         } else {
-          if (there) square.add(e, g, places);
+          if (Layout::channels_last || there) square.add(e, g, places, there);
         }
       }
+      if constexpr (kPoolFirst) {
 #pragma unroll
-      for (int i = 0; i < S * S; ++i) {
-        if constexpr (kPoolFirst) {
-          store(i, square.g[i]);
-        } else {
-          if (!B::kShares && !inside(i)) continue;  // with what is shared, there is a barrier
+        for (int i = 0; i < S * S; ++i) store(i, square.g[i]);
+      } else {
+        const auto load = [&](int i) {
+          return s.load_r(n, nearest(h + i / S, p.H), nearest(w + i % S, p.W), of);
+        };
+        [[maybe_unused]] auto next = load(0);
+#pragma unroll
+        for (int i = 0; i < S * S; ++i) {
+          if (!B::kShares && !inside(i)) continue;  // the registers do not do for two
+          const auto r = B::kShares ? next : load(i);
+          if (B::kShares && i + 1 < S * S) next = load(i + 1);  // before the barrier in through
           float to[V];
-          const auto r = s.load_r(n, nearest(h + i / S, p.H), nearest(w + i % S, p.W), of);
-          s.through(square.g[i], r, of, edges, to);
+          s.through(square.g[i], s.rectified(r, bias), of, edges, to);
           store(i, to);
         }
       }

@@ -46,6 +46,17 @@ struct Element<__nv_bfloat16> {
   static __device__ Pair put_two(float a, float b) { return __floats2bfloat162_rn(a, b); }
 };
 
+// The larger, NaN if either is.
+__device__ inline float max_or_nan(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float most;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
+  return most;
+#else
+  return a > b || a != a ? a : b;
+#endif
+}
+
 // Calls run with a null pointer to p's element type.
 template <class Run>
 void with_type(const EpilogueParams& p, Run run) {

@@ -16,10 +16,7 @@ struct Forward : Lanes<T, Layout> {
   using Base = Lanes<T, Layout>;
   using Base::V, Base::H, Base::p;
 
-  float least;  // of a ReLU
-
-  explicit Forward(const EpilogueParams& params)
-      : Base(params), least(params.relu ? 0 : -INFINITY) {}
+  using Base::Base;
 
   // What is added to a thread's channels, neighbours included.
   template <int Halo>
@@ -35,7 +32,7 @@ struct Forward : Lanes<T, Layout> {
                             float (&r)[V + 2 * Halo]) const {
     a.unpack(r);
 #pragma unroll
-    for (int i = 0; i < V + 2 * Halo; ++i) r[i] = max_or_nan(r[i] + bias[i], least);
+    for (int i = 0; i < V + 2 * Halo; ++i) r[i] = max_or_nan(r[i] + bias[i], Base::least);
   }
 
   // o = r d^-3/4.
@@ -70,12 +67,18 @@ __global__ void __launch_bounds__(kThreads, kLrn && K && !Layout::channels_last 
       s.template rectified<H>(F::template load<H>(p.x, n, oh, ow, of), bias, r);
     } else {
       const Window<K> window(p, oh, ow);
-      Largest<W, kSave> best(window.first());
-      window.each([&](int place, int h, int w) {
+      Largest<W, kSave> best(window.first(), s.least);
+      const auto take = [&](int place, int h, int w) {
         float v[W];
-        s.template rectified<H>(F::template load<H>(p.x, n, h, w, of), bias, v);
+        F::template load<H>(p.x, n, h, w, of).unpack(v);
+#pragma unroll
+        for (int j = 0; j < W; ++j) v[j] += bias[j];
         best.take(v, place);
-      });
+      };
+      if constexpr (Layout::channels_last && !kLrn)
+        window.each(take);
+      else
+        window.one_by_one(take);  // the registers do not do for all loads at once
 #pragma unroll
       for (int j = 0; j < W; ++j) r[j] = best.value[j];
       if constexpr (kSave) store_offsets<V, Layout>(p.offsets, n, oh, ow, of, best.place + H);
@@ -223,21 +226,13 @@ __global__ void __launch_bounds__(kThreads, Layout::blocks)
     const int down = i / tiles.columns, oh = row + down, ow = column + i - down * tiles.columns;
     if (ow >= column_end) continue;
     const Window<3> window(p, oh, ow);
-    const auto visit_all = [&](auto visit) {
-      if (window.inside()) {  // as most are: without asking for each place
-#pragma unroll
-        for (int j = 0; j < 9; ++j) visit(j, window.h + j / 3, window.w + j % 3);
-      } else {
-        window.each(visit);
-      }
-    };
     const auto in_tile = [&](int h, int w) {
       const int pixel = (h - rows.begin) * width + w - columns.begin;
       return tile.load(pixel * int(blockDim.x) + int(threadIdx.x));
     };
     if constexpr (kSave) {
       Largest<V, true> best(window.first());
-      visit_all([&](int place, int h, int w) {
+      window.each([&](int place, int h, int w) {
         float o[V];
         in_tile(h, w).unpack(o);
         best.take(o, place);
@@ -246,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, Layout::blocks)
       F::store(p.y, n, oh, ow, of, best.value);
     } else {
       Words<T, V> best = lowest<T, V>();
-      visit_all([&](int, int h, int w) { best = larger(best, in_tile(h, w)); });
+      window.each([&](int, int h, int w) { best = larger(best, in_tile(h, w)); });
       F::store(p.y, n, oh, ow, of, best);
     }
   }

@@ -19,7 +19,7 @@ __global__ void each_output(Stages<T> s) {
   const EpilogueParams& p = s.p;
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
   const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  const auto rectified = [&](Place at) { return s.rectified(at); };
+  const auto rectified = [&](Place at) { return s.rectified(p.x, p.bias, at); };
   const auto pooled = [&](Place at) { return s.largest(at, rectified).value; };
   const auto normalised = [&](Place at) { return s.normalised(at, rectified); };
 

@@ -120,6 +120,26 @@ struct Planes {
   }
 };
 
+// max(a + b, least), rounded as it is where it is stored.
+template <class T, int W>
+__device__ Words<T, W> rectified(Words<T, W> a, const Words<T, W>& b, float least) {
+#pragma unroll
+  for (int i = 0; i < W * int(sizeof(T)) / 4; ++i)
+    if constexpr (sizeof(T) == 4) {
+      a.at[i] = bits<uint32_t>(max_or_nan(bits<float>(a.at[i]) + bits<float>(b.at[i]), least));
+    } else {
+      using Pair = typename Element<T>::Pair;
+      const Pair sum = __hadd2(bits<Pair>(a.at[i]), bits<Pair>(b.at[i]));
+      a.at[i] = bits<uint32_t>(__hmax2_nan(sum, Element<T>::put_two(least, least)));
+    }
+  return a;
+}
+template <class T, int W>
+__device__ Pack<T, W> rectified(const Pack<T, W>& a, const Pack<T, W>& b, float least) {
+  using Whole = Words<T, W>;
+  return bits<Pack<T, W>>(rectified(bits<Whole>(a), bits<Whole>(b), least));
+}
+
 // A thread's own channels as they come from memory, with so many of its neighbours' on either side;
 // 0 for what is outside the group.
 template <class T, class Layout, int V, int Halo>
@@ -127,15 +147,27 @@ struct Loaded {
   template <int W>
   using Vector = typename Layout::template Vector<T, W>;
   Vector<Halo> before{};
-  Vector<V> own;
+  Vector<V> own{};
   Vector<Halo> after{};
 
+  Loaded() = default;  // zeros
   __device__ Loaded(const T* pixel, int64_t stride, const Channels& of)
       : own(Layout::template load<V>(pixel, stride, of, 0)) {
     if constexpr (Halo > 0) {
       before = Layout::template load<Halo>(pixel, stride, of, -Halo);
       after = Layout::template load<Halo>(pixel, stride, of, V);
     }
+  }
+
+  // r = max(a + bias, least) of all of them.
+  __device__ Loaded rectified(const Loaded& bias, float least) const {
+    Loaded r;
+    r.own = special::rectified(own, bias.own, least);
+    if constexpr (Halo > 0) {
+      r.before = special::rectified(before, bias.before, least);
+      r.after = special::rectified(after, bias.after, least);
+    }
+    return r;
   }
 
   __device__ T at(int i) const {
@@ -185,6 +217,7 @@ struct Lanes {
   EpilogueParams p;
   int group, per_group, vectors;  // channels of an LRN group; vectors of one; all vectors
   int chunks, width;              // blocks for all vectors; vectors of a block
+  float least;                    // of a ReLU
   float alpha, slope, k;          // d = k + alpha sum of r^2; the gradient's 2 beta alpha
 
   // whole: whether the vectors of a group stay in one block.
@@ -193,6 +226,7 @@ struct Lanes {
         group(int(p.C / p.lrn.groups)),
         per_group((group + V - 1) / V),
         vectors(per_group * int(p.lrn.groups)),
+        least(p.relu ? 0 : -INFINITY),
         alpha(p.lrn.size ? float(p.lrn.alpha / double(p.lrn.size)) : 0),
         slope(float(2 * p.lrn.beta) * alpha),
         k(float(p.lrn.k)) {

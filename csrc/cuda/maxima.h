@@ -23,9 +23,19 @@ struct Window {
 
   __device__ bool inside() const { return h >= 0 && w >= 0 && h + K <= H && w + K <= W; }
 
-  // visit(place, row, column) for its places inside the map, in row-major order.
+  // visit(place, row, column) for its places inside the map, in row-major order. Where all are, as
+  // most often, none is asked for: with a branch for each, a load waits for the one before it.
   template <class Visit>
   __device__ void each(Visit visit) const {
+    if (inside()) {
+#pragma unroll
+      for (int i = 0; i < K * K; ++i) visit(i, h + i / K, w + i % K);
+    } else {
+      one_by_one(visit);
+    }
+  }
+  template <class Visit>
+  __device__ void one_by_one(Visit visit) const {
 #pragma unroll
     for (int i = 0; i < K; ++i)
 #pragma unroll
@@ -35,24 +45,25 @@ struct Window {
   }
 };
 
-// The largest so far of each lane, and its place: the last NaN, else the first of equals.
+// The largest so far of each lane, and its place: the last NaN, else the first of equals. It begins
+// with what a ReLU makes of all that is not above it, at the window's first place.
 template <int W, bool kPlaces>
 struct Largest {
   float value[W];
   int place[W];
 
-  __device__ explicit Largest(int first) {
+  __device__ explicit Largest(int first, float least = -INFINITY) {
 #pragma unroll
-    for (int i = 0; i < W; ++i) value[i] = -INFINITY, place[i] = first;
+    for (int i = 0; i < W; ++i) value[i] = least, place[i] = first;
   }
 
   __device__ void take(const float (&v)[W], int at) {
 #pragma unroll
     for (int i = 0; i < W; ++i)
-      if (v[i] > value[i] || v[i] != v[i]) {
-        value[i] = v[i];
-        if constexpr (kPlaces) place[i] = at;
-      }
+      if constexpr (!kPlaces)
+        value[i] = max_or_nan(v[i], value[i]);
+      else if (v[i] > value[i] || v[i] != v[i])
+        value[i] = v[i], place[i] = at;
   }
 };
 
@@ -64,17 +75,6 @@ __device__ void store_offsets(const Tensor& t, int n, int h, int w, const Channe
   for (int i = 0; i < V; ++i) bytes.at[i] = uint8_t(places[i]);
   uint8_t* pixel = static_cast<uint8_t*>(t.data) + n * t.n + (h * int(t.h) + w * int(t.w));
   Layout::store(pixel, t.c, of, bytes);
-}
-
-// a, but b where that is larger; NaN if a is.
-__device__ inline float max_or_nan(float a, float b) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  float most;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
-  return most;
-#else
-  return a < b ? b : a;
-#endif
 }
 
 template <class T, int W>
@@ -91,8 +91,7 @@ __device__ Words<T, W> larger(Words<T, W> a, const Words<T, W>& b) {
 #pragma unroll
   for (int i = 0; i < W * int(sizeof(T)) / 4; ++i)
     if constexpr (sizeof(T) == 4) {
-      const float x = bits<float>(a.at[i]), y = bits<float>(b.at[i]);
-      if (y > x || y != y) a.at[i] = b.at[i];
+      a.at[i] = bits<uint32_t>(max_or_nan(bits<float>(a.at[i]), bits<float>(b.at[i])));
     } else {
       using Pair = typename Element<T>::Pair;
       a.at[i] = bits<uint32_t>(__hmax2_nan(bits<Pair>(a.at[i]), bits<Pair>(b.at[i])));

@@ -50,8 +50,10 @@ bool fits_layout(const EpilogueParams& p) {
   if (!p.channels_last) return true;
   const int64_t vectors = p.C / p.lrn.groups / width;  // a group's are one block's in backward
   if (p.lrn.size && vectors > kThreads / 2) return false;
-  return p.C / p.lrn.groups % width == 0 && reinterpret_cast<uintptr_t>(p.bias) % 16 == 0 &&
-         aligned(p, p.x, width, bytes, p.H, p.W) && aligned(p, p.y, width, bytes, p.OH, p.OW) &&
+  for (const void* bias : {static_cast<const void*>(p.bias), p.r_bias})
+    if (reinterpret_cast<uintptr_t>(bias) % 16) return false;
+  return p.C / p.lrn.groups % width == 0 && aligned(p, p.x, width, bytes, p.H, p.W) &&
+         aligned(p, p.y, width, bytes, p.OH, p.OW) &&
          aligned(p, p.r, width, bytes, pool_first ? p.OH : p.H, pool_first ? p.OW : p.W) &&
          aligned(p, p.offsets, width, 1, p.OH, p.OW);
 }

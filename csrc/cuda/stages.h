@@ -96,9 +96,9 @@ struct Stages {
   }
 
   // v = a + bias, r = max(v, 0).
-  __device__ A rectified(Place at) const {
-    A v = load(p.x, at);
-    if (p.bias) v += Element<T>::get(static_cast<const T*>(p.bias)[at.c]);
+  __device__ A rectified(const Tensor& a, const void* bias, Place at) const {
+    A v = load(a, at);
+    if (bias) v += Element<T>::get(static_cast<const T*>(bias)[at.c]);
     return p.relu && v < 0 ? A(0) : v;  // a NaN stays
   }
 
@@ -166,11 +166,14 @@ struct Stages {
 
   // The gradient g at the LRN's output, or the ReLU's, as that at the input to both:
   // dr[i] = g[i] d[i]^-beta - (2 alpha beta/size) r[i] sum of g[j] r[j] d[j]^(-beta-1) over the j
-  // whose window holds i, and 0 where the ReLU let nothing through.
+  // whose window holds i, and 0 where the ReLU let nothing through. What was kept may be r still
+  // without its bias and ReLU; that of a whole r is r again. It is rounded as it is where stored.
   template <class G>
   __device__ A through(Place at, G g) const {
     if (!p.r.data) return g(at);
-    const auto r = [&](Place j) { return load(p.r, j); };
+    const auto r = [&](Place j) {
+      return Element<T>::get(Element<T>::put(rectified(p.r, p.r_bias, j)));
+    };
     if (p.relu && r(at) <= 0) return A(0);
     if (!lrn) return g(at);
     const A seen = over_window(at, after, before, [&](Place j) {

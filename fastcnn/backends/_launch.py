@@ -79,11 +79,12 @@ def params(
     stages: Stages,
     format: torch.memory_format,
     threads: int = 1,
+    r_bias: Tensor | None = None,
 ) -> Any:
     """x and y: the input and output, or in backward their gradients; bias likewise.
 
-    Every tensor was checked, or allocated, by the caller: x, y (N, C, ., .), bias (C,) contiguous.
-    threads: of the CPU.
+    Every tensor was checked, or allocated, by the caller: x, y (N, C, ., .), bias and r_bias (C,) contiguous.
+    threads: of the CPU. r_bias: what a GPU's backward has still to add to r.
     """
     one_pixel = x.shape[2:] == y.shape[2:] == (1, 1)  # both formats at once: vectors need channels then
     return _native.load().EpilogueParams(
@@ -101,6 +102,7 @@ def params(
         address(offsets),
         stages.pool.offset_dtype.itemsize if stages.pool else 1,
         0 if bias is None else bias.data_ptr(),
+        0 if r_bias is None else r_bias.data_ptr(),
         threads,
     )
 
@@ -132,6 +134,9 @@ def in_chunks(
             outputs = allocate(empty, (x.shape[0], *a.shape[1:]), a.dtype, format, stages, keep, save)
         y, r, offsets = (None if t is None else t[part] for t in outputs)
         assert y is not None
+        if r is not None and stages.block_residual(x.device.type) == "input":
+            r.copy_(a)
+            r = None
         run(a, bias, stages, format, y, r, offsets)
     assert outputs is not None  # an empty batch is not in chunks
     return outputs

@@ -15,7 +15,7 @@ from .. import _native
 from ..stages import DTYPES, Stages, check, memory_format
 from ._convolution import conv_output_size, convolve
 from ._launch import allocate, in_chunks, params
-from .reference import convolve_then
+from .reference import convolve_then, lrn_input
 
 
 def missing_reason() -> str | None:
@@ -73,13 +73,13 @@ def _by_torch(v: Tensor, stages: Stages, overwrite: bool) -> Tensor:
 
 
 def epilogue_forward(
-    x: Tensor, bias: Tensor | None, stages: Stages, save: bool
+    x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if _best_by_torch(x.numel(), x.dtype, stages, save):
         v = x if bias is None else x + bias.view(-1, 1, 1)
         y = _by_torch(v, stages, overwrite=v is not x)
         return y.contiguous(memory_format=memory_format(x)), None, None
-    keep = save and stages.residual(bias is not None) == "r"
+    keep = save and keep_r and stages.residual(bias is not None) == "r"
     format = memory_format(x)
     outputs = allocate(_empty, x.shape, x.dtype, format, stages, keep, save)
     _run(x, bias, stages, format, *outputs)
@@ -119,7 +119,10 @@ def epilogue_backward(
     size: Sequence[int],
     format: torch.memory_format,
     need_bias: bool,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
+    if bias is not None:
+        r = lrn_input(r, bias, stages)
     grad_x = _empty(size, grad_y.dtype, format)
     grad_bias = grad_y.new_zeros(size[1]) if need_bias else None
     if offsets is not None:  # a saved-tensor hook may have brought them back in other strides

@@ -85,9 +85,9 @@ def _where(x: Tensor) -> tuple[int, int]:
 
 
 def epilogue_forward(
-    x: Tensor, bias: Tensor | None, stages: Stages, save: bool
+    x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    keep = save and stages.residual(bias is not None) == "r"
+    keep = save and keep_r and stages.residual(bias is not None) == "r"
     format = memory_format(x)
     outputs = allocate(empty_on(x.device), x.shape, x.dtype, format, stages, keep, save)
     _run(x, bias, stages, format, *outputs)
@@ -119,6 +119,7 @@ def epilogue_backward(
     size: Sequence[int],
     format: torch.memory_format,
     need_bias: bool,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     grad_x = torch.empty(size, dtype=grad_y.dtype, device=grad_y.device, memory_format=format)
     grad_bias = grad_y.new_zeros(size[1]) if need_bias else None
@@ -126,7 +127,8 @@ def epilogue_backward(
         # After a flatten, say, in another format: vectors need the channels side by side.
         grad_y = grad_y.contiguous(memory_format=format)
         native = _native.load()
-        p = params(grad_x, grad_y, r, offsets, grad_bias, stages, format)
+        bias = bias if bias is None else bias.contiguous()
+        p = params(grad_x, grad_y, r, offsets, grad_bias, stages, format, r_bias=bias)
         parts = size[1] * native.cuda_bias_parts(p) if need_bias else 0
         sums = grad_y.new_empty(parts, dtype=torch.float64)
         native.cuda_epilogue_backward(p, *_where(grad_y), sums.data_ptr())

@@ -116,10 +116,10 @@ def _onnx_local_response_norm(x: Tensor, lrn: LRN) -> Tensor:
 
 
 def epilogue_forward(
-    x: Tensor, bias: Tensor | None, stages: Stages, save: bool
+    x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if save:
-        return reference.epilogue_forward(x, bias, stages, save)
+        return reference.epilogue_forward(x, bias, stages, save, keep_r)
     return epilogue(x, bias, stages), None, None
 
 

@@ -82,7 +82,7 @@ def _pool_backward(g: Tensor, offsets: Tensor, size: list[int], pool: MaxPool) -
 
 
 def epilogue_forward(
-    x: Tensor, bias: Tensor | None, stages: Stages, save: bool
+    x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     format = memory_format(x)
     acc = _acc(x.dtype)
@@ -106,10 +106,18 @@ def epilogue_forward(
     y = stored(v)
     if not save:
         return y, None, None
-    keep = stages.residual(bias is not None) == "r"
+    keep = keep_r and stages.residual(bias is not None) == "r"
     if offsets is not None:
         offsets = offsets.contiguous(memory_format=format)
     return y, stored(r) if keep else None, offsets
+
+
+def lrn_input(r: Tensor | None, bias: Tensor | None, stages: Stages) -> Tensor | None:
+    """max(r + bias, 0), as it would have been kept, of an r that is the stages' input; of a whole r, r."""
+    if r is None or not stages.lrn_first:
+        return r
+    v = r if bias is None else r + bias.view(-1, 1, 1)
+    return v.relu() if stages.relu else v
 
 
 def epilogue_backward(
@@ -120,10 +128,15 @@ def epilogue_backward(
     size: list[int],
     format: torch.memory_format,
     need_bias: bool,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """r: what :meth:`Stages.residual` names; size: the input's (N, C, H, W); format: its memory format."""
+    """r: what :meth:`Stages.residual` names; size: the input's (N, C, H, W); format: its memory format.
+
+    bias: (C,), where r is the stages' input and the LRN's is to be made from both.
+    """
     acc = _acc(grad_y.dtype)
     g = grad_y.to(acc)
+    r = lrn_input(r, bias, stages)
     residual = None if r is None else r.to(acc)
     if stages.pool and not stages.pool_first:
         assert offsets is not None
@@ -151,10 +164,11 @@ def convolve_then(
     save: bool,
     convolve: Callable[..., Tensor] = convolve,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """A backend's epilogue on the convolution of x, which is r itself where nothing comes before the LRN."""
+    """A backend's epilogue on the convolution of x, which is kept as r where backward can do with that."""
     a = convolve(x, weight, conv)
     check(a, bias, stages)
-    y, r, offsets = epilogue_forward(a, bias, stages, save)
+    keep_r = stages.block_residual(a.device.type) == "r"
+    y, r, offsets = epilogue_forward(a, bias, stages, save, keep_r)
     return y, a if save and stages.lrn and r is None else r, offsets
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...stages import DTYPES, Stages, memory_format
 from .._convolution import applies, convolve_fastest, rearranged
 from .._fastest import fastest
-from ..reference import convolve_then
+from ..reference import convolve_then, lrn_input
 
 
 def _interprets() -> bool:
@@ -49,11 +49,11 @@ def unsupported_reason(x: Tensor, stages: Stages) -> str | None:
 
 
 def epilogue_forward(
-    x: Tensor, bias: Tensor | None, stages: Stages, save: bool
+    x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     from . import epilogue
 
-    return epilogue.forward(x, bias, stages, save)
+    return epilogue.forward(x, bias, stages, save, keep_r)
 
 
 def epilogue_backward(
@@ -64,9 +64,11 @@ def epilogue_backward(
     size: Sequence[int],
     format: torch.memory_format,
     need_bias: bool,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     from . import epilogue
 
+    r = lrn_input(r, bias, stages)
     return epilogue.backward(grad_y, r, offsets, stages, size, format, need_bias)
 
 
@@ -85,8 +87,8 @@ def conv_block_forward(
         dense = rearranged(x, weight, conv) if applies(x, weight, conv) else (x, weight, conv)
         return kernels.block_forward(dense[0], dense[1], bias, dense[2], stages, save, format)
 
-    if kernels.unsupported_reason(x, weight, conv, stages) is not None:
-        return apart()
+    if (save and stages.lrn_first) or kernels.unsupported_reason(x, weight, conv, stages) is not None:
+        return apart()  # the one kernel's convolution never reaches memory, and backward needs it
     ways = {"in one kernel": in_one, "apart": apart}
     key = ("triton", weight.shape, memory_format(weight), repr(conv), stages, save)
     return ways[fastest(key, x, ways)]()

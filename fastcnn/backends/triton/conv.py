@@ -116,23 +116,8 @@ def outputs(t, n, th, tw, g, c, size, strides, MAPS: tl.constexpr, T: tl.constex
 
 
 @triton.jit
-def keep(
-    r, scratch, t, n, th, tw, top, left, g, c, size, strides, tiles,
-    MAPS: tl.constexpr, T: tl.constexpr, RW: tl.constexpr, PS: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Write rows of scratch to r, but for those that a later tile has too."""
-    i, j = t // RW, t % RW
-    h, w = top + i, left + j
-    own = (i < RW) & (h >= 0) & (h < size[2]) & (w >= 0) & (w < size[3])
-    own &= ((i < T * PS) | (th == tiles[1] - 1)) & ((j < T * PS) | (tw == tiles[2] - 1))
-    at = (h * strides[2] + w * strides[3])[:, None] + (g * MAPS + c)[None, :] * strides[1]
-    v = tl.load(scratch + t[:, None] * BN + c[None, :])
-    tl.store(r + n * strides[0] + at, v, mask=own[:, None] & (c < MAPS)[None, :])
-
-
-@triton.jit
 def block_kernel(
-    x, weight, bias, y, r, offsets, scratch, strides, y_strides, r_strides, size, conv, padding, tiles, parts,
+    x, weight, bias, y, r, offsets, scratch, strides, y_strides, size, conv, padding, tiles, parts,
     CIN: tl.constexpr, MAPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     RELU: tl.constexpr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
     GROUP: tl.constexpr, POOL_FIRST: tl.constexpr, PK: tl.constexpr, PS: tl.constexpr,
@@ -167,30 +152,6 @@ def block_kernel(
             v = tl.where(v < 0, 0.0, v)
         tl.store(first + m[:, None] * BN + c[None, :], v)
         tl.debug_barrier()
-        if r is not None and not (POOL_FIRST and PK > 1):
-            p = 0
-            while p < parts[0]:
-                keep(
-                    r,
-                    first,
-                    p * BR + part,
-                    n,
-                    th,
-                    tw,
-                    top,
-                    left,
-                    g,
-                    c,
-                    size,
-                    r_strides,
-                    tiles,
-                    MAPS,
-                    T,
-                    RW,
-                    PS,
-                    BN,
-                )
-                p += 1
 
         if PK > 1 and (POOL_FIRST or SIZE == 0):
             p = 0
@@ -297,8 +258,6 @@ def block_forward(
     y, r, offsets = allocate(
         empty_on(x.device), shape, x.dtype, format, stages, save and stages.lrn is not None, save
     )
-    if r is not None and r.shape == shape:
-        r.fill_(1)  # where no window reaches it is not written, and must give no NaN in backward
     if y.numel():
         _launch(x, weight, bias, conv, stages, shape, y, r, offsets)
     return y, r, offsets
@@ -327,7 +286,7 @@ def _launch(
     with on_device(x):
         block_kernel[(programs, conv[3])](
             x, packed, bias, y, r, offsets, scratch,
-            x.stride(), y.stride(), (r if r is not None else y).stride(), **values,
+            x.stride(), y.stride(), **values,
         )  # fmt: skip
 
 

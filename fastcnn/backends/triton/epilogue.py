@@ -320,9 +320,9 @@ def block(x: Tensor) -> int:
 
 
 def forward(
-    x: Tensor, bias: Tensor | None, stages: Stages, save: bool
+    x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    keep, format = save and stages.residual(bias is not None) == "r", memory_format(x)
+    keep, format = save and keep_r and stages.residual(bias is not None) == "r", memory_format(x)
     y, r, offsets = allocate(empty_on(x.device), x.shape, x.dtype, format, stages, keep, save)
     if x.numel():
         bias = bias if bias is None else bias.contiguous()
