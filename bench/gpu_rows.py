@@ -71,9 +71,14 @@ def here(rehearse: bool, thorough: bool) -> Here:
 
 
 def facts(here: Here) -> Rows:
-    names = ("torch", "triton", "numpy", "pytest", "hypothesis", "pybind11", "scikit_build_core")
+    names = ("triton", "numpy", "pytest", "hypothesis", "pybind11", "scikit_build_core")
     versions = {d.name: d.version for d in metadata.distributions() if d.name.replace("-", "_") in names}
-    yield "versions", lambda: versions | {"CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()}
+    versions |= {
+        "torch": torch.__version__,
+        "CUDA": torch.version.cuda,
+        "cuDNN": torch.backends.cudnn.version(),
+    }
+    yield "versions", lambda: versions
 
     def extension() -> Row:
         if reason := _native.missing_reason():
