@@ -296,7 +296,7 @@ def _backward_block(
             output = _ops.conv2d_block_forward(x, weight, bias, *ctx.conv, *ctx.stages.flat(), True, False)
         kept = _kept(ctx.keeps, output)
     bias = bias if ctx.keeps == "input" else None
-    grad_a, grad_bias = _stages_backward(ctx, grad_y, grad_r if ctx.saved else None, *kept, bias=bias)
+    grad_a, grad_bias = _stages_backward(ctx, grad_y, grad_r if ctx.saved else None, kept[0], kept[1], bias)
     grad_x = grad_weight = None
     needed = ctx.needs_input_grad[:2]
     if grad_a is not None and any(needed):

@@ -95,13 +95,11 @@ def check_backward(
     require(grad_x.is_contiguous(memory_format=memory_format(x)), "x's gradient is in another format")
     for a, b in zip(backend.epilogue_backward(grad, kept, offsets, *rest), (grad_x, grad_bias), strict=True):
         _require_same_bits(a, b, "a second backward")
-    if stages.lrn_first and bias is not None:  # as in a block on a GPU
-        made = reference.lrn_input(x, bias, stages)
-        pairs = (
-            backend.epilogue_backward(grad, made, offsets, *rest),
-            backend.epilogue_backward(grad, x, offsets, *rest, bias),
-        )
-        for a, b in zip(*pairs, strict=True):
+    if stages.lrn_first and bias is not None:  # as in a block on a GPU, from the convolution's output
+        own = x.clone(memory_format=memory_format(x))
+        sources = (own, bias), (reference.lrn_input(own, bias, stages), None)
+        found = [backend.epilogue_backward(grad, r, offsets, *rest, b) for r, b in sources]
+        for a, b in zip(*found, strict=True):
             _require_same_bits(a, b, "backward from the stages' input")
     # A sum's rounding is judged against the size of what is summed.
     unit = TOLERANCES[x.dtype][0] if x.dtype == torch.float64 else torch.finfo(x.dtype).eps
