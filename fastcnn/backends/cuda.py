@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _native
 from ..stages import DTYPES, Stages, memory_format
-from ._launch import allocate, empty_on, in_chunks, params
+from ._launch import allocate, empty_on, in_chunks, on_device, params
 from ._space_to_depth import faster
 from .reference import conv_output_size, convolve_then
 
@@ -40,8 +40,14 @@ def unsupported_reason(x: Tensor, stages: Stages) -> str | None:
 @functools.cache
 def _no_code_reason(device: int) -> str | None:
     native = _native.load()
-    if native.cuda_runs_on(device):
-        return None
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"fastcnn's CUDA kernels can't be loaded while a stream is captured: run the block once on "
+            f"cuda:{device} before the capture"
+        )
+    with torch.cuda.device(device):
+        if native.cuda_runs_on(device):
+            return None
     major, minor = torch.cuda.get_device_capability(device)
     return (
         f"the extension has code for {native.cuda_architectures()}, not for cuda:{device}, which is "
@@ -78,7 +84,8 @@ def _run(
         return
     bias = bias if bias is None else bias.contiguous()
     p = params(x, y, r, offsets, bias, stages, format)
-    _native.load().cuda_epilogue_forward(p, *_where(x))
+    with on_device(x):
+        _native.load().cuda_epilogue_forward(p, *_where(x))
 
 
 def epilogue_backward(
@@ -101,7 +108,8 @@ def epilogue_backward(
         p = params(grad_x, grad_y, r, offsets, grad_bias, stages, format, r_bias=bias)
         parts = size[1] * native.cuda_bias_parts(p) if need_bias else 0
         sums = grad_y.new_empty(parts, dtype=torch.float64)
-        native.cuda_epilogue_backward(p, *_where(grad_y), sums.data_ptr())
+        with on_device(grad_y):
+            native.cuda_epilogue_backward(p, *_where(grad_y), sums.data_ptr())
     return grad_x, grad_bias
 
 
