@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ From the compiled code, by `make resources`; CI compares. By nvcc {built}.
 
 - **Registers**, for each of those: a multiprocessor has 65,536; a block has 256 threads, of `add_parts` 128.
 - **Local memory**: none anywhere, or the command fails: nothing spills.
+- **In flight**: the most global loads under way, on sm_{read}, before an instruction uses the result of one.
 - **Loads and stores** are those of a thread's loop on sm_{read}, by their bytes, and how many there are for a
   value: of the output, in backward of the input's gradient, in `normalise_then_pool` of the input. Those that
   are there only for a window's overlap or an LRN's neighbours find their bytes in L1.
@@ -42,24 +44,26 @@ elements of so many bytes; side 0 is any. The general kernels, one value a threa
 """
 
 
+INPUTS, WINDOWS = 128 * 96 * 55 * 55, 128 * 96 * 27 * 27  # of FLOORS' maps
 H100 = {"bytes": 3.35e12, "instructions": 132 * 4 * 32 * 1.755e9}  # a second: SXM's data sheet
 
 FLOORS = """
 ## What an H100 needs at least, on paper
 
 [128, 96, 55, 55], ReLU, LRN, 3/2 pooling, channels_last: the time to move what must be moved at 3.35 TB/s,
-and the time to issue the loop's instructions, one a cycle on each of 528 schedulers at 1.755 GHz. A kernel
-takes at least the larger; **none of it has been measured**. Instructions are those of `normalise_then_pool`'s
-first loop, its tiles' overlap included, or of `each_square`'s. 27 rows of outputs are three tiles, or four
-where the inputs of nine rows and columns don't fit in shared memory.
+and the time to issue the instructions, one a cycle on each of 528 schedulers at 1.755 GHz. A kernel takes at
+least the larger, and the share of copy rate is at most the first over it; **none of it has been measured**.
+Instructions are those of the loop of `each_square`, or of both loops of `normalise_then_pool`, for a value of
+the input, with the overlap of its tiles: 27 rows of outputs are three, or four where the inputs of nine rows
+and columns don't fit in shared memory. Forward for training writes no r: the input is kept as it is.
 
-| kernel | MB | µs to move | instructions a value | µs to issue |
-|---|--:|--:|--:|--:|
+| kernel | MB | µs to move | instructions a value | µs to issue | share of copy rate |
+|---|--:|--:|--:|--:|--:|
 """
 
 HEAD = """\
-| kernel | registers | static shared bytes | loads (a value) | stores (a value) |
-|---|---|--:|---|---|
+| kernel | registers | static shared bytes | in flight | loads (a value) | stores (a value) |
+|---|---|--:|--:|---|---|
 """
 
 
@@ -137,14 +141,57 @@ def usage() -> Iterator[tuple[int, str, dict[str, int]]]:
 
 
 def loops(code: str) -> list[list[str]]:
-    """The instructions between each backward jump's target and the jump."""
-    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]+);", code)
-    rows = [(int(address, 16), text) for address, text in found]
-    jumps = (
-        (int(m[1], 16), at) for at, text in rows if (m := re.search(r"BRA\S* (?:\S+ )?0x([0-9a-f]+)", text))
-    )
-    spans = [(target, at) for target, at in jumps if target < at]
-    return [[text for at, text in rows if first <= at <= last] for first, last in spans]
+    """For each outermost loop, the instructions of the path with the most accesses, by the fewest.
+
+    So a window is one inside the map, and what few threads do is left out.
+    """
+    rows = {int(at, 16): text for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]+);", code)}
+    jumps: dict[int, int] = {}
+    meeting: dict[str, int] = {}
+    for at, text in rows.items():
+        if match := re.search(r"\bBSSY\S* (B\d+), 0x([0-9a-f]+)", text):
+            meeting[match[1]] = int(match[2], 16)
+        elif match := re.search(r"\bBSYNC\S* (B\d+)", text):
+            jumps[at] = meeting[match[1]]
+        elif match := re.search(r"\bBRA\S* (?:\S+ )?0x([0-9a-f]+)", text):
+            jumps[at] = int(match[1], 16)
+    spans = [(target, at) for at, target in jumps.items() if target < at]
+    outer = (s for s in spans if not any(o != s and o[0] <= s[0] and s[1] <= o[1] for o in spans))
+    return [path(rows, jumps, *span) for span in outer]
+
+
+def path(rows: dict[int, str], jumps: dict[int, int], first: int, last: int) -> list[str]:
+    best = {last: (0, -1)}  # accesses to memory, and minus the instructions, from here to the jump back
+    follow: dict[int, int] = {}
+    inside = [at for at in rows if first <= at <= last]
+    for at, after in reversed(list(pairwise(inside))):
+        nexts = [n for n in (after, jumps.get(at, 0)) if n > at and n in best]
+        if after in nexts and re.match(r"BRA\b|BSYNC|EXIT", rows[at]):
+            nexts.remove(after)
+        if nexts:
+            follow[at] = max(nexts, key=lambda n: best[n])
+            accesses, others = best[follow[at]]
+            best[at] = (accesses + bool(re.search(r"\b(LD|ST)[GS]\b", rows[at])), others - 1)
+    at, found = first, [rows[first]]
+    while at != last:
+        at = follow[at]
+        found.append(rows[at])
+    return found
+
+
+def in_flight(loop: list[str]) -> int:
+    """The most global loads that are under way before an instruction uses one's result."""
+    waiting: list[set[int]] = []
+    most = 0
+    for text in loop * 2:  # what the end of a turn asks for, the next turn uses
+        load = re.search(r"\bLDG((?:\.\w+)*) R(\d+)", text)
+        used = {int(n) for n in re.findall(r"\bR(\d+)", text[load.end() :] if load else text)}
+        waiting = [registers for registers in waiting if not registers & used]
+        if load:
+            count = next((n for word, n in ((".128", 4), (".64", 2)) if word in load[1]), 1)
+            waiting.append(set(range(int(load[2]), int(load[2]) + count)))
+        most = max(most, len(waiting))
+    return most
 
 
 def accesses(instructions: list[str], operation: str) -> Counter[int]:
@@ -177,11 +224,13 @@ def table() -> str:
     shared = {named[s]: u["SHARED"] for a, s, u in used if s in named and a == READ}
 
     def row(kernel: Kernel) -> str:
-        body = [text for loop in loops(code[kernel]) for text in loop]
+        turns = loops(code[kernel])
+        body = [text for loop in turns for text in loop]
         cells = [
             str(kernel),
             " ".join(str(registers[kernel, a]) for a in ARCHITECTURES),
             str(shared[kernel]),
+            str(max(map(in_flight, turns))),
             words(accesses(body, "LDG"), kernel.values()),
             words(accesses(body, "STG"), kernel.values()),
         ]
@@ -190,24 +239,25 @@ def table() -> str:
     order = sorted(code, key=lambda k: (k.name, k.arguments))
     text = INTRODUCTION.format(built=built(), read=READ) + HEAD
 
-    def floor(kernel: Kernel, training: bool, overlap: float) -> str:
-        size = 4 if kernel.arguments[0] == "float" else 2
-        inputs, windows = 128 * 96 * 55 * 55, 128 * 96 * 27 * 27
-        moved = size * (inputs + windows) + training * (size * inputs + windows)  # r, and offsets of a byte
-        each = max(map(len, loops(code[kernel])[:1])) / kernel.values() * overlap
-        times = moved / H100["bytes"], each * inputs / H100["instructions"]
-        return f"| {kernel} | {moved / 1e6:.0f} | {1e6 * times[0]:.0f} | {each:.0f} | {1e6 * times[1]:.0f} |"
+    def floor(kernel: Kernel, moved: float, overlap: float) -> str:
+        first, *rest = map(len, loops(code[kernel]))
+        pooling = rest[0] * WINDOWS / INPUTS if kernel.name == "normalise_then_pool" else 0
+        each = (first * overlap + pooling) / kernel.values()
+        move, issue = moved / H100["bytes"], each * INPUTS / H100["instructions"]
+        cells = f"{moved / 1e6:.0f} | {1e6 * move:.0f} | {each:.0f} | {1e6 * issue:.0f}"
+        return f"| {kernel} | {cells} | {move / max(move, issue):.2f} |\n"
 
     for special in (True, False):
         text += "\n".join(row(k) for k in order if k.special == special) + "\n"
         text += f"\n{HEAD}" if special else ""
     text += FLOORS
-    for dtype in ("__nv_bfloat16", "float"):
+    for dtype, size in (("__nv_bfloat16", 2), ("float", 4)):
         for training in (False, True):
             tiled = Kernel("normalise_then_pool", (dtype, "Pixels", str(training).lower()))
-            text += floor(tiled, training, overlap(3 if dtype != "float" and not training else 4)) + "\n"
+            moved = size * (INPUTS + WINDOWS) + training * WINDOWS  # offsets are of a byte
+            text += floor(tiled, moved, overlap(3 if size == 2 and not training else 4))
         backward = Kernel("each_square", (dtype, "Pixels", "true", "3", "false"))
-        text += floor(backward, True, 1) + "\n"
+        text += floor(backward, size * (2 * INPUTS + WINDOWS) + WINDOWS, 1)
     return text
 
 

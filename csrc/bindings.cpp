@@ -35,8 +35,7 @@ static EpilogueParams make_params(
     const std::optional<std::tuple<int64_t, double, double, double, int64_t>>& lrn,
     const std::optional<std::array<int64_t, 8>>& pool, bool pool_first, const Sizes& input_size,
     const Sizes& output_size, const Address& x, const Address& y, const Address& r,
-    const Address& offsets, int64_t offset_bytes, uintptr_t bias, uintptr_t r_bias,
-    int64_t threads) {
+    const Address& offsets, int64_t offset_bytes, uintptr_t bias, uintptr_t r_bias, int threads) {
   EpilogueParams p;
   p.dtype = dtype, p.channels_last = channels_last, p.relu = relu;
   p.N = input_size[0], p.C = input_size[1], p.H = input_size[2], p.W = input_size[3];

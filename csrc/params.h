@@ -40,8 +40,8 @@ struct EpilogueParams {
   int64_t offset_bytes = 1;
   void* bias = nullptr;          // (C,); in backward its gradient
   const void* r_bias = nullptr;  // (C,); in backward on a GPU: r is the LRN's input without it
-  int64_t threads = 1;
-  int64_t variant = -1;  // instruction set; on a GPU general (0) or special (1); -1: the best
+  int threads = 1;
+  int variant = -1;  // instruction set; on a GPU general (0) or special (1); -1: the best
 };
 
 }  // namespace fastcnn

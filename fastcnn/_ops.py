@@ -290,13 +290,13 @@ def _kept(keeps: str | None, output: tuple[Tensor, ...]) -> tuple[Tensor | None,
 def _backward_block(
     ctx: Any, grad_y: Tensor | None, grad_r: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    x, weight, *kept, bias = ctx.saved_tensors
+    x, weight, r, offsets, bias = ctx.saved_tensors
     if not ctx.saved:
         with backends.use_backend(ctx.backend):
             output = _ops.conv2d_block_forward(x, weight, bias, *ctx.conv, *ctx.stages.flat(), True, False)
-        kept = _kept(ctx.keeps, output)
+        r, offsets = _kept(ctx.keeps, output)
     bias = bias if ctx.keeps == "input" else None
-    grad_a, grad_bias = _stages_backward(ctx, grad_y, grad_r if ctx.saved else None, kept[0], kept[1], bias)
+    grad_a, grad_bias = _stages_backward(ctx, grad_y, grad_r if ctx.saved else None, r, offsets, bias)
     grad_x = grad_weight = None
     needed = ctx.needs_input_grad[:2]
     if grad_a is not None and any(needed):

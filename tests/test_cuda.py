@@ -157,8 +157,6 @@ def test_an_extension_without_code_for_the_gpu_says_so(monkeypatch):
         cuda_architectures = staticmethod(lambda: "sm_12")
 
     monkeypatch.setattr(cuda._native, "load", Native)
-    cuda._no_code_reason.cache_clear()
-    reason = cuda._no_code_reason(0)
-    cuda._no_code_reason.cache_clear()
+    reason = cuda._load(0)
     assert "sm_12" in reason
     assert "CUDAARCHS=" in reason

@@ -135,7 +135,7 @@ def test_a_block_in_chunks_gives_the_same_bits(monkeypatch, order):
 
 
 @on_host
-def test_a_launch_goes_to_the_tensors_device_and_the_current_one_stays():
+def test_a_launch_goes_to_the_tensors_device_whichever_was_current():
     native = _native.load()
     x, bias = torch.randn(2, 16, 5, 7), torch.zeros(16)
     args = (x, torch.empty_like(x), None, None)
@@ -148,16 +148,16 @@ def test_a_launch_goes_to_the_tensors_device_and_the_current_one_stays():
 
     for device in (0, 1):
         native.cuda_epilogue_forward(forward, device, 0)
-        assert devices() == f"current device 0, last launch on {device}"
+        assert devices() == f"current device {device}, last launch on {device}"
         native.cuda_epilogue_backward(backward, 1 - device, 0, sums.data_ptr())
-        assert devices() == f"current device 0, last launch on {1 - device}"
+        assert devices() == f"current device {1 - device}, last launch on {1 - device}"
 
     forward.variant = 2
     with pytest.raises(ValueError, match="variant"):
         native.cuda_epilogue_forward(forward, 1, 0)
     with pytest.raises(RuntimeError, match="cudaErrorInvalidDevice"):
         native.cuda_epilogue_forward(forward, 2, 0)
-    assert devices() == "current device 0, last launch on 0"
+    assert devices() == "current device 1, last launch on 0"
     forward.variant = BEST
     native.cuda_epilogue_forward(forward, 0, 0)  # isn't blamed for what went wrong before
 

@@ -130,7 +130,7 @@ struct Backward : Lanes<T, Layout> {
   __device__ Loaded<T, Layout, V, R> rectified(const Loaded<T, Layout, V, R>& r,
                                                const Loaded<T, Layout, V, R>& bias) const {
     if constexpr (kLrn)
-      return r.rectified(bias, Base::least);
+      return r.rectified(bias, p.relu ? 0 : -INFINITY);
     else
       return r;
   }

@@ -38,22 +38,24 @@ __global__ void add_parts(const double* sums, int64_t parts, T* bias) {
 }  // namespace
 
 bool runs_on(int device) {
-  const DeviceGuard guard(device);
+  use(device);
   cudaFuncAttributes attributes;
-  const auto kernel = reinterpret_cast<const void*>(&add_parts<float>);
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-  if (error != cudaErrorNoKernelImageForDevice && error != cudaErrorInvalidDeviceFunction)
+  for (const void* kernel : kernels()) {
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+    if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
+      cudaGetLastError();  // else the next launch would be blamed for it
+      return false;
+    }
     check(error, "cudaFuncGetAttributes");
-  else
-    cudaGetLastError();  // else the next launch would be blamed for it
-  return error == cudaSuccess;
+  }
+  return true;
 }
 
 bool is_special(const EpilogueParams& p) { return special::fits(p); }
 
 void epilogue_forward(const EpilogueParams& p, int device, uintptr_t stream) {
   check_params(p);
-  const DeviceGuard guard(device);
+  use(device);
   const auto on = reinterpret_cast<cudaStream_t>(stream);
   special_runs(p) ? special::forward(p, on) : general::forward(p, on);
 }
@@ -65,7 +67,7 @@ int64_t bias_parts(const EpilogueParams& p) {
 void epilogue_backward(const EpilogueParams& p, int device, uintptr_t stream,
                        uintptr_t partial_sums) {
   check_backward_params(p);
-  const DeviceGuard guard(device);
+  use(device);
   const auto on = reinterpret_cast<cudaStream_t>(stream);
   double* sums = p.bias ? reinterpret_cast<double*>(partial_sums) : nullptr;
   special_runs(p) ? special::backward(p, on, sums) : general::backward(p, on, sums);

@@ -9,13 +9,14 @@
 
 namespace fastcnn::cuda {
 
-// Whether the extension has code for a device.
+// Whether the extension has code for a device, which is loaded: a kernel that is loaded at its
+// first launch can't be launched first in a stream's capture.
 bool runs_on(int device);
 
 // Whether the fast kernels take it, or the general ones must.
 bool is_special(const EpilogueParams& p);
 
-// device: the one that the tensors are on; stream: a cudaStream_t of it.
+// device: the one that the tensors are on, which is left current; stream: a cudaStream_t of it.
 void epilogue_forward(const EpilogueParams& p, int device, uintptr_t stream);
 
 // partial_sums: with a bias, the address of bias_parts(p) doubles for each channel.

@@ -16,7 +16,10 @@ struct Forward : Lanes<T, Layout> {
   using Base = Lanes<T, Layout>;
   using Base::V, Base::H, Base::p;
 
-  using Base::Base;
+  float least;  // of a ReLU
+
+  explicit Forward(const EpilogueParams& params)
+      : Base(params), least(params.relu ? 0 : -INFINITY) {}
 
   // What is added to a thread's channels, neighbours included.
   template <int Halo>
@@ -32,7 +35,7 @@ struct Forward : Lanes<T, Layout> {
                             float (&r)[V + 2 * Halo]) const {
     a.unpack(r);
 #pragma unroll
-    for (int i = 0; i < V + 2 * Halo; ++i) r[i] = max_or_nan(r[i] + bias[i], Base::least);
+    for (int i = 0; i < V + 2 * Halo; ++i) r[i] = max_or_nan(r[i] + bias[i], least);
   }
 
   // o = r d^-3/4.

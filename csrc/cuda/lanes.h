@@ -129,8 +129,14 @@ __device__ Words<T, W> rectified(Words<T, W> a, const Words<T, W>& b, float leas
       a.at[i] = bits<uint32_t>(max_or_nan(bits<float>(a.at[i]) + bits<float>(b.at[i]), least));
     } else {
       using Pair = typename Element<T>::Pair;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800  // where what is below is many instructions
+      const float2 x = Element<T>::get_two(a.at[i]), y = Element<T>::get_two(b.at[i]);
+      a.at[i] = bits<uint32_t>(
+          Element<T>::put_two(max_or_nan(x.x + y.x, least), max_or_nan(x.y + y.y, least)));
+#else
       const Pair sum = __hadd2(bits<Pair>(a.at[i]), bits<Pair>(b.at[i]));
       a.at[i] = bits<uint32_t>(__hmax2_nan(sum, Element<T>::put_two(least, least)));
+#endif
     }
   return a;
 }
@@ -217,7 +223,6 @@ struct Lanes {
   EpilogueParams p;
   int group, per_group, vectors;  // channels of an LRN group; vectors of one; all vectors
   int chunks, width;              // blocks for all vectors; vectors of a block
-  float least;                    // of a ReLU
   float alpha, slope, k;          // d = k + alpha sum of r^2; the gradient's 2 beta alpha
 
   // whole: whether the vectors of a group stay in one block.
@@ -226,7 +231,6 @@ struct Lanes {
         group(int(p.C / p.lrn.groups)),
         per_group((group + V - 1) / V),
         vectors(per_group * int(p.lrn.groups)),
-        least(p.relu ? 0 : -INFINITY),
         alpha(p.lrn.size ? float(p.lrn.alpha / double(p.lrn.size)) : 0),
         slope(float(2 * p.lrn.beta) * alpha),
         k(float(p.lrn.k)) {

@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #ifdef FASTCNN_CUDA_ON_HOST
 #include "cuda_on_host.h"
@@ -13,11 +14,19 @@
 #include <cuda_runtime.h>
 // shared: bytes of a block's FASTCNN_SHARED array.
 #define FASTCNN_LAUNCH(kernel, grid, block, shared, stream, ...) \
-  kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
+  ((void)::fastcnn::cuda::known<kernel>, kernel<<<grid, block, shared, stream>>>(__VA_ARGS__))
 #define FASTCNN_SHARED(type, name) extern __shared__ type name[]
 #endif
 
 namespace fastcnn::cuda {
+
+// Every kernel that there is a launch of, known before the first is launched.
+inline std::vector<const void*>& kernels() {
+  static std::vector<const void*> all;
+  return all;
+}
+template <auto kernel>
+inline const bool known = (kernels().push_back(reinterpret_cast<const void*>(kernel)), true);
 
 // Throws std::runtime_error with CUDA's name for the error; what: the call or the kernel.
 inline void check(cudaError_t error, const char* what) {
@@ -27,25 +36,9 @@ inline void check(cudaError_t error, const char* what) {
                            cudaGetErrorString(error));
 }
 
-// Makes a device the current one for as long as it lives. Where it is already nothing is set, since
-// that alone would make a context.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&before_), "cudaGetDevice");
-    if (device == before_) return;
-    check(cudaSetDevice(device), "cudaSetDevice");
-    changed_ = true;
-  }
-  ~DeviceGuard() {
-    if (changed_) cudaSetDevice(before_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int before_ = 0;
-  bool changed_ = false;
-};
+// Makes a device the current one. The caller, who has torch, has made it torch's for the length of
+// the call and gives torch's back after it, which is the driver's again then: whatever this runtime
+// of our own holds for current, each call says it anew.
+inline void use(int device) { check(cudaSetDevice(device), "cudaSetDevice"); }
 
 }  // namespace fastcnn::cuda

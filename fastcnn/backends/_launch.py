@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -47,6 +48,11 @@ def empty_on(device: torch.device) -> Callable[..., Tensor]:
         return torch.empty(shape, dtype=dtype, device=device, memory_format=format)
 
     return empty
+
+
+def on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Launches go to the current device, whichever its tensors are on."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def allocate(

@@ -14,7 +14,7 @@ from .. import _native
 from ..stages import DTYPES, Stages, memory_format
 from . import trust
 from ._convolution import conv_output_size, convolve_fastest
-from ._launch import address, allocate, empty_on, in_chunks, params
+from ._launch import address, allocate, empty_on, in_chunks, on_device, params
 from ._space_to_depth import by_torch, squares
 from .reference import convolve_then
 
@@ -39,11 +39,26 @@ def unsupported_reason(x: Tensor, stages: Stages) -> str | None:
     return _no_code_reason(x.get_device())
 
 
-@functools.cache
+_no_code: dict[int, str | None] = {}  # of the devices that kernels were loaded for, or could not be
+
+
 def _no_code_reason(device: int) -> str | None:
+    if device not in _no_code:
+        if torch.cuda.is_current_stream_capturing():
+            return (
+                "its kernels can't be loaded while a CUDA graph is captured: "
+                f"run the block once on cuda:{device} before"
+            )
+        _no_code[device] = _load(device)
+    return _no_code[device]
+
+
+def _load(device: int) -> str | None:
+    """Load the kernels for a device, or say why not."""
     native = _native.load()
-    if native.cuda_runs_on(device):
-        return None
+    with torch.cuda.device(device):
+        if native.cuda_runs_on(device):
+            return None
     major, minor = torch.cuda.get_device_capability(device)
     return (
         f"the extension has code for {native.cuda_architectures()}, not for cuda:{device}, which is "
@@ -108,7 +123,8 @@ def _run(
         return
     bias = bias if bias is None else bias.contiguous()
     p = params(x, y, r, offsets, bias, stages, format)
-    _native.load().cuda_epilogue_forward(p, *_where(x))
+    with on_device(x):
+        _native.load().cuda_epilogue_forward(p, *_where(x))
 
 
 def epilogue_backward(
@@ -131,7 +147,8 @@ def epilogue_backward(
         p = params(grad_x, grad_y, r, offsets, grad_bias, stages, format, r_bias=bias)
         parts = size[1] * native.cuda_bias_parts(p) if need_bias else 0
         sums = grad_y.new_empty(parts, dtype=torch.float64)
-        native.cuda_epilogue_backward(p, *_where(grad_y), sums.data_ptr())
+        with on_device(grad_y):
+            native.cuda_epilogue_backward(p, *_where(grad_y), sums.data_ptr())
     return grad_x, grad_bias
 
 
@@ -164,9 +181,10 @@ def space_to_depth(x: Tensor, side: int, padding: Sequence[int]) -> Tensor:
     if y.numel():
         top, left = padding[:2]
         last = format == torch.channels_last
-        _native.load().cuda_space_to_depth(
-            address(x), y.data_ptr(), x.shape, y.shape, side, top, left, x.itemsize, last, *_where(x)
-        )
+        with on_device(x):
+            _native.load().cuda_space_to_depth(
+                address(x), y.data_ptr(), x.shape, y.shape, side, top, left, x.itemsize, last, *_where(x)
+            )
     return y
 
 

@@ -6,7 +6,6 @@ Triton knows. Sums have one order, so the same bits come out every time.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...stages import LRN, MaxPool, Stages, memory_format
-from .._launch import allocate, empty_on
+from .._launch import allocate, empty_on, on_device
 
 BLOCK = 128  # a value a lane of NVIDIA's
 INTERPRETED_BLOCK = 16384  # where each operation on a block costs as much as on a single value
@@ -308,11 +307,6 @@ def arguments(x: Tensor, y: Tensor, stages: Stages, r: Tensor | None = None) -> 
         "INDEX": tl.int64 if max(map(extent, tensors)) >= 2**31 else tl.int32,
         "BLOCK": block(x),
     }
-
-
-def on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, whichever its tensors are on."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def block(x: Tensor) -> int:
