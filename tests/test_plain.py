@@ -87,7 +87,7 @@ def test_recompute_keeps_the_inputs_alone():
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         y = block(*tensors, recompute=True)
-    assert set(kept) <= set(parameters)
+    assert set(kept) <= {*parameters, 0}  # 0: an empty tensor's, as torch 2.11 keeps
     plainly = block(*tensors)
     assert torch.equal(y, plainly)
     for a, b in zip(*(torch.autograd.grad(t.sum(), tensors) for t in (y, plainly)), strict=True):
