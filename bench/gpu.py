@@ -298,9 +298,8 @@ def main() -> int:
     if not args.rehearse and not smi("name")[0]:
         parser.error("nvidia-smi names no GPU; --rehearse needs none")
     plan = PLANS[args.command]
-    if (
-        args.rehearse
-    ):  # all at once, as nothing is measured; the first one leaves compiled modules to the rest
+    if args.rehearse:
+        # All at once, as nothing is measured; the first one leaves compiled modules to the rest.
         parts = [part for group in plan[1:] for part in group]
         plan = [{"machine": 60, "restarts": 60}, dict.fromkeys(parts, SECONDS[args.command])]
     if unknown := set(args.only or ()) - {part for group in plan for part in group}:

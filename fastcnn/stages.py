@@ -193,9 +193,8 @@ class Stages:
 
     @property
     def empty(self) -> bool:
-        return (
-            not self.relu and self.lrn is None and self.pool is None
-        )  # torch 2.11 can't trace `not self.lrn`
+        # torch 2.11 can't trace the `not` of a spec.
+        return not self.relu and self.lrn is None and self.pool is None
 
     @property
     def name(self) -> str:

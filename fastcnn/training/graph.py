@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-_WARM_UP = (
-    3  # steps before the capture, in which libraries choose and allocate (torch's notes on CUDA graphs)
-)
+# Steps before the capture, in which libraries choose and allocate (torch's notes on CUDA graphs).
+_WARM_UP = 3
 
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
