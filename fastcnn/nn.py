@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,9 +57,6 @@ class ConvBlock2d(torch.nn.Conv2d):
         ValueError, TypeError: Conv2d's, and those of the specs.
     """
 
-    # Zeros before and after so many rows or columns, besides padding: a network's own, by models/_blocks.py.
-    _margins: Callable[[int], tuple[int, int]] | None = None
-
     def __init__(
         self,
         in_channels: int,
@@ -93,11 +90,8 @@ class ConvBlock2d(torch.nn.Conv2d):
         )
         self.stages, self.recompute = Stages(relu, lrn, pool, order), recompute
 
-    def forward(self, input: Tensor) -> Tensor:
-        margins: tuple[int, ...] = ()
-        if self._margins is not None:
-            (top, bottom), (left, right) = map(self._margins, input.shape[-2:])
-            margins = top, left, bottom, right
+    def forward(self, input: Tensor, margins: Sequence[int] = ()) -> Tensor:
+        """margins: rows and columns of zeros, besides padding, at the top, left, bottom and right."""
         return F._conv2d_block(
             input,
             self.weight,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import contains
@@ -175,24 +175,30 @@ class ConvNet(torch.nn.Module):
         for row in table.convs:
             features += block(row, in_channels, fused)
             in_channels = row.channels
-        first, margins = features[0][1], table.margins
-        if isinstance(first, ConvBlock2d) and margins is not no_margins:
-            first._margins, margins = margins, no_margins  # which it may add without a copy of the image
-        self.with_margins = partial(with_margins, name, margins, sizes(table))
+        self.margins = partial(margins_of, name, table.margins, sizes(table))
         classifier: Named = []
         width = in_channels * table.map_size**2
         for line in table.denses:
             classifier += dense(line, width, num_classes, dropout)
             width = line.features or width
-        self.features = torch.nn.Sequential(OrderedDict(features))
+        container = Features if isinstance(features[0][1], ConvBlock2d) else torch.nn.Sequential
+        self.features = container(OrderedDict(features))
         if fused and any(row.batch_norm for row in table.convs):
             fuse(self.features)
         self.avgpool = torch.nn.AdaptiveAvgPool2d(table.map_size) if table.adaptive else torch.nn.Identity()
         self.classifier = torch.nn.Sequential(OrderedDict(classifier))
 
     def forward(self, input: Tensor) -> Tensor:
-        maps = self.avgpool(self.features(self.with_margins(input)))
-        return self.classifier(maps.flatten(-3))
+        if isinstance(self.features, Features):
+            maps = self.features(input, self.margins(input))
+        else:
+            maps = self.features(self.with_margins(input))
+        return self.classifier(self.avgpool(maps).flatten(-3))
+
+    def with_margins(self, input: Tensor) -> Tensor:
+        """The image with the zeros that the network puts around it; a size that is not taken is refused."""
+        top, left, bottom, right = self.margins(input)
+        return F.pad(input, (left, right, top, bottom)) if top or left or bottom or right else input
 
     def split(self, first: torch.device | str, second: torch.device | str) -> torch.nn.Module:
         """The paper's network on two devices, half of each layer on either (``alexnet("2012")`` alone).
@@ -212,13 +218,28 @@ class ConvNet(torch.nn.Module):
         return split(self, first, second)
 
 
-def with_margins(name: str, margins: Callable[[int], tuple[int, int]], sizes: Sizes, input: Tensor) -> Tensor:
-    """Zeros around the image, where the first layer adds none; a size that is not taken is refused."""
+class Features(torch.nn.Sequential):
+    """Blocks, the first of which adds zeros around the image: it may do so without a copy of it."""
+
+    def forward(self, input: Tensor, margins: Sequence[int] = ()) -> Tensor:
+        for layer in self:
+            input = layer(input, margins) if any(margins) else layer(input)
+            margins = ()
+        return input
+
+    def _get_name(self) -> str:
+        return "Sequential"
+
+
+def margins_of(
+    name: str, margins: Callable[[int], tuple[int, int]], sizes: Sizes, input: Tensor
+) -> tuple[int, int, int, int]:
+    """Rows and columns of zeros at the top, left, bottom and right; a size that is not taken is refused."""
     height, width = input.shape[-2:] if input.dim() in (3, 4) else (0, 0)
     if not (sizes.taken(height) and sizes.taken(width)):
         raise RuntimeError(
             f"{name}: input must be (N, C, H, W) or (C, H, W) with H and W {sizes.words}, "
             f"but got shape {tuple(input.shape)}"
         )
-    padding = margins(width) + margins(height)
-    return F.pad(input, padding) if any(padding) else input
+    (top, bottom), (left, right) = margins(height), margins(width)
+    return top, left, bottom, right

@@ -61,7 +61,7 @@ def _half_of_block(block: ConvBlock2d) -> ConvBlock2d:
     groups = block.groups
     stages: Stages = block.stages
     lrn = stages.lrn and replace(stages.lrn, groups=1)
-    half = ConvBlock2d(
+    return ConvBlock2d(
         block.in_channels // groups,
         block.out_channels // 2,
         block.kernel_size,
@@ -72,8 +72,6 @@ def _half_of_block(block: ConvBlock2d) -> ConvBlock2d:
         pool=stages.pool,
         order=stages.order,
     )
-    half._margins = block._margins
-    return half
 
 
 class TwoTowers(nn.Module):
