@@ -82,18 +82,16 @@ def _max_pool(v: Tensor, stages: Stages) -> Tensor:
 def local_response_norm(x: Tensor, lrn: LRN) -> Tensor:
     """o = x (k + alpha/size * sum of x^2 over the window)^-beta, for (N, C, H, W) or (C, H, W).
 
-    :func:`torch.nn.functional.local_response_norm`, to the same bits, with three differences: float16 and
-    bfloat16 are computed in float32, where squares don't overflow; groups cost no copy; and the sums are
-    avg_pool2d's, whose backward has one order on a GPU, unlike avg_pool3d's.
+    :func:`torch.nn.functional.local_response_norm`, to the same bits; but float16 and bfloat16 are computed
+    in float32, where squares don't overflow, and neither groups nor an odd window cost a copy.
     """
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     if torch.onnx.is_in_onnx_export() and lrn.size % 2:  # an even window of ONNX's reaches further forward
         return _onnx_local_response_norm(wide, lrn).to(x.dtype)
-    squares = wide.mul(wide).unflatten(-3, (lrn.groups, -1)).flatten(-2)
-    if lrn.size % 2 == 0:
-        squares = F.pad(squares, (0, 0, lrn.before, lrn.after))
-    margin = lrn.size // 2 if lrn.size % 2 else 0
-    means = F.avg_pool2d(squares, (lrn.size, 1), stride=1, padding=(margin, 0)).reshape(x.shape)
+    squares, margin = wide.mul(wide).unflatten(-3, (lrn.groups, -1)), lrn.size // 2
+    if lrn.size % 2 == 0 or lrn.size > squares.shape[-3]:  # which avg_pool3d's own padding does not do
+        squares, margin = F.pad(squares, (0, 0, 0, 0, lrn.before, lrn.after)), 0
+    means = F.avg_pool3d(squares, (lrn.size, 1, 1), stride=1, padding=(margin, 0, 0)).flatten(-4, -3)
     return (wide / means.mul(lrn.alpha).add(lrn.k).pow(lrn.beta)).to(x.dtype)
 
 
