@@ -20,7 +20,7 @@ from torch import Tensor
 from ..stages import Stages
 
 # "auto" takes the first that can and does not decline; last comes plain, which takes all. The CUDA kernels
-# decline where nobody has seen them be right (trust.py); Triton's are slower than plain (docs/triton.md).
+# decline where nobody has seen them be right (trust.py); Triton's run by name: none is measured.
 BACKENDS = ("reference", "plain", "cpu", "cuda", "triton")
 PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda",)}
 
