@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...stages import LRN, MaxPool, Stages, memory_format
 from .._launch import allocate, empty_on, on_device
+from .formulas import inverse_power, larger
 
 BLOCK = 128  # a value a lane of NVIDIA's
 INTERPRETED_BLOCK = 16384  # where each operation on a block costs as much as on a single value
@@ -47,22 +48,6 @@ def load(t, strides, n, c, h, w, inside, ACC: tl.constexpr):
 
 
 @triton.jit
-def inverse_power(d, BETA: tl.constexpr, ACC: tl.constexpr):
-    """d^-beta; for beta = 3/4, q sqrt(q) with q = 1/sqrt(d)."""
-    if BETA != 1.0 and BETA != 0.75 and BETA != 0.5:
-        p = tl.exp2(-BETA * tl.log2(d.to(tl.float64))).to(ACC)
-    elif BETA == 1.0:
-        p = 1.0 / d
-    elif d.dtype == tl.float64:
-        q = 1.0 / tl.sqrt(d)
-        p = q * tl.sqrt(q) if BETA == 0.75 else q
-    else:  # in float32 `/` and sqrt are approximate
-        q = tl.div_rn(1.0, tl.sqrt_rn(d))
-        p = q * tl.sqrt_rn(q) if BETA == 0.75 else q
-    return p
-
-
-@triton.jit
 def rectified(x, bias, strides, n, c, h, w, inside, RELU: tl.constexpr, ACC: tl.constexpr):
     """r = max(a + bias, 0), a NaN staying one; 0 outside."""
     v = load(x, strides, n, c, h, w, inside, ACC)
@@ -91,13 +76,6 @@ def covering(offsets, size, pool, n, c, h, w, i, j, KW: tl.constexpr, inside, CH
     ok &= (left >= 0) & (left % pool[1] == 0) & (ow < size[4])
     at = index(n, c, oh, ow, size[0], size[3], size[4], CHANNELS_LAST)
     return oh, ow, ok & (tl.load(offsets + at, mask=ok, other=0).to(tl.int32) == i * KW + j)
-
-
-@triton.jit
-def larger(v, at, best, best_at, inside):
-    """The larger value and its place: the last NaN, else the first of equals; place -1: none yet."""
-    take = inside & ((best_at < 0) | (v > best) | (v != v))
-    return tl.where(take, v, best), tl.where(take, at, best_at)
 
 
 @triton.jit

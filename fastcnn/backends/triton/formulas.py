@@ -1,0 +1,75 @@
+"""The formulas that the kernels share: ReLU, LRN's power, the larger of two values, and rounding.
+
+Values are float32, or float64 where an input is; they are of any shape.
+"""
+
+from __future__ import annotations
+
+import os
+
+import triton
+import triton.language as tl
+
+NAN = tl.constexpr(tl.PropagateNan.ALL)
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def rectified(v, RELU: tl.constexpr):
+    """r = max(v, 0) if RELU else v; a NaN stays one."""
+    if RELU:
+        v = tl.maximum(v, 0.0, propagate_nan=NAN)
+    return v
+
+
+@triton.jit
+def inverse_power(d, BETA: tl.constexpr, ACC: tl.constexpr):
+    """d^-beta by correctly rounded functions; for beta = 3/4, q sqrt(q) with q = 1/sqrt(d)."""
+    if BETA != 1.0 and BETA != 0.75 and BETA != 0.5:
+        p = tl.exp2(-BETA * tl.log2(d.to(tl.float64))).to(ACC)
+    elif BETA == 1.0:
+        p = 1.0 / d
+    elif d.dtype == tl.float64:
+        q = 1.0 / tl.sqrt(d)
+        p = q * tl.sqrt(q) if BETA == 0.75 else q
+    else:  # in float32 `/` and sqrt are approximate
+        q = tl.div_rn(1.0, tl.sqrt_rn(d))
+        p = q * tl.sqrt_rn(q) if BETA == 0.75 else q
+    return p
+
+
+@triton.jit
+def fast_power(d, BETA: tl.constexpr, EXACT: tl.constexpr):
+    """d^-beta and 1/d for beta 1/2, 3/4 and 1, of normal d: q = d^-1/2 from the special function unit.
+
+    That is right to 22 bits; EXACT, for float32, adds a step of Newton's to the power.
+    """
+    q = tl.rsqrt(d)
+    inverse = q * q
+    if BETA == 0.75:
+        p = q * tl.sqrt(q)
+        if EXACT:
+            h = p * d * p  # d^-1/2; p^4 d^3 = 1
+            p = tl.where(d < float("inf"), p + 0.25 * p * (1.0 - h * h * d), p)
+    else:
+        if EXACT:
+            q = tl.where(d < float("inf"), q + 0.5 * q * (1.0 - q * d * q), q)
+        p = q if BETA == 0.5 else q * q
+    return p, inverse
+
+
+@triton.jit
+def larger(v, at, best, best_at, inside):
+    """The larger value and its place: the last NaN, else the first of equals; place -1: none yet."""
+    take = inside & ((best_at < 0) | (v > best) | (v != v))
+    return tl.where(take, v, best), tl.where(take, at, best_at)
+
+
+@triton.jit
+def rounded(value, dtype: tl.constexpr):
+    """The value in dtype, rounded to nearest even. The interpreter's own conversion to bfloat16 cuts off."""
+    if INTERPRETED and dtype == tl.bfloat16 and value.dtype == tl.float32:
+        bits = value.to(tl.int32, bitcast=True)
+        bits = tl.where(value != value, bits, bits + 0x7FFF + ((bits >> 16) & 1))
+        value = (bits & -65536).to(tl.float32, bitcast=True)
+    return value.to(dtype)
