@@ -14,7 +14,7 @@ from torch import Tensor
 from ...stages import DTYPES, Stages, memory_format
 from .._convolution import applies, convolve_fastest, rearranged
 from .._fastest import fastest
-from ..reference import convolve_then, lrn_input
+from ..reference import convolve_then
 
 
 def _interprets() -> bool:
@@ -68,8 +68,7 @@ def epilogue_backward(
 ) -> tuple[Tensor, Tensor | None]:
     from . import epilogue
 
-    r = lrn_input(r, bias, stages)
-    return epilogue.backward(grad_y, r, offsets, stages, size, format, need_bias)
+    return epilogue.backward(grad_y, r, offsets, stages, size, format, need_bias, bias)
 
 
 def conv_block_forward(

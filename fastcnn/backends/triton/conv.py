@@ -21,8 +21,8 @@ from torch import Tensor
 from ...stages import LRN, MaxPool, Stages, check
 from .._convolution import conv_output_size
 from .._launch import allocate, empty_on, on_device
-from .epilogue import extent
 from .formulas import inverse_power, larger
+from .general import extent
 
 SIDES = (8, 5, 4, 3, 2, 1)  # rows and columns of a tile of outputs: those of which most places are used
 # Values of the convolution in a tile, 64 sums a thread. With more of them, more rows or larger parts

@@ -42,19 +42,21 @@ def inverse_power(d, BETA: tl.constexpr, ACC: tl.constexpr):
 def fast_power(d, BETA: tl.constexpr, EXACT: tl.constexpr):
     """d^-beta and 1/d for beta 1/2, 3/4 and 1, of normal d: q = d^-1/2 from the special function unit.
 
-    That is right to 22 bits; EXACT, for float32, adds a step of Newton's to the power.
+    Such values are right to 22 bits; EXACT, for float32, adds a step of Newton's method to each result.
     """
     q = tl.rsqrt(d)
     inverse = q * q
-    if BETA == 0.75:
-        p = q * tl.sqrt(q)
-        if EXACT:
-            h = p * d * p  # d^-1/2; p^4 d^3 = 1
-            p = tl.where(d < float("inf"), p + 0.25 * p * (1.0 - h * h * d), p)
-    else:
-        if EXACT:
-            q = tl.where(d < float("inf"), q + 0.5 * q * (1.0 - q * d * q), q)
-        p = q if BETA == 0.5 else q * q
+    p = q * tl.sqrt(q) if BETA == 0.75 else q
+    if EXACT:
+        finite = d < float("inf")
+        if BETA == 0.75:
+            h = p * d * p  # d^-1/2, and h^2 d = 1
+            p = tl.where(finite, p + 0.25 * p * (1.0 - h * h * d), p)
+        else:
+            p = tl.where(finite, p + 0.5 * p * (1.0 - p * d * p), p)
+        inverse = tl.where(finite, inverse + inverse * (1.0 - inverse * d), inverse)
+    if BETA == 1.0:
+        p = inverse
     return p, inverse
 
 
