@@ -108,13 +108,21 @@ def with_halo(p, at, c, ok, spec):
 
 @triton.jit
 def bias_of(bias, c, spec):
-    """The lane's biases, with its neighbours'. Without bias -0, whose addition the compiler leaves out."""
-    if bias is None:
-        two = tl.zeros((c.shape[0], 2), tl.float32) * -1.0
-        b = two, tl.zeros((c.shape[0], V), tl.float32) * -1.0, two
-    else:
-        b = with_halo(bias, c * V, c, c >= 0, spec)
-    return b
+    """The lane's biases, with its neighbours', or None."""
+    return None if bias is None else with_halo(bias, c * V, c, c >= 0, spec)
+
+
+@triton.jit
+def lrn_input(x, at, c, ok, b, spec, KEPT: tl.constexpr = False):
+    """r = max(x + bias, 0) of the channels of `with_halo`; KEPT: rounded to x's type, as a kept one."""
+    before, own, after = with_halo(x, at, c, ok, spec)
+    if b is not None:
+        before, own, after = before + b[0], own + b[1], after + b[2]
+        if KEPT:
+            TYPE: tl.constexpr = x.dtype.element_ty
+            before, after = rounded(before, TYPE).to(tl.float32), rounded(after, TYPE).to(tl.float32)
+            own = rounded(own, TYPE).to(tl.float32)
+    return rectified(before, spec.relu), rectified(own, spec.relu), rectified(after, spec.relu)
 
 
 @triton.jit
@@ -158,11 +166,9 @@ def powers(before, r, after, spec, EXACT: tl.constexpr):
 @triton.jit
 def normalised(x, at, c, ok, b, spec):
     """r = max(x + bias, 0), and o = r d^-beta where there is an LRN, else r; 0 + bias where not ok."""
-    before, own, after = with_halo(x, at, c, ok, spec)
-    r = rectified(own + b[1], spec.relu)
+    before, r, after = lrn_input(x, at, c, ok, b, spec)
     o = r
     if spec.size > 0:
-        before, after = rectified(before + b[0], spec.relu), rectified(after + b[2], spec.relu)
         p, _ = powers(before, r, after, spec, x.dtype.element_ty == tl.float32)
         o = r * p
     return r, o

@@ -7,7 +7,6 @@ docs/triton_resources.md.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from ...stages import LRN, MaxPool, Stages, memory_format
 from .._launch import on_device
 from .formulas import NAN, fast_power, rectified
-from .lanes import Spec, V, bias_of, load, neighbours, normalised, powers, store, sums, with_halo
+from .lanes import Spec, V, bias_of, load, lrn_input, neighbours, normalised, powers, store, sums
 
 
 class Window(NamedTuple):
@@ -85,23 +84,25 @@ def pooled(x, b, h, w, n, c, ok, H, W, spec, pool):
 
 @triton.jit
 def pooled_early(x, b, h, w, n, c, ok, H, W, spec, pool):
-    """The same maximum without LRN, of values in their own type, two at once: bias and ReLU keep their order.
+    """The same maximum of 16-bit values as they came, two at once, without LRN: bias and ReLU keep their order.
 
     A bias of inf makes inf of all but -inf, which becomes NaN: there signs are changed, to find the least.
     """
     TYPE: tl.constexpr = x.dtype.element_ty
-    INT: tl.constexpr = tl.int16 if TYPE.primitive_bitwidth == 16 else tl.int32
-    SIGN: tl.constexpr = -(2 ** (TYPE.primitive_bitwidth - 1))
-    sign = tl.where(b == float("inf"), tl.full(b.shape, SIGN, INT), tl.zeros(b.shape, INT))
-    best = tl.full(b.shape, float("-inf"), tl.float32).to(TYPE)
+    best = tl.full((c.shape[0], V), float("-inf"), tl.float32).to(TYPE)
+    sign = tl.zeros(best.shape, tl.int16)
+    if b is not None:
+        sign = tl.where(b[1] == float("inf"), tl.full(best.shape, -(2**15), tl.int16), sign)
     for i in tl.static_range(pool.kh):
         for j in tl.static_range(pool.kw):
             row, column, _ = place_of(h, w, i, j, H, W, pool)
             v = load(x, ((n * H + row) * W + column) * spec.x + c * V, c, ok, 0, spec, 0, V)
-            v = (v.to(INT, bitcast=True) ^ sign).to(TYPE, bitcast=True)
+            v = (v.to(tl.int16, bitcast=True) ^ sign).to(TYPE, bitcast=True)
             best = tl.maximum(best, v, propagate_nan=NAN).to(TYPE)
-    best = (best.to(INT, bitcast=True) ^ sign).to(TYPE, bitcast=True)
-    return rectified(best.to(tl.float32) + b, spec.relu)
+    best = (best.to(tl.int16, bitcast=True) ^ sign).to(TYPE, bitcast=True).to(tl.float32)
+    if b is not None:
+        best += b[1]
+    return rectified(best, spec.relu)
 
 
 @triton.jit
@@ -122,10 +123,10 @@ def pool_kernel(
     n, oh = row // OH, row % OH
     h, w = oh * pool.sh - pool.ph, ow * pool.sw - pool.pw
     b = bias_of(bias, c, spec)
-    if offsets is not None or spec.size > 0:
-        best, place = pooled(x, b, h, w, n, c, ok, H, W, spec, pool)
+    if offsets is None and spec.size == 0 and x.dtype.element_ty != tl.float32:
+        best = pooled_early(x, b, h, w, n, c, ok, H, W, spec, pool)
     else:
-        best = pooled_early(x, b[1], h, w, n, c, ok, H, W, spec, pool)
+        best, place = pooled(x, b, h, w, n, c, ok, H, W, spec, pool)
     to = pixel * spec.channels + c * V
     ok &= (lane >= EDGE) & (lane < B - EDGE)
     if offsets is not None:
@@ -224,9 +225,7 @@ def through(g, r, at, c, ok, b, spec):
     window holds i; 0 where r[i] <= 0. Terms of the next channels come from the lanes before and after.
     """
     if spec.size > 0:
-        before, own, after = with_halo(r, at, c, ok, spec)
-        own = rectified(own + b[1], spec.relu)
-        before, after = rectified(before + b[0], spec.relu), rectified(after + b[2], spec.relu)
+        before, own, after = lrn_input(r, at, c, ok, b, spec, KEPT=True)
         p, i = powers(before, own, after, spec, r.dtype.element_ty == tl.float32)
         g *= p
         term = g * own * i
@@ -387,13 +386,10 @@ def backward(
     return _backward(grad_y, r, bias, offsets, relu, lrn, pool, grad_x, need_bias)
 
 
-@functools.cache
-def warp_size() -> int:
-    return int(triton.runtime.driver.active.get_current_target().warp_size)
-
-
 def _lanes(x: Tensor, warps: int) -> int:
-    return INTERPRETED_LANES if x.is_cpu else warps * warp_size()
+    if x.is_cpu:
+        return INTERPRETED_LANES
+    return warps * int(triton.runtime.driver.active.get_current_target().warp_size)
 
 
 def _spec(x: Tensor, relu: bool, lrn: LRN | None, *others: Tensor | None) -> Spec:
@@ -480,8 +476,8 @@ def _lrn_pool(
 ) -> None:
     n, c, h, w = x.shape
     lanes, vectors, down = _lanes(x, 1), triton.cdiv(c, V.value), h // 2
-    # Few lanes without a channel, few that only help: 4 of AlexNet's 12 and 32 vectors, 64 bytes at once.
-    together = min((4, 3, 2), key=lambda g: triton.cdiv(vectors, g) * g / (32 - g))
+    # Vectors side by side: 64 bytes at once, or fewer where more than a tenth of the lanes had no channel.
+    together = next(g for g in (4, 2, 1) if triton.cdiv(vectors, g) * g <= 1.1 * vectors)
 
     def total(rows: int) -> int:
         return n * triton.cdiv(down, rows) * triton.cdiv(vectors, together) * together * (w // 2 + 1)
