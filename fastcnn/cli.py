@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from . import __version__, _native, available_backends, backends
+from .backends._fastest import chosen
 from .receptive_field import Row
 from .stages import DTYPES
 
@@ -104,6 +105,9 @@ def _facts() -> Iterator[tuple[str, str]]:
             yield f"extension {key}", value
     for device in ["cpu", *(f"cuda:{i}" for i in range(len(_gpus())))]:
         yield f"auto on {device}", _taken_by_auto(device)
+    for choice in chosen():
+        times = ", ".join(f"{way} {time:.3g} ms" for way, time in choice.milliseconds.items())
+        yield f"fastest of {', '.join(map(str, choice.key))}", f"{choice.way} ({times})"
     yield "instruction set", torch.backends.cpu.get_cpu_capability()
     yield "threads", str(torch.get_num_threads())
     yield "OpenMP in torch", "yes" if torch.backends.openmp.is_available() else "no"

@@ -12,6 +12,7 @@ from PIL import Image
 
 import fastcnn
 from fastcnn import _native, cli, demo
+from fastcnn.backends import _fastest
 
 
 @pytest.fixture
@@ -55,6 +56,15 @@ def test_info_prints_what_the_extension_says_of_itself(capsys, monkeypatch):
     printed = facts(capsys.readouterr().out)
     assert printed["extension compiler"] == "cc 1.2"
     assert printed["extension isa"] == "abacus"
+
+
+def test_info_tells_what_was_chosen_by_timing(capsys, monkeypatch):
+    choice = _fastest.Choice(("convolution", (96, 3, 11, 11)), {"as it is": 0.25, "space to depth": 0.125})
+    monkeypatch.setattr(_fastest, "_choices", {choice.key: choice})
+    cli.main(["info"])
+    printed = facts(capsys.readouterr().out)
+    found = printed["fastest of convolution, (96, 3, 11, 11)"]
+    assert found == "space to depth (as it is 0.25 ms, space to depth 0.125 ms)"
 
 
 def test_info_without_extension_or_triton(capsys, monkeypatch):

@@ -2,10 +2,12 @@
 
 import copy
 import sys
+import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.utils import _pytree as pytree
 from zoo import ENTRIES
 
@@ -265,3 +267,15 @@ def test_explain_says_what_is_fused_and_why_not(capsys):
 def test_only_modules_are_taken(call):
     with pytest.raises(TypeError, match=f"{call.__name__}: model must be a torch.nn.Module, but got int"):
         call(3)
+
+
+def test_a_model_on_a_gpu_in_nchw_is_named():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    for format, warned in ((torch.contiguous_format, 1), (torch.channels_last, 0)):
+        with FakeTensorMode():
+            weight = torch.empty(4, 3, 3, 3, device="cuda", memory_format=format)
+        net[0].weight = nn.Parameter(weight)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fastcnn.fuse(net)
+        assert sum("is NCHW on cuda:0" in str(w.message) for w in caught) == warned

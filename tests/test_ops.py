@@ -1,10 +1,13 @@
 """The ops in torch's machinery: derivatives, opcheck, compile, export, autocast, transforms, what is kept."""
 
 from itertools import product
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
+from torch._inductor import config as inductor
+from torch._inductor.graph import GraphLowering
 
 import fastcnn
 from fastcnn import LRN, MaxPool
@@ -150,6 +153,21 @@ def test_gradients_with_inductor():
     )
     for a, b in zip(found, expected, strict=True):
         assert_close(a, b)
+
+
+def test_inductor_takes_our_outputs_as_aligned():
+    """So that on a GPU what it makes of the code behind them loads 16 bytes at once."""
+    unaligned = []
+    codegen = GraphLowering.codegen
+
+    def noted(graph):
+        unaligned.append(set(graph.unaligned_buffers))
+        return codegen(graph)
+
+    uncached = inductor.patch(force_disable_caches=True)
+    with mock.patch.object(GraphLowering, "codegen", noted), uncached, torch.no_grad():
+        torch.compile(lambda x: F.epilogue(x, pool=MaxPool(2)) + 1)(torch.randn(2, 8, 16, 16))
+    assert unaligned == [set()]
 
 
 def test_export_keeps_one_node_for_each_block():

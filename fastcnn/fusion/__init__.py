@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -57,6 +58,7 @@ def fuse(
     for _, m, fusion in plan(model, fold_bn):
         if fusion.useful:
             install(m, fusion)
+            _warn_of_nchw(m)
     if example_inputs is not None:
         try:
             after = _evaluated(model, example_inputs)
@@ -67,6 +69,20 @@ def fuse(
                 raise RuntimeError(f"fuse: the fused model gave another result: {error}") from error
             raise
     return model
+
+
+# torch.compile changes a plain convolution on a GPU to channels_last; a block, which is one op to it, stays
+# as it is. Which format to take is the user's choice: inputs have to be changed, too.
+def _warn_of_nchw(fused: nn.Module) -> None:
+    for weight in fused.parameters():
+        nchw = weight.dim() == 4 and not weight.is_contiguous(memory_format=torch.channels_last)
+        if weight.is_cuda and nchw:
+            warnings.warn(
+                f"fuse: a convolution of {type(fused).__name__} is NCHW on {weight.device}; there blocks are "
+                "faster in channels_last: model.to(memory_format=torch.channels_last), and inputs likewise",
+                stacklevel=3,
+            )
+            return
 
 
 def unfuse(model: Model) -> Model:

@@ -84,7 +84,7 @@ def pooled(x, b, h, w, n, c, ok, H, W, spec, pool):
 
 @triton.jit
 def pooled_early(x, b, h, w, n, c, ok, H, W, spec, pool):
-    """The same maximum of 16-bit values as they came, two at once, without LRN: bias and ReLU keep their order.
+    """The same maximum of 16-bit values as they came, two at once, without LRN: bias and ReLU keep order.
 
     A bias of inf makes inf of all but -inf, which becomes NaN: there signs are changed, to find the least.
     """
