@@ -50,12 +50,13 @@ H100 = {"bytes": 3.35e12, "instructions": 132 * 4 * 32 * 1.755e9}  # a second: S
 FLOORS = """
 ## What an H100 needs at least, on paper
 
-[128, 96, 55, 55], ReLU, LRN, 3/2 pooling, channels_last: the time to move what must be moved at 3.35 TB/s,
-and the time to issue the instructions, one a cycle on each of 528 schedulers at 1.755 GHz. A kernel takes at
-least the larger, and the share of copy rate is at most the first over it; **none of it has been measured**.
-Instructions are those of the loop of `each_square`, or of both loops of `normalise_then_pool`, for a value of
-the input, with the overlap of its tiles: 27 rows of outputs are three, or four where the inputs of nine rows
-and columns don't fit in shared memory. Forward for training writes no r, as in a block.
+[128, 96, 55, 55], channels_last; LRN of 5, pooling 3/2: the time to move what must be moved at 3.35 TB/s, and
+the time to issue the instructions, one a cycle on each of 528 schedulers at 1.755 GHz. A kernel takes at least
+the larger, and the share of copy rate is at most the first over it; **none of it has been measured**.
+Instructions are those of the loop, or of both loops of `normalise_then_pool`, for a value of the input, with the
+overlap of its tiles: 27 rows of outputs are three, or four where the inputs of nine rows and columns don't fit
+in shared memory. Forward for training writes no r, as in a block.
+[Triton's kernels by a like count](triton_resources.md).
 
 | kernel | MB | µs to move | instructions a value | µs to issue | share of copy rate |
 |---|--:|--:|--:|--:|--:|
@@ -252,9 +253,14 @@ def table() -> str:
         text += f"\n{HEAD}" if special else ""
     text += FLOORS
     for dtype, size in (("__nv_bfloat16", 2), ("float", 4)):
+        for lrn in ("false", "true"):
+            flat = Kernel("each_output", (dtype, "Pixels", lrn, "0", "false"))
+            text += floor(flat, 2 * size * INPUTS, 1)
         for training in (False, True):
-            tiled = Kernel("normalise_then_pool", (dtype, "Pixels", str(training).lower()))
             moved = size * (INPUTS + WINDOWS) + training * WINDOWS  # offsets are of a byte
+            pooling = Kernel("each_output", (dtype, "Pixels", "false", "3", str(training).lower()))
+            text += floor(pooling, moved, WINDOWS / INPUTS)
+            tiled = Kernel("normalise_then_pool", (dtype, "Pixels", str(training).lower()))
             text += floor(tiled, moved, overlap(3 if size == 2 and not training else 4))
         backward = Kernel("each_square", (dtype, "Pixels", "true", "3", "false"))
         text += floor(backward, size * (2 * INPUTS + WINDOWS) + WINDOWS, 1)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from unittest import mock
 
 import torch
@@ -26,14 +26,65 @@ from fastcnn.backends.triton import conv, epilogue
 from fastcnn.stages import Stages
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "triton_resources.md"
-COUNTED = "sm_90"  # whose instructions are counted
+COUNTED = "sm_90"  # whose instructions the page has; --json has them of all of NVIDIA's
+CHECKED = ("sm_80", "sm_90", "gfx942")  # what --check compiles again: CI's time is short
 IMAGES = 128
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FORMATS = {"channels_last": torch.channels_last, "NCHW": torch.contiguous_format}
 NORM, POOL = LRN(5, k=2.0), MaxPool(3, 2)
+LENET = Stages(pool=MaxPool(2))
 LRN_POOL, POOL_LRN = Stages(lrn=NORM, pool=POOL), Stages(lrn=NORM, pool=POOL, order="pool_lrn")
 WARPS = {"sm_80": 64, "sm_90": 64, "sm_100": 64}  # of a multiprocessor, else 48
-BLOCKS = 32  # the most programs of a multiprocessor
+MOST_PROGRAMS = 32  # of a multiprocessor
+
+INTRODUCTION = """\
+# What Triton makes of its kernels
+
+Compiled without a GPU by `python bench/triton_resources.py`, from the launches that the backend makes on
+[{images}, 96, 55, 55], with what they specialise: alignment, constants, sizes. CI compares. Triton {version}.
+**None of it has run on hardware**: a time here is a bound, not a measurement.
+
+- **Issue**: microseconds for the instructions of all warps, loops by their trips, one a cycle on each of 528
+  schedulers at 1.755 GHz, an H100's. **Roots**: what its special function units take of them by themselves.
+- **Move**: microseconds to read and write once what must be, at 3.35 TB/s. A kernel whose **ratio** is above 1
+  can't reach the memory's rate. Above the **most** allowed the command fails.
+- **Warps** of a multiprocessor at once, by registers. If a register is spilled anywhere the command fails.
+- *places* is forward for training as a block has it, which keeps each maximum's place in its window; *and r*:
+  the LRN's input as well, as an epilogue by itself. *backward* is without the last sum of the bias's gradient.
+- **C++**: time to issue of the [CUDA C++ kernels](cuda_resources.md), by the path that most lanes take.
+
+| kernel | registers | warps | instructions a value | issue | roots | move | ratio | most | C++ |
+|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|
+"""
+
+EVERYWHERE = """
+## Registers on every target
+
+In columns: {columns}.
+
+| target | dtype | format | {dashes} |
+|---|---|---|{lines}|
+"""
+
+BLOCKS = """
+## Blocks in one kernel
+
+{images} images in channels_last. The tiles compute more than is asked for: halos, and rows, columns and depth
+that fill a power of two. **At peak**: microseconds at an H100's rate of matrix products (989 TFLOPS in bf16, half
+of it in tf32) or of its memory, whichever is longer; **in tiles**: with what the tiles add. Scratch of {programs}
+programs is to stay in 50 MB of L2.
+
+| block | registers | warps | issue | GFLOP | times, in tiles | at peak | in tiles | MB of scratch |
+|---|--:|--:|--:|--:|--:|--:|--:|--:|
+"""
+
+MATRIX = """
+Registers and matrix instructions (HGMMA, HMMA, tcgen05, MFMA, WMMA) on every target. In 16 bits there must be
+some.
+
+| target | dtype | {columns} |
+|---|---|{dashes}|
+"""
 
 
 class Case(NamedTuple):
@@ -151,26 +202,195 @@ def resources(launches: list[Launch], gpu: str, bytes: int) -> dict[str, Any]:
 def resident(registers: int, warps: int, gpu: str) -> int:
     """Warps of a multiprocessor at once, by registers alone, which come in eights a lane."""
     programs = 65536 // (-(-registers // 8) * 8 * 32 * warps)
-    return min(programs, BLOCKS, WARPS.get(gpu, 48) // warps) * warps
+    return min(programs, MOST_PROGRAMS, WARPS.get(gpu, 48) // warps) * warps
 
 
-def rows(gpu: str) -> list[dict[str, Any]]:
-    found = []
-    for case in cases():
-        call, bytes = run(case)
-        found.append({"kernel": str(case), "target": gpu} | resources(launches_of(gpu, call), gpu, bytes))
-    return found
+class Block(NamedTuple):
+    """A convolution of IMAGES images and its stages, in one kernel; bound: of its microseconds to issue."""
+
+    name: str
+    x: tuple[int, ...]
+    weight: tuple[int, ...]
+    how: tuple[Any, ...]
+    stages: Stages
+    bound: float
+    phase: str = "inference"
+    dtype: str = "bf16"
+
+    def __str__(self) -> str:
+        return "; ".join((self.name, self.phase, self.dtype))
+
+
+BLOCK_CASES = (
+    Block("AlexNet 1", (3, 224, 224), (96, 3, 11, 11), ((4, 4), (2, 2), (1, 1), 1), LRN_POOL, 130),
+    Block("AlexNet 2", (96, 27, 27), (256, 48, 5, 5), ((1, 1), (2, 2), (1, 1), 2), LRN_POOL, 130),
+    Block("CaffeNet 2", (96, 27, 27), (256, 96, 5, 5), ((1, 1), (2, 2), (1, 1), 1), POOL_LRN, math.inf),
+    Block(
+        "LeNet-5 2", (6, 14, 14), (16, 6, 5, 5), ((1, 1), (0, 0), (1, 1), 1), Stages(pool=MaxPool(2)), 1000
+    ),
+)
+
+
+def run_block(block: Block) -> tuple[Callable[[], Any], int]:
+    x, weight, y = block_tensors(block)
+    bias = weight.new_empty(weight.shape[0])
+    rest = (block.how, block.stages, block.phase != "inference", torch.channels_last)
+    return lambda: conv.block_forward(x, weight, bias, *rest), moved(x, weight, y)
+
+
+def block_tensors(block: Block) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Input, weight and output."""
+    dtype, format = DTYPES[block.dtype], torch.channels_last
+    x, weight = meta((IMAGES, *block.x), dtype, format), meta(block.weight, dtype, format)
+    size = (IMAGES, block.weight[0], *conv_output_size(x, weight, block.how))
+    return x, weight, meta(block.stages.output_shape(size), dtype, format)
+
+
+Row: TypeAlias = dict[str, Any]
+Task: TypeAlias = tuple[str, Case | Block]  # a target, and what is compiled for it
+
+
+def tasks(targets: Sequence[str]) -> Iterator[Task]:
+    """What is compiled: all cases on COUNTED, the main ones and the blocks in every dtype on every target."""
+    if COUNTED in targets:
+        yield from product([COUNTED], cases())
+    for target, dtype in product(targets, DTYPES):
+        for format, case in product(FORMATS, MAIN):
+            yield target, case._replace(dtype=dtype, format=format, bound=2)
+        for block in BLOCK_CASES:
+            yield target, block._replace(dtype=dtype, bound=block.bound if dtype == "bf16" else math.inf)
+
+
+def compiled(task: Task) -> Row:
+    """The row of a case.
+
+    Raises:
+        RuntimeError: what may not be: a spilled register, no matrix instruction, too many instructions.
+    """
+    target, case = task
+    call, bytes = run_block(case) if isinstance(case, Block) else run(case)
+    with mock.patch.object(conv, "_programs", lambda x: PROGRAMS):
+        row = {"kernel": str(case), "target": target} | resources(launches_of(target, call), target, bytes)
+    if row["spills"]:
+        raise RuntimeError(f"{case} spills on {target}")
+    if isinstance(case, Block) and case.dtype != "fp32" and not row["matrix"]:
+        raise RuntimeError(f"{case} has no matrix instruction on {target}")
+    if target == COUNTED:
+        most = case.bound if isinstance(case, Block) else case.bound * row["move_us"]
+        if row["issue_us"] > most:
+            raise RuntimeError(f"{case} takes {row['issue_us']:.1f} us to issue, more than {most:.1f}")
+    return row
+
+
+def cells(*values: Any) -> str:
+    return f"| {' | '.join(map(str, values))} |\n"
+
+
+def page(rows: dict[tuple[str, str], Row], targets: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The tables of these targets: what stands over each, and its lines."""
+    counted = [counted_line(case, rows[COUNTED, str(case)]) for case in cases()] if COUNTED in targets else []
+    everywhere, blocks, matrix = [], [], []
+    for target, dtype in product(targets, DTYPES):
+        for format in FORMATS:
+            mine = (rows[target, str(c._replace(dtype=dtype, format=format))] for c in MAIN)
+            everywhere.append(cells(target, dtype, format, *(row["registers"] for row in mine)))
+        own = [rows[target, str(block._replace(dtype=dtype))] for block in BLOCK_CASES]
+        matrix.append(cells(target, dtype, *(f"{row['registers']}; {row['matrix']}" for row in own)))
+        if target == COUNTED and dtype != "fp16":
+            pairs = zip(BLOCK_CASES, own, strict=True)
+            blocks += [block_line(block._replace(dtype=dtype), row) for block, row in pairs]
+    return [
+        (INTRODUCTION.format(images=IMAGES, version=triton.__version__), counted),
+        (EVERYWHERE.format(
+            columns="; ".join(f"{c.name}, {c.phase}" for c in MAIN),
+            dashes=" | ".join(str(i + 1) for i in range(len(MAIN))),
+            lines="|".join("--:" for _ in MAIN),
+        ), everywhere),
+        (BLOCKS.format(images=IMAGES, programs=PROGRAMS), blocks),
+        (MATRIX.format(
+            columns=" | ".join(block.name for block in BLOCK_CASES),
+            dashes="|".join("--:" for _ in BLOCK_CASES),
+        ), matrix),
+    ]  # fmt: skip
+
+
+def counted_line(case: Case, row: Row) -> str:
+    card = GPUS[COUNTED]
+    instructions = row["issue_us"] * 1e-6 * 4 * card.multiprocessors * card.hertz
+    values = IMAGES * case.channels * 55 * 55 / 32  # a lane's
+    times = (f"{row[name]:.1f}" for name in ("issue_us", "special_us", "move_us"))
+    ratios = (f"{ratio:.2f}" for ratio in (row["issue_us"] / row["move_us"], case.bound))
+    counts = row["registers"], row["warps"], f"{instructions / values:.1f}"
+    return cells(case, *counts, *times, *ratios, by_cuda(case))
+
+
+CUDA = {  # kernels of the cases' names and phases
+    ("relu", "inference"): "`each_output` {}, Pixels, lrn: false, K: 0, for training: false",
+    ("relu, lrn", "inference"): "`each_output` {}, Pixels, lrn: true, K: 0, for training: false",
+    ("relu, pool 3/2", "inference"): "`each_output` {}, Pixels, lrn: false, K: 3, for training: false",
+    ("relu, pool 3/2", "places"): "`each_output` {}, Pixels, lrn: false, K: 3, for training: true",
+    ("relu, lrn, pool 3/2", "inference"): "`normalise_then_pool` {}, Pixels, for training: false",
+    ("relu, lrn, pool 3/2", "places"): "`normalise_then_pool` {}, Pixels, for training: true",
+    ("relu, lrn, pool 3/2", "backward"): "`each_square` {}, Pixels, lrn: true, K: 3, pool first: false",
+}
+
+
+def by_cuda(case: Case) -> str:
+    """Its time to issue as docs/cuda_resources.md has it, or nothing."""
+    name = CUDA.get((case.name, case.phase))
+    if name is None or case.format != "channels_last":
+        return ""
+    kernel = name.format({"bf16": "bfloat16", "fp32": "float32"}[case.dtype])
+    rows = TABLE.with_name("cuda_resources.md").read_text().split("## What an H100 needs")[1].splitlines()
+    (row,) = (row for row in rows if row.startswith(f"| {kernel} |"))
+    return row.split(" | ")[4]
+
+
+PROGRAMS = 2 * 132  # of a block, at once
+PRODUCTS = {"bf16": 989e12, "fp32": 494e12}  # a second, of an H100 SXM, fp32 as tf32
+
+
+def block_line(block: Block, row: Row) -> str:
+    """What a block has to compute and to move, and what the tiles make of it."""
+    x, weight, y = block_tensors(block)
+    size = (IMAGES, block.weight[0], *conv_output_size(x, weight, block.how))
+    values = conv.arguments(x, weight, block.how, block.stages, size, y, COUNTED)
+    groups, tile = block.how[3], values["BM"] * values["BN"]
+    depth = values["KH"] * values["KW"] * values["CIN"] * values["SQUARE"] ** 2
+    useful = 2 * IMAGES * size[1] * size[2] * size[3] * weight[0].numel()
+    done = 2 * values["tiles"][0] * groups * tile * triton.cdiv(depth, values["BK"]) * values["BK"]
+    memory = moved(x, weight, y) / GPUS[COUNTED].bytes
+    floors = (f"{1e6 * max(flops / PRODUCTS[block.dtype], memory):.0f}" for flops in (useful, done))
+    scratch = PROGRAMS // groups * groups * values["SLOT"] * x.itemsize
+    counts = row["registers"], row["warps"], f"{row['issue_us']:.0f}"
+    work = f"{useful / 1e9:.1f}", f"{done / useful:.2f}"
+    return cells(block, *counts, *work, *floors, f"{scratch / 1e6:.1f}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--check", action="store_true", help=f"write nothing; 1 if {CHECKED} are others by now"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write a row for every kernel and target")
+    arguments = parser.parse_args()
+    targets = CHECKED if arguments.check else tuple(GPUS)
+    wanted = list(tasks(targets))
+    with multiprocessing.Pool() as pool:
+        found = pool.map(compiled, wanted, chunksize=4)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1))
+    tables = page({(row["target"], row["kernel"]): row for row in found}, targets)
+    if not arguments.check:
+        TABLE.write_text("".join(head + "".join(lines) for head, lines in tables))
+        return 0
+    written = TABLE.read_text()
+    others = [text for head, lines in tables for text in (head, *lines) if text not in written]
+    if others:
+        print("docs/triton_resources.md is out of date: run make resources. It lacks", file=sys.stderr)
+        print(*others[:5], sep="", file=sys.stderr)
+    return bool(others)
 
 
 if __name__ == "__main__":
-    for case in cases():
-        call, bytes = run(case)
-        try:
-            f = resources(launches_of("sm_90", call), "sm_90", bytes)
-        except Exception as e:
-            print(case, "FAILED", repr(e)[:200])
-            continue
-        ratio = f["issue_us"] / f["move_us"]
-        print(
-            f"{case!s:60} {case.bound:.2f} {ratio:.2f} {'OVER' if ratio > case.bound else ''} {f}", flush=True
-        )
+    sys.exit(main())
