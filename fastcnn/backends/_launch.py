@@ -41,6 +41,11 @@ def _pool(pool: MaxPool) -> tuple[int, ...]:
     return kh, kw, sh, sw, ph, pw, dh, dw
 
 
+def ceil_div(a: int, b: int) -> int:
+    """Like triton.cdiv, which takes 5 us on the host."""
+    return -(-a // b)
+
+
 def empty_on(device: torch.device) -> Callable[..., Tensor]:
     """What makes a tensor of a shape, dtype and format there."""
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...stages import LRN, MaxPool, Stages, memory_format
-from .._launch import on_device
+from .._launch import ceil_div, on_device
 from ..reference import lrn_input
 from .formulas import inverse_power, larger
 
@@ -306,7 +306,7 @@ def _forward(
 ) -> None:
     total = y.numel()
     with on_device(x):
-        forward_kernel[(triton.cdiv(total, block(x)),)](
+        forward_kernel[(ceil_div(total, block(x)),)](
             x, bias, y, r, offsets, x.stride(), total=total,
             CHANNELS_LAST=memory_format(x) == torch.channels_last, **arguments(x, y, stages),
         )  # fmt: skip
@@ -325,7 +325,7 @@ def backward(
     r = lrn_input(r, bias, stages)
     total = grad_x.numel()
     with on_device(grad_x):
-        backward_kernel[(triton.cdiv(total, block(grad_x)),)](
+        backward_kernel[(ceil_div(total, block(grad_x)),)](
             grad_y, r, offsets, grad_x, grad_y.stride(), r.stride() if r is not None else (0, 0, 0, 0),
             total=total, CHANNELS_LAST=memory_format(grad_x) == torch.channels_last,
             **arguments(grad_x, grad_y, stages, r),

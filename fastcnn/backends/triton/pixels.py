@@ -16,13 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ...stages import LRN, MaxPool, Stages, memory_format
-from .._launch import on_device
+from .._launch import ceil_div, on_device
 from .formulas import NAN, fast_power, rectified
 from .lanes import Spec, V, bias_of, load, lrn_input, neighbours, normalised, powers, store, sums
 
 
 class Window(NamedTuple):
-    """Of pooling; likewise. Each is one for rows and one for columns."""
+    """Of pooling, for rows and columns."""
 
     kh: int
     kw: int
@@ -36,7 +36,7 @@ class Window(NamedTuple):
 
 
 @triton.jit
-def pointwise_kernel(x, bias, y, r, total, spec, EACH: tl.constexpr, B: tl.constexpr):
+def pointwise_kernel(x, bias, y, r, total, spec: tl.constexpr, EACH: tl.constexpr, B: tl.constexpr):
     """y = LRN(r), r = max(x + bias, 0). A whole number of pixels lies between a lane's vectors."""
     v = tl.program_id(0) * B + tl.arange(0, B)
     c = v % spec.vectors
@@ -71,8 +71,10 @@ def place_of(h, w, i, j, H, W, pool):
 @triton.jit
 def pooled(x, b, h, w, n, c, ok, H, W, spec, pool):
     """The maximum over a window of what `normalised` gives, and its place; the window begins at (h, w)."""
-    for i in tl.static_range(pool.kh):
-        for j in tl.static_range(pool.kw):
+    KH: tl.constexpr = pool.kh
+    KW: tl.constexpr = pool.kw
+    for i in tl.static_range(KH):
+        for j in tl.static_range(KW):
             row, column, at = place_of(h, w, i, j, H, W, pool)
             _, v = normalised(x, ((n * H + row) * W + column) * spec.x + c * V, c, ok, b, spec)
             if i + j == 0:
@@ -93,8 +95,10 @@ def pooled_early(x, b, h, w, n, c, ok, H, W, spec, pool):
     sign = tl.zeros(best.shape, tl.int16)
     if b is not None:
         sign = tl.where(b[1] == float("inf"), tl.full(best.shape, -(2**15), tl.int16), sign)
-    for i in tl.static_range(pool.kh):
-        for j in tl.static_range(pool.kw):
+    KH: tl.constexpr = pool.kh
+    KW: tl.constexpr = pool.kw
+    for i in tl.static_range(KH):
+        for j in tl.static_range(KW):
             row, column, _ = place_of(h, w, i, j, H, W, pool)
             v = load(x, ((n * H + row) * W + column) * spec.x + c * V, c, ok, 0, spec, 0, V)
             v = (v.to(tl.int16, bitcast=True) ^ sign).to(TYPE, bitcast=True)
@@ -107,7 +111,8 @@ def pooled_early(x, b, h, w, n, c, ok, H, W, spec, pool):
 
 @triton.jit
 def pool_kernel(
-    x, bias, y, r, offsets, total, H, W, OH, OW, spec, after, pool, EDGE: tl.constexpr, B: tl.constexpr
+    x, bias, y, r, offsets, total, H, W, OH, OW,
+    spec: tl.constexpr, after: tl.constexpr, pool: tl.constexpr, EDGE: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """y = the maxima over windows of max(x + bias, 0), with spec's LRN before and after's LRN behind pooling.
 
@@ -167,7 +172,7 @@ def row_of_three(x, r, v, c, ok, second, keep, by, b, spec, LEAVES: tl.constexpr
 
 @triton.jit
 def lrn_pool_kernel(
-    x, bias, y, r, offsets, total, H, W, OH, OW, spec,
+    x, bias, y, r, offsets, total, H, W, OH, OW, spec: tl.constexpr,
     LEAVES: tl.constexpr, ROWS: tl.constexpr, G: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """y = the maxima over 3x3 windows two apart of LRN(r), r = max(x + bias, 0); unpadded but for ceil mode.
@@ -246,8 +251,12 @@ def unpooled(grad, r, offsets, n, a, b, c, ok, OH, OW, i, j, spec, pool):
     r: of pooling without an LRN the output, which tells what the ReLU let through.
     """
     g = tl.zeros((a.shape[0], V), tl.float32)
-    for u in tl.static_range(i, pool.kh, pool.sh):
-        for v in tl.static_range(j, pool.kw, pool.sw):
+    KH: tl.constexpr = pool.kh
+    KW: tl.constexpr = pool.kw
+    SH: tl.constexpr = pool.sh
+    SW: tl.constexpr = pool.sw
+    for u in tl.static_range(i, KH, SH):
+        for v in tl.static_range(j, KW, SW):
             oh, ow = a - u // pool.sh, b - v // pool.sw
             inside = ok & (oh >= 0) & (oh < OH) & (ow >= 0) & (ow < OW)
             at = ((n * OH + oh) * OW + ow) * spec.channels + c * V
@@ -261,7 +270,7 @@ def unpooled(grad, r, offsets, n, a, b, c, ok, OH, OW, i, j, spec, pool):
 
 @triton.jit
 def backward_kernel(
-    grad, r, bias, offsets, grad_x, sums_, total, H, W, OH, OW, spec, pool,
+    grad, r, bias, offsets, grad_x, sums_, total, H, W, OH, OW, spec: tl.constexpr, pool: tl.constexpr,
     EACH: tl.constexpr, EDGE: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """The gradient at x from that at y. A lane has 8 channels of a square of inputs, as large as the stride.
@@ -291,13 +300,15 @@ def backward_kernel(
             row, right = square // across, square % across
             n, a = row // down, row % down
             y = None if spec.size > 0 or not spec.relu else r
+            SH: tl.constexpr = pool.sh
+            SW: tl.constexpr = pool.sw
             gs = ()
-            for s in tl.static_range(pool.sh):
-                for t in tl.static_range(pool.sw):
+            for s in tl.static_range(SH):
+                for t in tl.static_range(SW):
                     g = unpooled(grad, y, offsets, n, a, right, c, ok, OH, OW, s, t, spec, pool)
                     gs += (g,)  # type: ignore[assignment]
-            for s in tl.static_range(pool.sh):
-                for t in tl.static_range(pool.sw):
+            for s in tl.static_range(SH):
+                for t in tl.static_range(SW):
                     h, w = a * pool.sh - pool.ph + s, right * pool.sw - pool.pw + t
                     inside = ok & (h < H) & (w < W)
                     if pool.ph > s or pool.pw > t:
@@ -346,7 +357,7 @@ def takes(x: Tensor, stages: Stages, backward: bool = False) -> bool:
             return False  # the place in the map that is nearest to a window's may then be none of it
         if backward and (math.prod(stride) > MOST_INPUTS or dilated):
             return False
-    return x.shape[0] * h * w * max(w_stride, triton.cdiv(c, V.value) * V.value) < 2**31
+    return x.shape[0] * h * w * max(w_stride, ceil_div(c, V.value) * V.value) < 2**31
 
 
 def forward(
@@ -396,20 +407,19 @@ def _spec(x: Tensor, relu: bool, lrn: LRN | None, *others: Tensor | None) -> Spe
     """others: read or written by the same lanes, with C values from pixel to pixel."""
     c, stride, norm = x.shape[1], x.stride(3), lrn or LRN()
     aligned = all(t.data_ptr() % 16 == 0 for t in (x, *others) if t is not None)
-    values = (
+    return Spec(
         relu,
         norm.size if lrn else 0,
         norm.alpha / norm.size,
         norm.beta,
         norm.k,
-        triton.cdiv(c, V.value) // norm.groups,
-        triton.cdiv(c, V.value),
+        ceil_div(c, V.value) // norm.groups,
+        ceil_div(c, V.value),
         c % V.value == 0,
         c,
         math.gcd(16 // x.itemsize, c, stride) if aligned else 1,
         stride,
     )
-    return Spec(*map(tl.constexpr, values))
 
 
 def _window(pool: MaxPool, size: torch.Size, outputs: torch.Size) -> Window:
@@ -417,14 +427,13 @@ def _window(pool: MaxPool, size: torch.Size, outputs: torch.Size) -> Window:
         stride, padding = pool.pairs[1][axis], pool.pairs[2][axis]
         return padding > 0 or (outputs[axis] - 1) * stride + pool.extent[axis] > size[axis]
 
-    values = (*(i for pair in pool.pairs for i in pair), leaves(0) or leaves(1))
-    return Window(*map(tl.constexpr, values))
+    return Window(*(i for pair in pool.pairs for i in pair), leaves=leaves(0) or leaves(1))
 
 
 def _programs(total: int, lanes: int, vectors: int, each: int) -> int:
     """A whole number of pixels, of so many vectors, is between a lane's."""
     step = vectors // math.gcd(vectors, lanes)
-    return triton.cdiv(triton.cdiv(total, lanes * each), step) * step
+    return ceil_div(ceil_div(total, lanes * each), step) * step
 
 
 def _launch(kernel: Any, x: Tensor, programs: int, warps: int, *arguments: Any, **constants: Any) -> None:
@@ -436,7 +445,7 @@ def _pointwise(
     x: Tensor, bias: Tensor | None, relu: bool, lrn: LRN | None, y: Tensor, r: Tensor | None
 ) -> None:
     spec, lanes = _spec(x, relu, lrn, bias), _lanes(x, WARPS)
-    vectors = triton.cdiv(x.shape[1], V.value)
+    vectors = ceil_div(x.shape[1], V.value)
     total = y.numel() // x.shape[1] * vectors
     each = EACH if total >= MANY else 1
     programs = _programs(total, lanes, vectors, each)
@@ -456,9 +465,9 @@ def _pool(
 ) -> None:
     edge, warps = (1, 1) if after else (0, WARPS)
     lanes = _lanes(x, warps)
-    total = y.numel() // y.shape[1] * triton.cdiv(y.shape[1], V.value)
+    total = y.numel() // y.shape[1] * ceil_div(y.shape[1], V.value)
     _launch(
-        pool_kernel, x, triton.cdiv(total, lanes - 2 * edge), warps,
+        pool_kernel, x, ceil_div(total, lanes - 2 * edge), warps,
         x, bias, y, r, offsets, total, *x.shape[2:], *y.shape[2:],
         _spec(x, relu, lrn, bias), _spec(x, relu, after, bias), _window(pool, x.shape[2:], y.shape[2:]),
         EDGE=edge, B=lanes,
@@ -475,15 +484,15 @@ def _lrn_pool(
     offsets: Tensor | None,
 ) -> None:
     n, c, h, w = x.shape
-    lanes, vectors, down = _lanes(x, 1), triton.cdiv(c, V.value), h // 2
+    lanes, vectors, down = _lanes(x, 1), ceil_div(c, V.value), h // 2
     # Vectors side by side: 64 bytes at once, or fewer where more than a tenth of the lanes had no channel.
-    together = next(g for g in (4, 2, 1) if triton.cdiv(vectors, g) * g <= 1.1 * vectors)
+    together = next(g for g in (4, 2, 1) if ceil_div(vectors, g) * g <= 1.1 * vectors)
 
     def total(rows: int) -> int:
-        return n * triton.cdiv(down, rows) * triton.cdiv(vectors, together) * together * (w // 2 + 1)
+        return n * ceil_div(down, rows) * ceil_div(vectors, together) * together * (w // 2 + 1)
 
     def programs(rows: int) -> int:
-        return triton.cdiv(total(rows), lanes - together)
+        return ceil_div(total(rows), lanes - together)
 
     rows = next((rows for rows in ROWS if programs(rows) >= ENOUGH), ROWS[-1])
     outputs = y.shape[2:]
@@ -507,9 +516,9 @@ def _backward(
 ) -> Tensor | None:
     n, c, h, w = grad_x.shape
     edge, warps = (1, 1) if lrn else (0, WARPS)
-    lanes, vectors = _lanes(grad_x, warps), triton.cdiv(c, V.value)
+    lanes, vectors = _lanes(grad_x, warps), ceil_div(c, V.value)
     pairs = pool.pairs if pool else ((1, 1), (1, 1), (0, 0), (1, 1))
-    down, across = (triton.cdiv(i + p, s) for i, p, s in zip((h, w), pairs[2], pairs[1], strict=True))
+    down, across = (ceil_div(i + p, s) for i, p, s in zip((h, w), pairs[2], pairs[1], strict=True))
     total = n * down * across * vectors
     each = EACH if total >= MANY else 1
     helped = lanes - 2 * edge
