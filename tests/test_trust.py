@@ -13,7 +13,7 @@ import torch
 import fastcnn
 from fastcnn import LRN, MaxPool, _native, backends, cli
 from fastcnn import functional as F
-from fastcnn.backends import cpu, cuda, plain, trust
+from fastcnn.backends import cpu, cuda, plain, triton, trust
 from fastcnn.backends._space_to_depth import by_torch, space_to_depth
 from fastcnn.stages import Stages, memory_format
 
@@ -31,6 +31,7 @@ def needs_trust(x, stages, weight):
 def double(monkeypatch, tmp_path):
     """A device whose kernels nobody knows yet, with a cache of its own."""
     monkeypatch.setattr(cpu, "declined_reason", needs_trust)
+    monkeypatch.setattr(cpu, "sources", lambda: "abc", raising=False)
     monkeypatch.setattr(cpu, "_best_by_torch", lambda *_: False)
     monkeypatch.setattr(trust, "_verdicts", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -230,9 +231,8 @@ def test_results_of_a_device_stand_for_its_like(monkeypatch, checks, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     gpu = torch.device("cuda", 0)
     for sources, vouched in (("abc", True), ("changed since", False)):
-        monkeypatch.setattr(trust, "_sources", lambda sources=sources: sources)
         trust._vouched_for.cache_clear()
-        assert trust._vouched_for(gpu) is vouched
+        assert trust._vouched_for(gpu, sources) is vouched
     trust._vouched_for.cache_clear()
 
 
@@ -265,6 +265,25 @@ def test_general_cuda_kernels_run_by_name_alone(monkeypatch, x, stages, weight, 
     assert (reason is None) == special == bool(asked)
     if special:
         assert asked[0][4] == (LAST if x.stride(1) == 1 else torch.contiguous_format)
+
+
+@pytest.mark.parametrize(("x", "stages", "weight", "fast"), [
+    (torch.empty(2, 16, 9, 9).to(memory_format=LAST), STAGES, None, True),
+    (torch.empty(2, 15, 9, 9).to(memory_format=LAST), STAGES, None, True),
+    (torch.empty(2, 24, 9, 9).to(memory_format=LAST)[:, 8:], STAGES, None, True),
+    (torch.empty(2, 16, 9, 9).to(memory_format=LAST)[:, :, 1:, 1:], STAGES, None, False),
+    (torch.empty(2, 16, 9, 9, dtype=torch.float64), STAGES, None, False),
+    (torch.empty(2, 16, 9, 9).to(memory_format=LAST), Stages(lrn=LRN(7)), None, False),
+    (torch.empty(2, 16, 9, 9).to(memory_format=LAST), Stages(lrn=LRN(5, groups=3)), None, False),
+    (torch.empty(2, 16, 9, 9).to(memory_format=LAST), Stages(pool=MaxPool(3, 2)), None, False),
+    (torch.empty(2, 3, 9, 9), STAGES, torch.empty(16, 3, 3, 3).to(memory_format=LAST), True),
+])  # fmt: skip
+def test_auto_takes_tritons_fast_kernels_where_plain_torch_has_an_lrn(monkeypatch, x, stages, weight, fast):
+    pytest.importorskip("triton")
+    asked = []
+    monkeypatch.setattr(trust, "epilogue_reason", lambda *kernels: asked.append(kernels))
+    reason = triton.declined_reason(x, stages, weight)
+    assert (reason is None) == fast == bool(asked)
 
 
 def test_a_wrong_copy_kernel_is_left_to_torch(monkeypatch):

@@ -20,9 +20,9 @@ from torch import Tensor
 from ..stages import Stages
 
 # "auto" takes the first that can and does not decline; last comes plain, which takes all. The CUDA kernels
-# decline where nobody has seen them be right (trust.py); Triton's run by name: none is measured.
+# decline where nobody has seen them be right (trust.py); so do Triton's, for who has no nvcc or an AMD GPU.
 BACKENDS = ("reference", "plain", "cpu", "cuda", "triton")
-PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda",)}
+PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 _current: contextvars.ContextVar[str] = contextvars.ContextVar("fastcnn_backend", default="auto")
 

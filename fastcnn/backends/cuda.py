@@ -66,6 +66,11 @@ def _load(device: int) -> str | None:
     )
 
 
+def sources() -> str:
+    """A hash of the sources that the extension's kernels were compiled from."""
+    return str(_native.load().build_info().get("cuda sources", ""))
+
+
 def declined_reason(x: Tensor, stages: Stages, weight: Tensor | None) -> str | None:
     """What only the general kernels take, one value a thread, and what is not known to be right here."""
     last = torch.channels_last in (memory_format(t) for t in (x, weight) if t is not None)
@@ -157,7 +162,8 @@ def copies(x: Tensor, side: int) -> bool:
     if unsupported_reason(x, Stages()) is not None:
         return False
     kernels = f"cuda's space to depth, {side} x {side} of {x.itemsize} bytes, {memory_format(x)}"
-    return trust.reason(kernels, x.device, functools.partial(_check_copy, x, side)) is None
+    check = functools.partial(_check_copy, x, side)
+    return trust.reason(kernels, x.device, sources(), check) is None
 
 
 def _check_copy(like: Tensor, side: int) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from .. import _files, _native
+from .. import _files
 from ..stages import Stages
 
 _RESULTS = Path(__file__).with_name("trusted.json")  # by bench/report.py: capabilities and what was compiled
@@ -50,24 +50,26 @@ def epilogue_reason(
 
         verify(module(backend), *example((2, channels, 21, 19), dtype, format, device), stages)
 
-    return reason(f"{backend}'s {stages.name}, {_name(dtype)}, {_name(format)}", device, check)
+    kernels = f"{backend}'s {stages.name}, {_name(dtype)}, {_name(format)}"
+    return reason(kernels, device, module(backend).sources(), check)
 
 
 def _name(value: torch.dtype | torch.memory_format) -> str:
     return str(value).removeprefix("torch.")
 
 
-def reason(kernels: str, device: torch.device, check: Callable[[], None]) -> str | None:
+def reason(kernels: str, device: torch.device, sources: str, check: Callable[[], None]) -> str | None:
     """Why ``auto`` may not take some kernels on a device; None if it may.
 
     Args:
         kernels: what they are, and all that decides which code runs.
         device: where.
+        sources: a hash of what they were compiled from.
         check: runs them on a small example there, and raises if something is wrong.
     """
-    if _vouched_for(device):
+    if _vouched_for(device, sources):
         return None
-    name = f"{kernels}, on {_identity(device)}"
+    name = f"{kernels}, on {_identity(device, sources)}"
     if name not in _verdicts:
         if _capturing(device):
             return "not checked yet, and nothing can be while a CUDA graph is captured: run it once before"
@@ -111,25 +113,19 @@ def _capturing(device: torch.device) -> bool:
 
 
 @functools.cache
-def _vouched_for(device: torch.device) -> bool:
-    """Whether the device suite and memcheck passed on such a GPU, with the sources that were compiled."""
+def _vouched_for(device: torch.device, sources: str) -> bool:
+    """Whether the device suite and memcheck passed on such a GPU, with these sources."""
     rows = json.loads(_RESULTS.read_text())
     if device.type != "cuda" or not rows:
         return False
     capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
-    here = {"compute capability": capability, "sources": _sources()}
-    return here in rows
-
-
-def _sources() -> str:
-    """A hash of the CUDA sources that the extension was compiled from."""
-    return str(_native.load().build_info().get("cuda sources", ""))
+    return {"compute capability": capability, "sources": sources} in rows
 
 
 @functools.cache
-def _identity(device: torch.device) -> str:
+def _identity(device: torch.device, sources: str) -> str:
     """What a verdict depends on besides the kernels: GPU, driver, torch, and what was compiled."""
-    parts = [str(torch.__version__), _sources()]
+    parts = [str(torch.__version__), sources]
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
         parts += [gpu.name, f"sm_{gpu.major}{gpu.minor}", _driver()]

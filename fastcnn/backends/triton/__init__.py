@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import os
 from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...stages import DTYPES, Stages, memory_format
+from .. import trust
 from .._convolution import applies, convolve_fastest, rearranged
 from .._fastest import fastest
 from ..reference import convolve_then
@@ -46,6 +50,45 @@ def unsupported_reason(x: Tensor, stages: Stages) -> str | None:
     if lrn is not None and (lrn.k < 0 or lrn.alpha < 0):
         return f"LRN's k and alpha must not be negative, but are {lrn.k} and {lrn.alpha}"
     return None
+
+
+@functools.cache
+def sources() -> str:
+    """A hash of the kernels' sources and their compiler."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    found = hashlib.sha256(version("triton").encode() + b"".join(file.read_bytes() for file in files))
+    return found.hexdigest()[:16]
+
+
+def declined_reason(x: Tensor, stages: Stages, weight: Tensor | None) -> str | None:
+    """What has no LRN, what only the general kernels take, and what is not known to be right here.
+
+    Without an LRN plain torch has two or three operations, and 30 to 50 us of Python for a launch of Triton's
+    may take longer; with one it has nine and more.
+    """
+    if stages.lrn is None:
+        return "there is no LRN: plain torch has two or three operations, and none is measured"
+    last = torch.channels_last in (memory_format(t) for t in (x, weight) if t is not None)
+    format = torch.channels_last if last else torch.contiguous_format
+    channels = int(x.shape[1] if weight is None else weight.shape[0])
+    if channels % stages.lrn.groups:
+        return f"{channels} channels are not {stages.lrn.groups} equal groups"
+    if not _fast(stages, x.dtype, format, channels) or (weight is None and not _takes(x, stages)):
+        return "only the general kernels take it, which are slower; they run by name"
+    return trust.epilogue_reason("triton", x.device, stages, x.dtype, format, channels)
+
+
+def _takes(x: Tensor, stages: Stages, backward: bool = False) -> bool:
+    from . import epilogue, general
+
+    return epilogue.kernels(x, stages, backward) is not general
+
+
+@functools.lru_cache(maxsize=1024)
+def _fast(stages: Stages, dtype: torch.dtype, format: torch.memory_format, channels: int) -> bool:
+    """Whether there are fast kernels, forward and backward, for a convolution's output."""
+    x = torch.empty((2, channels, 21, 19), dtype=dtype, device="meta", memory_format=format)
+    return _takes(x, stages) and _takes(x, stages, backward=True)
 
 
 def epilogue_forward(

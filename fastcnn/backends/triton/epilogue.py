@@ -16,9 +16,9 @@ from .._launch import allocate, empty_on
 from . import general, pixels
 
 
-def _kernels(x: Tensor, stages: Stages, backward: bool = False) -> ModuleType:
+def kernels(x: Tensor, stages: Stages, backward: bool = False) -> ModuleType:
     """Returns those with vectors where they take it; the others take all, a value a lane."""
-    return next((kernels for kernels in (pixels,) if kernels.takes(x, stages, backward)), general)
+    return next((module for module in (pixels,) if module.takes(x, stages, backward)), general)
 
 
 def forward(
@@ -28,7 +28,7 @@ def forward(
     y, r, offsets = allocate(empty_on(x.device), x.shape, x.dtype, memory_format(x), stages, keep, save)
     if x.numel():
         bias = bias if bias is None else bias.contiguous()
-        _kernels(x, stages).forward(x, bias, stages, y, r, offsets)
+        kernels(x, stages).forward(x, bias, stages, y, r, offsets)
     return y, r, offsets
 
 
@@ -47,10 +47,10 @@ def backward(
         return grad_x, grad_y.new_zeros(size[1]) if need_bias else None
     offsets = offsets if offsets is None else offsets.contiguous(memory_format=format)
     bias = bias if bias is None else bias.contiguous()
-    kernels = _kernels(grad_x, stages, backward=True)
-    if kernels is not general:
+    ours = kernels(grad_x, stages, backward=True)
+    if ours is not general:
         # After a flatten, say, in another format: vectors need the channels side by side.
         grad_y = grad_y.contiguous(memory_format=format)
         r = r if r is None else r.contiguous(memory_format=format)
-    grad_bias = kernels.backward(grad_y, r, bias, offsets, stages, grad_x, need_bias)
+    grad_bias = ours.backward(grad_y, r, bias, offsets, stages, grad_x, need_bias)
     return grad_x, grad_bias if grad_bias is None else grad_bias.to(grad_x.dtype)

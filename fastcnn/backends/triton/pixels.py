@@ -427,7 +427,7 @@ def _window(pool: MaxPool, size: torch.Size, outputs: torch.Size) -> Window:
         stride, padding = pool.pairs[1][axis], pool.pairs[2][axis]
         return padding > 0 or (outputs[axis] - 1) * stride + pool.extent[axis] > size[axis]
 
-    return Window(*(i for pair in pool.pairs for i in pair), leaves=leaves(0) or leaves(1))
+    return Window._make((*(i for pair in pool.pairs for i in pair), leaves(0) or leaves(1)))
 
 
 def _programs(total: int, lanes: int, vectors: int, each: int) -> int:
