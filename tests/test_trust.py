@@ -193,7 +193,7 @@ sys.path.insert(0, {tests!r})
 import torch
 from test_trust import X, needs_trust, STAGES
 from fastcnn.backends import choose, cpu
-cpu.declined_reason = needs_trust
+cpu.declined_reason, cpu.sources = needs_trust, lambda: "abc"
 assert choose(X, STAGES) is cpu
 """
 
