@@ -107,14 +107,8 @@ def with_halo(p, at, c, ok, spec):
 
 
 @triton.jit
-def bias_of(bias, c, spec):
-    """The lane's biases, with its neighbours', or None."""
-    return None if bias is None else with_halo(bias, c * V, c, c >= 0, spec)
-
-
-@triton.jit
 def lrn_input(x, at, c, ok, b, spec, KEPT: tl.constexpr = False):
-    """r = max(x + bias, 0) of the channels of `with_halo`; KEPT: rounded to x's type, as a kept one."""
+    """r = max(x + b, 0) of the channels of `with_halo`, b None or as it; KEPT: rounded to x's type, as a kept one."""
     before, own, after = with_halo(x, at, c, ok, spec)
     if b is not None:
         before, own, after = before + b[0], own + b[1], after + b[2]

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...stages import LRN, MaxPool, Stages, memory_format
 from .._launch import ceil_div, on_device
 from .formulas import NAN, fast_power, rectified
-from .lanes import Spec, V, bias_of, load, lrn_input, neighbours, normalised, powers, store, sums
+from .lanes import Spec, V, load, lrn_input, neighbours, normalised, powers, store, sums, with_halo
 
 
 class Window(NamedTuple):
@@ -40,7 +40,9 @@ def pointwise_kernel(x, bias, y, r, total, spec: tl.constexpr, EACH: tl.constexp
     """y = LRN(r), r = max(x + bias, 0). A whole number of pixels lies between a lane's vectors."""
     v = tl.program_id(0) * B + tl.arange(0, B)
     c = v % spec.vectors
-    b = bias_of(bias, c, spec)
+    b = bias
+    if bias is not None:
+        b = with_halo(bias, c * V, c, c >= 0, spec)
     for _ in range(EACH):
         ok, pixel = v < total, v // spec.vectors
         own, o = normalised(x, pixel * spec.x + c * V, c, ok, b, spec)
@@ -91,7 +93,7 @@ def pooled_early(x, b, h, w, n, c, ok, H, W, spec, pool):
     A bias of inf makes inf of all but -inf, which becomes NaN: there signs are changed, to find the least.
     """
     TYPE: tl.constexpr = x.dtype.element_ty
-    best = tl.full((c.shape[0], V), float("-inf"), tl.float32).to(TYPE)
+    best = tl.full((c.shape[0], V), float("-inf"), tl.float32)
     sign = tl.zeros(best.shape, tl.int16)
     if b is not None:
         sign = tl.where(b[1] == float("inf"), tl.full(best.shape, -(2**15), tl.int16), sign)
@@ -102,8 +104,8 @@ def pooled_early(x, b, h, w, n, c, ok, H, W, spec, pool):
             row, column, _ = place_of(h, w, i, j, H, W, pool)
             v = load(x, ((n * H + row) * W + column) * spec.x + c * V, c, ok, 0, spec, 0, V)
             v = (v.to(tl.int16, bitcast=True) ^ sign).to(TYPE, bitcast=True)
-            best = tl.maximum(best, v, propagate_nan=NAN).to(TYPE)
-    best = (best.to(tl.int16, bitcast=True) ^ sign).to(TYPE, bitcast=True).to(tl.float32)
+            best = tl.maximum(best, v.to(tl.float32), propagate_nan=NAN)
+    best = (best.to(TYPE).to(tl.int16, bitcast=True) ^ sign).to(TYPE, bitcast=True).to(tl.float32)
     if b is not None:
         best += b[1]
     return rectified(best, spec.relu)
@@ -127,7 +129,9 @@ def pool_kernel(
     row, ow = pixel // OW, pixel % OW
     n, oh = row // OH, row % OH
     h, w = oh * pool.sh - pool.ph, ow * pool.sw - pool.pw
-    b = bias_of(bias, c, spec)
+    b = bias
+    if bias is not None:
+        b = with_halo(bias, c * V, c, c >= 0, spec)
     if offsets is None and spec.size == 0 and x.dtype.element_ty != tl.float32:
         best = pooled_early(x, b, h, w, n, c, ok, H, W, spec, pool)
     else:
@@ -197,7 +201,9 @@ def lrn_pool_kernel(
     second = 2 * ow + 1 < W
     ok = (i < total) & (2 * ow < W) & (c < spec.vectors)
     mine = lane < B - G
-    b = bias_of(bias, c, spec)
+    b = bias
+    if bias is not None:
+        b = with_halo(bias, c * V, c, c >= 0, spec)
     v = (n * H + 2 * oh) * W + 2 * ow
     to = ((n * OH + oh) * OW + ow) * spec.channels + c * V
     top, p = row_of_three(x, r, v, c, ok, second, ok & mine, by, b, spec, LEAVES, PLACES)
@@ -285,7 +291,9 @@ def backward_kernel(
     mine = (lane >= EDGE) & (lane < B - EDGE)
     own = i
     c = (i + spec.vectors) % spec.vectors
-    b = bias_of(bias, c, spec)
+    b = bias
+    if bias is not None:
+        b = with_halo(bias, c * V, c, c >= 0, spec)
     total_bias = tl.zeros((B, V), tl.float32)
     for _ in range(EACH):
         ok = (i >= 0) & (i < total)
