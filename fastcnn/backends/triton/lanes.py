@@ -108,7 +108,7 @@ def with_halo(p, at, c, ok, spec):
 
 @triton.jit
 def lrn_input(x, at, c, ok, b, spec, KEPT: tl.constexpr = False):
-    """r = max(x + b, 0) of the channels of `with_halo`, b None or as it; KEPT: rounded to x's type, as a kept one."""
+    """r = max(x + b, 0) of the channels of `with_halo`; KEPT: rounded to x's type, as a kept one."""
     before, own, after = with_halo(x, at, c, ok, spec)
     if b is not None:
         before, own, after = before + b[0], own + b[1], after + b[2]
