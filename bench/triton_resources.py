@@ -164,10 +164,10 @@ def moved(*tensors: torch.Tensor | None) -> int:
 
 
 TRIPS: dict[str, Callable[[dict[str, Any]], list[float]]] = {
-    "pixels.pointwise_kernel": lambda a: [a["EACH"]],
-    "pixels.pool_kernel": lambda a: [],
-    "pixels.lrn_pool_kernel": lambda a: [a["ROWS"]],
-    "pixels.backward_kernel": lambda a: [a["EACH"]],
+    "pixels_kernels.pointwise_kernel": lambda a: [a["EACH"]],
+    "pixels_kernels.pool_kernel": lambda a: [],
+    "pixels_kernels.lrn_pool_kernel": lambda a: [a["ROWS"]],
+    "pixels_kernels.backward_kernel": lambda a: [a["EACH"]],
 }
 
 

@@ -20,7 +20,7 @@ if triton.missing_reason() is None:
     import triton as compiler
     import triton.language as tl
 
-    from fastcnn.backends.triton import lanes, pixels
+    from fastcnn.backends.triton import lanes, pixels, pixels_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHANNELS = (1, 3, 6, 8, 12, 13, 16, 24, 40, 52)  # a lane, part of one, several, with a last that is not full
@@ -100,8 +100,8 @@ if triton.missing_reason() is None:
     PLANTED = [
         (lanes, "with_halo", halo_off_by_one, FULL),
         (lanes, "with_halo", halo_without_mask, FULL),
-        (pixels, "neighbours", neighbours_the_other_way, FULL),
-        (pixels, "neighbours", neighbours_the_other_way, POOL_FIRST),
+        (pixels_kernels, "neighbours", neighbours_the_other_way, FULL),
+        (pixels_kernels, "neighbours", neighbours_the_other_way, POOL_FIRST),
     ]
 
 
