@@ -1,4 +1,4 @@
-"""Kernels for channels_last: bias, ReLU, LRN and max pooling, a lane having 8 neighbouring channels of a pixel.
+"""Kernels for channels_last: bias, ReLU, LRN and max pooling; a lane has 8 neighbouring channels of a pixel.
 
 Where lanes need each other's values a program is one warp, and `tl.gather` a shuffle. Index v counts vectors
 of 8 channels. How many registers and instructions each takes is in docs/triton_resources.md.
