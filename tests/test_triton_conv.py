@@ -24,6 +24,7 @@ CONVOLUTIONS = {  # image, kernel, stride, padding, dilation, groups
     "dilated, grouped": ((14, 15), (3, 3), (1, 1), (2, 1), (2, 2), 2),
     "1x1": ((9, 10), (1, 1), (1, 1), (0, 0), (1, 1), 1),
     "few channels": ((27, 27), (11, 11), (4, 4), (0, 0), (1, 1), 1),
+    "few channels, padded": ((31, 40), (5, 4), (3, 3), (2, 1), (1, 1), 1),
 }
 NORM = LRN(5, 0.1, groups=2)
 STAGES = {
@@ -40,16 +41,23 @@ STAGES = {
 def case(name, dtype, format):
     size, kernel, *conv = CONVOLUTIONS[name]
     groups, generator = conv[-1], torch.Generator().manual_seed(0)
-    channels = 3 if name == "few channels" else 4 * groups
+    channels = 3 if name.startswith("few channels") else 4 * groups
     shapes = (2, channels, *size), (12, channels // groups, *kernel), (12,)
     x, weight, bias = (torch.randn(s, generator=generator).to(DEVICE, dtype) for s in shapes)
     return x.contiguous(memory_format=format), weight, bias, conv
 
 
+@pytest.fixture(autouse=True)
+def in_one_kernel(monkeypatch):
+    monkeypatch.setattr(triton, "fastest", lambda key, x, ways: "in one kernel")
+
+
 LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
-CASES = [  # every convolution with every stage; the other format and dtypes, which are the same code, once
-    *product(CONVOLUTIONS, STAGES, [torch.float32], [LAST]),
-    *product(["3x3"], STAGES, [torch.bfloat16], [LAST]),
+SOME = ["relu", "pool 3/2", "lrn, pool", "pool, lrn"]
+CASES = [  # the other format and dtypes, which are the same code, once
+    *product(["3x3"], STAGES, [torch.float32], [LAST]),
+    *product([name for name in CONVOLUTIONS if name != "3x3"], SOME, [torch.float32], [LAST]),
+    *product(["3x3"], SOME, [torch.bfloat16], [LAST]),
     *product(
         ["3x3", "few channels"], ["lrn, pool", "pool, lrn"], [torch.float32, torch.float16], [CONTIGUOUS]
     ),
@@ -98,10 +106,69 @@ def test_the_tile_makes_no_difference(monkeypatch):
         x, weight = (8 * x).round(), (8 * weight).round()
     rest = (x, weight, bias, conv, STAGES["pool, lrn"], True, LAST)
     y, _, offsets = conv_kernels.block_forward(*rest)
-    monkeypatch.setattr(conv_kernels, "MOST_VALUES", 512)
+    limits = conv_kernels.limits
+    monkeypatch.setattr(conv_kernels, "limits", lambda *given: limits(*given)._replace(values=512))
     others = conv_kernels.block_forward(*rest)
     assert torch.equal(others[0], y)
     assert torch.equal(others[2], offsets)
+
+
+# Maps, and the LRN: where its groups are whole vectors of 8 channels, or all, windows of five share sums.
+VECTORS = [
+    (24, LRN(5, 0.1)),
+    (32, LRN(5, 0.1, 0.5, groups=2)),
+    (12, LRN(5, 0.1, 1.0)),
+    (20, LRN(5, 0.1, 0.6)),
+    (8, LRN(5, 0.1, k=0.0)),
+    (24, LRN(9, 0.1)),
+]
+
+
+@pytest.mark.parametrize(
+    ("maps", "lrn", "order", "dtype"),
+    [
+        *((*v, "lrn_pool", torch.float32) for v in VECTORS),
+        *((*v, "pool_lrn", torch.bfloat16) for v in VECTORS[:3]),
+    ],
+)
+def test_lrn_by_vectors_follows_plain_torch(maps, lrn, order, dtype):
+    shapes, generator = ((1, 4, 17, 14), (maps, 4, 3, 3), (maps,)), torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(s, generator=generator).to(DEVICE, dtype) for s in shapes)
+    stages, conv = Stages(lrn=lrn, pool=MaxPool(3, 2), order=order), ((1, 1), (1, 1), (1, 1), 1)
+    found, *_ = triton.conv_block_forward(x, weight, bias, conv, stages, save=False)
+    plain = plain_epilogue(TF.conv2d(x, weight, bias, *conv), None, stages)
+    exact = TF.conv2d(x.double(), weight.double(), bias.double(), *conv)
+    assert_within_twice(found, plain, plain_epilogue(exact, None, stages))
+
+
+def test_an_infinity_reaches_no_further_than_its_window():
+    x, weight = torch.randn(1, 4, 9, 9, device=DEVICE), torch.randn(12, 4, 3, 3, device=DEVICE)
+    x[0, 0, 4, 4] = float("inf")
+    conv, stages = ((1, 1), (0, 0), (1, 1), 1), Stages(lrn=LRN(5, 0.1))
+    found, *_ = triton.conv_block_forward(x, weight, None, conv, stages, save=False)
+    expected = plain_epilogue(TF.conv2d(x, weight, None, *conv), None, stages)
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["1x1", "few channels"])
+def test_programs_use_their_scratch_again(name, monkeypatch):
+    x, weight, bias, conv = case(name, torch.float32, LAST)
+    x = x.repeat(2, 1, 1, 1)
+    results = []
+    for programs in (1000, 2):
+        monkeypatch.setattr(conv_kernels, "_programs", lambda x, programs=programs: programs)
+        results.append(triton.conv_block_forward(x, weight, bias, conv, STAGES["pool, lrn"], save=True))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_write_through_data_reaches_the_next_call():
+    x, weight, bias, conv = case("few channels", torch.float32, LAST)
+    rest = (conv, STAGES["relu"], False)
+    triton.conv_block_forward(x, weight, bias, *rest)
+    weight.data.mul_(2)
+    found, expected = (triton.conv_block_forward(x, w, bias, *rest)[0] for w in (weight, weight.clone()))
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("taken", ["in one kernel", "apart"])

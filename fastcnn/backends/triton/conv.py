@@ -2,16 +2,16 @@
 
 An implicit matrix product makes the convolution's outputs that a tile of pooled outputs needs, for all maps
 of a group. They wait in scratch of the program's own, small enough for L2, where the LRN finds its
-neighbouring channels and the pooling its windows, some rows at a time. They wait in x's type, as they would
-between torch's layers: half the traffic in 16 bits, and the offsets see the ties that torch sees. A program
-takes one tile after another into the same scratch.
+neighbouring channels and the pooling its windows, some vectors at a time. They wait in x's type, as they
+would between torch's layers: half the traffic in 16 bits, and the offsets see the ties that torch sees. A
+program takes one tile after another into the same scratch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,187 +19,190 @@ import triton.language as tl
 from torch import Tensor
 
 from ...stages import LRN, MaxPool, Stages, check
-from .._convolution import conv_output_size
-from .._launch import allocate, empty_on, on_device
-from .formulas import inverse_power, larger
+from .._convolution import applies, conv_output_size
+from .._launch import allocate, ceil_div, empty_on, on_device
+from .._space_to_depth import space_to_depth
+from .formulas import INTERPRETED, rectified, rounded
 from .general import extent
+from .lanes import Spec, V, load, store
+from .pixels import BETAS, LEAST_K, SIZES
+from .scratch import normalised, outputs, pooled, rearrange
 
-SIDES = (8, 5, 4, 3, 2, 1)  # rows and columns of a tile of outputs: those of which most places are used
-# Values of the convolution in a tile, 64 sums a thread. With more of them, more rows or larger parts
-# registers spill, on which `make resources` fails; and a few with half as many, of which two programs would
-# fit on a multiprocessor.
-MOST_VALUES = 128 * 128
-MOST_ROWS = 128
+TILE_SIDES = (8, 5, 4, 3, 2, 1)  # rows and columns of a tile of outputs: those of which most places are used
+MOST_ROWS = 128  # of the product, in one tile
 MOST_MAPS = 256  # of a group, in one tile
 MOST_GROUPS = 65535
+MOST_PATCH = 1 << 15  # values of a tile's part of x that are rearranged for it: they share L1 with scratch
 WARPS = 8
-PART_VALUES = 2  # of a thread, normalised or pooled at a time
-ROW_BYTES = 128  # of either factor of the product, taken at a time: a row of shared memory
+# Vectors of a block. In LRN two a lane, so that one's loads hide behind the other's work; in float32, and in
+# pooling, two would take more than 128 registers.
+LRN_BLOCK, POOL_BLOCK = 512, 256
+RUN_BLOCK = 1024  # runs of pixels copied at a time in space to depth
 INTERPRETED_PROGRAMS = 2  # few, so that tests come to reuse scratch
+
+
+class Limits(NamedTuple):
+    """What fits on a GPU without spilling registers."""
+
+    values: int  # of the convolution in a tile
+    bytes: int  # of either factor's rows, taken at a time
+    stages: int  # how many of these are loaded ahead
+
+
+def limits(target: str) -> Limits:
+    """Returns those of a GPU, by its name for the compiler.
+
+    RDNA has no matrix instruction for float32, and keeps the factors of the others in registers.
+    """
+    if target.startswith("gfx1"):
+        return Limits(64 * 128, 64, 2)
+    return Limits(128 * 128, 128, 2 if target.startswith("gfx") else 3)
+
+
+def registers(target: str, dtype: torch.dtype, precision: str, lrn: bool) -> int | None:
+    """Returns for how many to ask, so that two programs fit on a multiprocessor; None: as the compiler likes.
+
+    Elsewhere 128 are too few, and spill: by 28 to 50 on sm_80, where factors take some, 2 to 28 on sm_100.
+    """
+    half = dtype.itemsize == 2
+    wgmma = target == "sm_90" and (half or precision == "tf32")
+    return 128 if wgmma or (target == "sm_100" and half and lrn) else None
 
 
 @triton.jit
 def convolved(
-    x, weight, strides, size, conv, n, oh, ow, ok, g, c,
-    CIN: tl.constexpr, MAPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    corner, weight, start, strides, size, dilation, top, left, ok, c,
+    CIN: tl.constexpr, MAPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, PADDED: tl.constexpr,
+    BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sums of a[n, k, oh*s - p + i*d, ow*s - p + j*d] w[i, j, k, c] over k, i and j, in float32.
+    """start + sums of a[k, top + i*d, left + j*d] w[c, i, j, k] over k, i and j, in float32.
 
-    One loop over all three, so that loads run ahead of the products.
+    corner: where a[0, top, left] is. One loop over all three, so that loads run ahead of the products.
+    Weights are read as they lie in channels_last: matrix units take the transpose from shared memory, too.
+    PADDED: whether any place is outside a.
     """
-    total = tl.zeros((BM, BN), tl.float32)
-    top, left = oh * conv[0] - conv[2], ow * conv[1] - conv[3]
-    corner = x + n * strides[0] + (g * CIN * strides[1] + top * strides[2] + left * strides[3])
-    for first in range(0, KH * KW * CIN, BK):
+    DEPTH: tl.constexpr = KH * KW * CIN
+    total = start
+    for first in range(0, DEPTH, BK):
         at = first + tl.arange(0, BK)
-        i, j, k = at // (KW * CIN) * conv[4], at // CIN % KW * conv[5], at % CIN
-        h, w = top[:, None] + i[None, :], left[:, None] + j[None, :]
-        inside = ok[:, None] & (h >= 0) & (h < size[0]) & (w >= 0) & (w < size[1])
-        a = tl.load(
-            corner[:, None] + (k * strides[1] + i * strides[2] + j * strides[3])[None, :],
-            mask=inside & (at < KH * KW * CIN)[None, :],
-            other=0,
-        )
-        b = tl.load(
-            weight + at[:, None] * size[6] + (g * MAPS + c)[None, :],
-            mask=(at < KH * KW * CIN)[:, None] & (c < MAPS)[None, :],
-            other=0,
-        )
+        i, j, k = at // (KW * CIN) * dilation[0], at // CIN % KW * dilation[1], at % CIN
+        inside = ok[:, None] & (at < DEPTH)[None, :]
+        if PADDED:
+            h, w = top[:, None] + i[None, :], left[:, None] + j[None, :]
+            inside &= (h >= 0) & (h < size[0]) & (w >= 0) & (w < size[1])
+        offset = k * strides[1] + i * strides[2] + j * strides[3]
+        a = tl.load(corner[:, None] + offset[None, :], mask=inside, other=0)
+        there = (at < DEPTH)[:, None] & (c < MAPS)[None, :]
+        b = tl.load(weight + (c * DEPTH)[None, :] + at[:, None], mask=there, other=0)
+        if INTERPRETED:  # which multiplies bfloat16's bits as integers
+            a, b = a.to(tl.float32), b.to(tl.float32)
         total = tl.dot(a, b, total, input_precision=PRECISION)
     return total
 
 
 @triton.jit
-def normalised(
-    scratch, rows, c,
-    MAPS: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
-    SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
-):  # fmt: skip
-    """o = r d^-beta, d = k + alpha/size * sum of r^2 over a window of channels; r: rows of scratch."""
-    begin = c // GROUP * GROUP
-    at = scratch + rows[:, None] * BN
-    own = tl.load(at + c[None, :]).to(tl.float32)
-    total = tl.zeros(own.shape, tl.float32)
-    for o in range(SIZE):
-        j = c + o - SIZE // 2
-        ok = (j >= begin) & (j < begin + GROUP) & (j < MAPS)
-        v = tl.load(at + j[None, :], mask=ok[None, :], other=0).to(tl.float32)
-        total += v * v
-    return own * inverse_power(K + ALPHA / SIZE * total, BETA, tl.float32)
-
-
-@triton.jit
-def pooled(
-    scratch, size, top, left, i, j, c,
-    RW: tl.constexpr, BN: tl.constexpr, PK: tl.constexpr, PS: tl.constexpr,
-):  # fmt: skip
-    """The maxima over the windows of outputs (i, j) of a tile, and where in them."""
-    best = tl.full((i.shape[0], BN), float("-inf"), tl.float32)
-    best_at = tl.full((i.shape[0], BN), -1, tl.int32)
-    for a in range(PK):
-        for b in range(PK):
-            h, w = i * PS + a, j * PS + b
-            ok = (top + h >= 0) & (top + h < size[2]) & (left + w >= 0) & (left + w < size[3]) & (h < RW)
-            v = tl.load(scratch + (h * RW + w)[:, None] * BN + c[None, :], mask=ok[:, None], other=0)
-            v = v.to(tl.float32)
-            best, best_at = larger(v, a * PK + b, best, best_at, ok[:, None])
-    return best, best_at
-
-
-@triton.jit
-def outputs(t, n, th, tw, g, c, size, strides, MAPS: tl.constexpr, T: tl.constexpr):
-    """Where the t-th outputs of a tile are, in y and what is laid out like it, and which there are."""
-    h, w = th * T + t // T, tw * T + t % T
-    there = (t < T * T) & (h < size[4]) & (w < size[5])
-    at = (h * strides[2] + w * strides[3])[:, None] + (g * MAPS + c)[None, :] * strides[1]
-    return n * strides[0] + at, there[:, None] & (c < MAPS)[None, :]
-
-
-@triton.jit
 def block_kernel(
     x, weight, bias, y, r, offsets, scratch, strides, y_strides, size, conv, padding, tiles, parts,
-    CIN: tl.constexpr, MAPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    RELU: tl.constexpr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
-    GROUP: tl.constexpr, POOL_FIRST: tl.constexpr, PK: tl.constexpr, PS: tl.constexpr,
-    T: tl.constexpr, RW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    BR: tl.constexpr, PRECISION: tl.constexpr,
+    spec: tl.constexpr, CIN: tl.constexpr, MAPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    PADDED: tl.constexpr, SQUARE: tl.constexpr, RELU: tl.constexpr, GROUP: tl.constexpr,
+    POOL_FIRST: tl.constexpr, PK: tl.constexpr, PS: tl.constexpr, LEAVES: tl.constexpr,
+    T: tl.constexpr, RW: tl.constexpr, SLOT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, BL: tl.constexpr, BP: tl.constexpr, BR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y = the stages on the convolution of x.
 
-    size: H, W of x; of the convolution; of y; all maps. tiles: in all; down and across an image. A tile has
-    T x T outputs, of RW x RW of the convolution's, in so many parts of BR rows each. PK 1: no pooling;
-    SIZE 0: no LRN. Loops to a bound that is no constant are written with while: the interpreter of Triton
-    3.6 has no range to one with numpy 2.4. They compile to the same loops.
+    weight: (maps, KH, KW, channels). SQUARE: pixels of x whose squares the kernel takes as channels, 1: it
+    takes x as it is. size: H, W of x; of the convolution; of y. conv: stride, padding, dilation. tiles: in
+    all; down and across an image. A tile has T x T outputs, of RW x RW of the convolution's. parts: of BL
+    vectors in these; of BP in those; of BR runs in what x has of them. SLOT: values of scratch for a program.
+    spec: of scratch, and its LRN, whose groups have GROUP channels. PK 1: no pooling. Loops to a bound that
+    is no constant are written with while: the interpreter of Triton 3.6 has no range to one with numpy 2.4.
+    They compile to the same loops.
     """
+    CV: tl.constexpr = spec.vectors
+    AREA: tl.constexpr = BM * CV * 8
+    DEPTH: tl.constexpr = CIN * SQUARE * SQUARE
+    COLUMNS: tl.constexpr = RW + KW - 1
+    LRN_FIRST: tl.constexpr = spec.size > 0 and PK > 1 and not POOL_FIRST
+    LRN_LAST: tl.constexpr = spec.size > 0 and not LRN_FIRST
     g = tl.program_id(1)
-    slot = (g * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
-    first = scratch + slot * (2 * BM * BN)
-    second = first + BM * BN
-    m, part, c = tl.arange(0, BM), tl.arange(0, BR), tl.arange(0, BN)
+    first = scratch + (g * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * SLOT
+    second, patch = first + AREA, first + 2 * AREA
+    weight += g * (MAPS * KH * KW * DEPTH)
+    m, c = tl.arange(0, BM), tl.arange(0, BN)
     tile = tl.program_id(0)
     while tile < tiles[0]:
         n, th, tw = (tile // tiles[2] // tiles[1]).to(tl.int64), tile // tiles[2] % tiles[1], tile % tiles[2]
+        image = x + n * strides[0]
         top, left = th * T * PS - padding[0], tw * T * PS - padding[1]
         i, j = m // RW, m % RW
         oh, ow = top + i, left + j
         ok = (i < RW) & (oh >= 0) & (oh < size[2]) & (ow >= 0) & (ow < size[3])
-        v = convolved(
-            x, weight, strides, size, conv, n, oh, ow, ok, g, c, CIN, MAPS, KH, KW, BM, BN, BK, PRECISION
-        )
+        v = tl.zeros((BM, BN), tl.float32)
         if bias is not None:
             v += tl.load(bias + g * MAPS + c, mask=c < MAPS, other=0).to(tl.float32)[None, :]
-        if RELU:
-            v = tl.where(v < 0, 0.0, v)
-        tl.store(first + m[:, None] * BN + c[None, :], v)
+        if SQUARE > 1:
+            h, w = top * SQUARE - conv[2], left * SQUARE - conv[3]
+            rearrange(image, patch, strides, size, h, w, parts[2], CIN, SQUARE, RW + KH - 1, COLUMNS, BR)
+            tl.debug_barrier()
+            v = convolved(
+                patch + (i * COLUMNS + j) * DEPTH, weight, v, (0, 1, COLUMNS * DEPTH, DEPTH), size, (1, 1),
+                i, j, ok, c, DEPTH, MAPS, KH, KW, False, BK, PRECISION,
+            )  # fmt: skip
+        else:
+            h, w = oh * conv[0] - conv[2], ow * conv[1] - conv[3]
+            corner = image + (g * CIN * strides[1] + h * strides[2] + w * strides[3])
+            v = convolved(
+                corner, weight, v, strides, size, (conv[4], conv[5]), h, w, ok, c,
+                CIN, MAPS, KH, KW, PADDED, BK, PRECISION,
+            )  # fmt: skip
+        v = rectified(v, RELU)
+        if MAPS % 8 != 0:
+            v = tl.where((c < MAPS)[None, :], v, 0.0)
+        at = m[:, None] * (CV * 8) + c[None, :]
+        tl.store(first + at, rounded(v, scratch.dtype.element_ty), mask=(c < CV * 8)[None, :])
         tl.debug_barrier()
 
-        if PK > 1 and (POOL_FIRST or SIZE == 0):
-            p = 0
-            while p < parts[1]:
-                t = p * BR + part
-                at, there = outputs(t, n, th, tw, g, c, size, y_strides, MAPS, T)
-                o, place = pooled(first, size, top, left, t // T, t % T, c, RW, BN, PK, PS)
-                if offsets is not None:
-                    tl.store(offsets + at, place, mask=there)
-                if SIZE > 0:
-                    tl.store(second + t[:, None] * BN + c[None, :], o)
-                    if r is not None:
-                        tl.store(r + at, o, mask=there)
-                else:
-                    tl.store(y + at, o, mask=there)
-                p += 1
-            tl.debug_barrier()
-        if PK > 1 and SIZE > 0 and not POOL_FIRST:
+        if LRN_FIRST:
             p = 0
             while p < parts[0]:
-                t = p * BR + part
-                o = normalised(first, t, c, MAPS, BN, GROUP, SIZE, ALPHA, BETA, K)
-                tl.store(second + t[:, None] * BN + c[None, :], o)
+                t = tl.minimum(p * BL + tl.arange(0, BL), RW * RW * CV - 1)
+                o = normalised(first, t, spec, MAPS, GROUP)
+                store(second, t * V, t, t >= 0, o, spec)
                 p += 1
             tl.debug_barrier()
+        if PK > 1:
             p = 0
             while p < parts[1]:
-                t = p * BR + part
-                at, there = outputs(t, n, th, tw, g, c, size, y_strides, MAPS, T)
-                o, place = pooled(second, size, top, left, t // T, t % T, c, RW, BN, PK, PS)
+                t = tl.minimum(p * BP + tl.arange(0, BP), T * T * CV - 1)
+                waiting = second if LRN_FIRST else first
+                o, place = pooled(
+                    waiting, t, top, left, size, spec, T, RW, PK, PS, LEAVES, offsets is not None
+                )
+                to, there = outputs(t, n, th, tw, g, size, y_strides, MAPS, CV, T)
                 if offsets is not None:
-                    tl.store(offsets + at, place, mask=there)
-                tl.store(y + at, o, mask=there)
+                    tl.store(offsets + to, place.to(tl.uint8), mask=there)
+                if r is not None:
+                    tl.store(r + to, rounded(o, r.dtype.element_ty), mask=there)
+                if LRN_LAST:
+                    store(second, t * V, t, t >= 0, o, spec)
+                else:
+                    tl.store(y + to, rounded(o, y.dtype.element_ty), mask=there)
                 p += 1
-        elif PK == 1 or SIZE > 0:
+            tl.debug_barrier()
+        if PK == 1 or LRN_LAST:
             p = 0
             while p < parts[1]:
-                t = p * BR + part
-                at, there = outputs(t, n, th, tw, g, c, size, y_strides, MAPS, T)
-                if SIZE > 0:
-                    waiting = second if PK > 1 else first
-                    o = normalised(waiting, t, c, MAPS, BN, GROUP, SIZE, ALPHA, BETA, K)
+                t = tl.minimum(p * BP + tl.arange(0, BP), T * T * CV - 1)
+                waiting = second if PK > 1 else first
+                if LRN_LAST:
+                    o = normalised(waiting, t, spec, MAPS, GROUP)
                 else:
-                    o = tl.load(first + t[:, None] * BN + c[None, :])
-                tl.store(y + at, o, mask=there)
+                    o = load(waiting, t * V, t, t >= 0, 0, spec, 0, V)
+                to, there = outputs(t, n, th, tw, g, size, y_strides, MAPS, CV, T)
+                tl.store(y + to, rounded(o, y.dtype.element_ty), mask=there)
                 p += 1
-        tl.debug_barrier()
+            tl.debug_barrier()
         tile += tl.num_programs(0)
 
 
@@ -275,20 +278,56 @@ def _launch(
     r: Tensor | None,
     offsets: Tensor | None,
 ) -> None:
-    values = arguments(x, weight, conv, stages, shape, y)
-    programs = min(values["tiles"][0], max(1, _programs(x) // conv[3]))
-    scratch = torch.empty(
-        programs * conv[3] * 2 * values["BM"] * values["BN"], dtype=x.dtype, device=x.device
-    )
-    bias = bias if bias is None else bias.contiguous()
-    packed = weight.permute(2, 3, 1, 0).contiguous()  # rows of maps
-    if x.is_cpu:  # the interpreter multiplies bfloat16's bits as integers
-        x, packed = x.float(), packed.float()
     with on_device(x):
+        values = arguments(x, weight, conv, stages, shape, y, _target(x))
+        if values["SQUARE"] > 1:
+            weight = space_to_depth(weight, values["SQUARE"])
+        # No copy in channels_last. None is kept from call to call: a write through weight.data, or a graph's
+        # replay, would not be noticed.
+        weight = weight.permute(0, 2, 3, 1).contiguous()
+        bias = bias if bias is None else bias.contiguous()
+        programs = min(values["tiles"][0], max(1, _programs(x) // conv[3]))
+        scratch = torch.empty(programs * conv[3] * values["SLOT"], dtype=x.dtype, device=x.device)
         block_kernel[(programs, conv[3])](
-            x, packed, bias, y, r, offsets, scratch,
+            x, weight, bias, y, r, offsets, scratch,
             x.stride(), y.stride(), **values,
         )  # fmt: skip
+
+
+def _spec(x: Tensor, lrn: LRN | None, maps: int, group: int) -> Spec:
+    """Returns how scratch is laid out and normalised; a group of 0 vectors: not by vectors."""
+    norm, vectors = lrn or LRN(), ceil_div(maps, 8)
+    whole = group == maps or group % 8 == 0
+    fast = whole and norm.size in SIZES and norm.beta in BETAS and norm.k >= LEAST_K
+    return Spec(
+        relu=False,
+        size=norm.size if lrn else 0,
+        alpha=norm.alpha / norm.size,
+        beta=norm.beta,
+        k=norm.k,
+        group=ceil_div(group, 8) if fast else 0,
+        vectors=vectors,
+        whole=True,
+        channels=8 * vectors,
+        part=16 // x.itemsize,
+        x=8 * vectors,
+    )
+
+
+def _square(x: Tensor, weight: Tensor, conv: Sequence[Any], width: int) -> tuple[int, int]:
+    """Returns the side of the squares of pixels that become channels, or 1, and how many values a tile has.
+
+    width: of a tile, of the convolution's outputs.
+    """
+    side = conv[0][0] if applies(x, weight, conv) else 1
+    rows, columns = (width + ceil_div(k, side) - 1 for k in weight.shape[2:])
+    values = rows * columns * side**2 * weight.shape[1]
+    return (side, values) if side > 1 and values <= MOST_PATCH else (1, 0)
+
+
+def _block(size: int) -> int:
+    """Returns the least power of two that holds so many and that a product of matrices takes."""
+    return max(16, 1 << (size - 1).bit_length())
 
 
 def _allows_tf32() -> bool:
@@ -299,9 +338,17 @@ def _allows_tf32() -> bool:
         return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
+def _target(x: Tensor) -> str:
+    """Returns what the current GPU is called: "sm_90", "gfx942"; "cpu" in the interpreter."""
+    if x.is_cpu:
+        return "cpu"
+    target = triton.runtime.driver.active.get_current_target()
+    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
+
+
 def _programs(x: Tensor) -> int:
     """That run at once, so that their scratch stays in L2."""
-    if x.is_cpu:
+    if not x.is_cuda:
         return INTERPRETED_PROGRAMS
     return 2 * torch.cuda.get_device_properties(x.device).multi_processor_count
 
@@ -313,47 +360,70 @@ def arguments(
     stages: Stages,
     shape: Sequence[int],
     y: Tensor,
-    amd: bool = torch.version.hip is not None,
+    target: str,
 ) -> dict[str, Any]:
+    """Returns what the kernel is told besides tensors and their strides, and how it is to be compiled."""
+    has_tf32 = target.startswith("sm_") or target == "gfx942"
+    precision = "tf32" if x.dtype == torch.float32 and has_tf32 and _allows_tf32() else "ieee"
+    most, few = limits(target), registers(target, x.dtype, precision, stages.lrn is not None)
     stride, padding, dilation, groups = conv
     lrn, pool = stages.lrn or LRN(), stages.pool or MaxPool(1)
     (width, _), (step, _), pool_padding, _ = pool.pairs
     maps, cin, kh, kw = weight.shape
-    columns = max(16, triton.next_power_of_2(maps // groups))
+    columns = _block(maps // groups)
+    vectors = ceil_div(maps // groups, 8)
+
+    def reach(side: int) -> int:
+        return (side - 1) * step + width
 
     def rows(side: int) -> int:
-        return max(16, triton.next_power_of_2(((side - 1) * step + width) ** 2))
+        return _block(reach(side) ** 2)
 
-    side = next(s for s in SIDES if rows(s) <= MOST_ROWS and rows(s) * columns <= MOST_VALUES)
-    part = min(rows(side), max(1, WARPS * 32 * PART_VALUES // columns))
-    down, across = (triton.cdiv(size, side) for size in y.shape[2:])
-    tf32 = x.dtype == torch.float32 and not x.is_cpu and _allows_tf32()
+    side = next(s for s in TILE_SIDES if rows(s) <= MOST_ROWS and rows(s) * columns <= most.values)
+    square, patch = _square(x, weight, conv, reach(side))
+    kh, kw = ceil_div(kh, square), ceil_div(kw, square)
+    aligned = x.stride(1) == 1 and cin % 8 == 0 and all(s % 16 == 0 for s in x.stride()[2:])
+    vectors_of_x = square > 1 or aligned
+    depth = max(16, (most.bytes if vectors_of_x else most.bytes // 2) // x.itemsize)
+    down, across = (ceil_div(size, side) for size in y.shape[2:])
+    lrn_block = LRN_BLOCK if x.itemsize < 4 else POOL_BLOCK
+    leaves = any(reach(n) > m for n, m in zip(y.shape[2:], shape[2:], strict=True))
     return {
-        "size": (*x.shape[2:], *shape[2:], *y.shape[2:], maps),
+        "size": (*x.shape[2:], *shape[2:], *y.shape[2:]),
         "conv": (*stride, *padding[:2], *dilation),
         "padding": tuple(pool_padding),
         "tiles": (x.shape[0] * down * across, down, across),
-        "parts": (rows(side) // part, triton.cdiv(side**2, part)),
+        "parts": (
+            ceil_div(reach(side) ** 2 * vectors, lrn_block),
+            ceil_div(side**2 * vectors, POOL_BLOCK),
+            ceil_div(patch, square * RUN_BLOCK),
+        ),
+        "spec": _spec(x, stages.lrn, maps // groups, maps // lrn.groups),
         "CIN": cin,
         "MAPS": maps // groups,
         "KH": kh,
         "KW": kw,
+        "PADDED": any(padding),
+        "SQUARE": square,
         "RELU": bool(stages.relu),
-        "SIZE": lrn.size if stages.lrn else 0,
-        "ALPHA": float(lrn.alpha),
-        "BETA": float(lrn.beta),
-        "K": float(lrn.k),
         "GROUP": maps // lrn.groups,
         "POOL_FIRST": stages.pool_first,
         "PK": width,
         "PS": step,
+        "LEAVES": leaves or any(pool_padding),
         "T": side,
-        "RW": (side - 1) * step + width,
+        "RW": reach(side),
+        "SLOT": 8 * (2 * rows(side) * vectors + ceil_div(patch, 8)),
         "BM": rows(side),
         "BN": columns,
-        "BR": part,
-        "BK": min(ROW_BYTES // x.itemsize, max(16, triton.next_power_of_2(cin * kh * kw))),
-        "PRECISION": "tf32" if tf32 else "ieee",
+        "BK": min(depth, _block(cin * square**2 * kh * kw)),
+        "BL": lrn_block,
+        "BP": POOL_BLOCK,
+        "BR": RUN_BLOCK,
+        "PRECISION": precision,
         "num_warps": WARPS,
-        "num_stages": 2 if amd else 3,  # of 64 KB of shared memory, or of 100 KB and more
+        # Two, so that two programs' tiles of 64 x 256 fit in 227 KB.
+        "num_stages": 2 if few and columns > 128 else most.stages,
+        "enable_fp_fusion": True,  # which Triton 3.10 leaves out unless asked
+        **({"maxnreg": few} if few and vectors_of_x else {}),
     }

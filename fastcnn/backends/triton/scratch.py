@@ -1,0 +1,99 @@
+"""What a convolution block's program does in its scratch: space to depth before, LRN and max pooling behind.
+
+A row of scratch is a pixel, its channels in whole vectors of 8, the last filled with zeros; v counts vectors.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from . import lanes
+from .formulas import NAN, inverse_power, larger
+from .lanes import V, load
+
+
+@triton.jit
+def rearrange(
+    image, patch, strides, size, top, left, parts,
+    CIN: tl.constexpr, SIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """patch[i, j, k, a, b] = image[k, top + i*SIDE + a, left + j*SIDE + b], 0 outside: space to depth.
+
+    A lane copies runs of SIDE values. AlexNet's first block takes 19 us to issue that way, 53 by single
+    values, and 71 to move by torch's three copies.
+    """
+    b = tl.arange(0, triton.next_power_of_2(SIDE))[None, :]
+    p = 0
+    while p < parts:
+        run = tl.minimum(p * B + tl.arange(0, B), ROWS * COLUMNS * CIN * SIDE - 1)
+        square = run // (CIN * SIDE)
+        h = top + square // COLUMNS * SIDE + run % SIDE
+        w = (left + square % COLUMNS * SIDE)[:, None] + b
+        ok = ((h >= 0) & (h < size[0]))[:, None] & (w >= 0) & (w < size[1]) & (b < SIDE)
+        at = run // SIDE % CIN * strides[1] + h * strides[2]
+        v = tl.load(image + (at[:, None] + w * strides[3]), mask=ok, other=0)
+        tl.store(patch + ((run * SIDE)[:, None] + b), v, mask=b < SIDE)
+        p += 1
+
+
+@triton.jit
+def outputs(t, n, th, tw, g, size, strides, MAPS: tl.constexpr, CV: tl.constexpr, T: tl.constexpr):
+    """Where the vectors t of a tile's outputs are, in y and what is laid out like it, and which there are."""
+    pixel, c = t // CV, (t % CV * 8)[:, None] + tl.arange(0, 8)[None, :]
+    h, w = th * T + pixel // T, tw * T + pixel % T
+    there = ((h < size[4]) & (w < size[5]))[:, None]
+    if MAPS % 8 != 0:
+        there &= c < MAPS
+    return n * strides[0] + ((h * strides[2] + w * strides[3])[:, None] + (g * MAPS + c) * strides[1]), there
+
+
+@triton.jit
+def normalised(scratch, v, spec, MAPS: tl.constexpr, GROUP: tl.constexpr):
+    """o = r d^-beta, d = k + alpha/size * sum of r^2 over a window of GROUP's channels; r: vectors v."""
+    c, all = v % spec.vectors, tl.full(v.shape, True, tl.int1)
+    if spec.group > 0:
+        _, o = lanes.normalised(scratch, v * V, c, all, None, spec)
+    else:
+        own = load(scratch, v * V, c, all, 0, spec, 0, V).to(tl.float32)
+        channel = (c * V)[:, None] + tl.arange(0, V)[None, :]
+        begin = channel // GROUP * GROUP
+        end = tl.minimum(begin + GROUP, MAPS)
+        total = tl.zeros(own.shape, tl.float32)
+        SIZE: tl.constexpr = spec.size
+        for i in tl.static_range(SIZE):
+            by = i - SIZE // 2
+            ok = (channel + by >= begin) & (channel + by < end)
+            at = (v * V)[:, None] + (tl.arange(0, V) + by)[None, :]
+            r = tl.load(scratch + at, mask=ok, other=0).to(tl.float32)
+            total += r * r
+        o = own * inverse_power(total * spec.alpha + spec.k, spec.beta, tl.float32)
+    return o
+
+
+@triton.jit
+def pooled(
+    scratch, v, top, left, size, spec, T: tl.constexpr, RW: tl.constexpr,
+    PK: tl.constexpr, PS: tl.constexpr, LEAVES: tl.constexpr, PLACES: tl.constexpr,
+):  # fmt: skip
+    """The maxima over the windows of a tile's vectors v of outputs, and, PLACES, where in them.
+
+    LEAVES: whether any window has places outside the map.
+    """
+    c, pixel = v % spec.vectors, v // spec.vectors
+    i, j = pixel // T * PS, pixel % T * PS
+    corner = ((i * RW + j) * spec.vectors + c) * V
+    best = tl.full((v.shape[0], V), float("-inf"), tl.float32)
+    place = tl.full(best.shape, -1, tl.int32)
+    for a in tl.static_range(PK):
+        for b in tl.static_range(PK):
+            ok = tl.full(v.shape, True, tl.int1)
+            if LEAVES:
+                h, w = top + i + a, left + j + b
+                ok = (h >= 0) & (h < size[2]) & (w >= 0) & (w < size[3])
+            value = load(scratch + (a * RW + b) * spec.vectors * V, corner, c, ok, float("-inf"), spec, 0, V)
+            if PLACES:
+                best, place = larger(value.to(tl.float32), a * PK + b, best, place, ok[:, None])
+            else:
+                best = tl.maximum(best, value, propagate_nan=NAN)
+    return best, place
