@@ -50,12 +50,12 @@ H100 = {"bytes": 3.35e12, "instructions": 132 * 4 * 32 * 1.755e9}  # a second: S
 FLOORS = """
 ## What an H100 needs at least, on paper
 
-[128, 96, 55, 55], channels_last; LRN of 5, pooling 3/2: the time to move what must be moved at 3.35 TB/s, and
-the time to issue the instructions, one a cycle on each of 528 schedulers at 1.755 GHz. A kernel takes at least
-the larger, and the share of copy rate is at most the first over it; **none of it has been measured**.
-Instructions are those of the loop, or of both loops of `normalise_then_pool`, for a value of the input, with the
-overlap of its tiles: 27 rows of outputs are three, or four where the inputs of nine rows and columns don't fit
-in shared memory. Forward for training writes no r, as in a block.
+[128, 96, 55, 55], channels_last; LRN of 5, pooling 3/2: the time to move what must be moved at 3.35 TB/s,
+and the time to issue the instructions, one a cycle on each of 528 schedulers at 1.755 GHz. A kernel takes at
+least the larger, and the share of copy rate is at most the first over it; **none of it has been measured**.
+Instructions are those of the loop, or of both loops of `normalise_then_pool`, for a value of the input, with
+the overlap of its tiles: 27 rows of outputs are three, or four where the inputs of nine rows and columns
+don't fit in shared memory. Forward for training writes no r, as in a block.
 [Triton's kernels by a like count](triton_resources.md).
 
 | kernel | MB | µs to move | instructions a value | µs to issue | share of copy rate |

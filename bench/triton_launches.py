@@ -79,7 +79,7 @@ def compiled_for(gpu: str) -> Iterator[list[Launch]]:
 
     def note(self: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> Any:
         code = run(self, *args, grid=grid, warmup=True, **options)
-        arguments = dict(zip(self.arg_names, args, strict=False)) | options
+        arguments = dict(zip(self.arg_names, args, strict=False)) | options | {"programs": grid[0]}
         name = f"{self.__module__.split('.')[-1]}.{self.__name__}"
         launches.append(Launch(name, code, math.prod(grid), code.metadata.num_warps, arguments))
         return code

@@ -46,11 +46,11 @@ Compiled without a GPU by `python bench/triton_resources.py`, from the launches 
 
 - **Issue**: microseconds for the instructions of all warps, loops by their trips, one a cycle on each of 528
   schedulers at 1.755 GHz, an H100's. **Roots**: what its special function units take of them by themselves.
-- **Move**: microseconds to read and write once what must be, at 3.35 TB/s. A kernel whose **ratio** is above 1
-  can't reach the memory's rate. Above the **most** allowed the command fails.
+- **Move**: microseconds to read and write once what must be, at 3.35 TB/s. A kernel whose **ratio** is above
+  1 can't reach the memory's rate. Above the **most** allowed the command fails.
 - **Warps** of a multiprocessor at once, by registers. If a register is spilled anywhere the command fails.
 - *places* is forward for training as a block has it, which keeps each maximum's place in its window; *and r*:
-  the LRN's input as well, as an epilogue by itself. *backward* is without the last sum of the bias's gradient.
+  the LRN's input as well, as an epilogue by itself. *backward* lacks the last sum of the bias's gradient.
 - **C++**: time to issue of the [CUDA C++ kernels](cuda_resources.md), by the path that most lanes take.
 
 | kernel | registers | warps | instructions a value | issue | roots | move | ratio | most | C++ |
@@ -70,9 +70,9 @@ BLOCKS = """
 ## Blocks in one kernel
 
 {images} images in channels_last. The tiles compute more than is asked for: halos, and rows, columns and depth
-that fill a power of two. **At peak**: microseconds at an H100's rate of matrix products (989 TFLOPS in bf16, half
-of it in tf32) or of its memory, whichever is longer; **in tiles**: with what the tiles add. Scratch of {programs}
-programs is to stay in 50 MB of L2.
+that fill a power of two. **At peak**: microseconds at an H100's rate of matrix products (989 TFLOPS in bf16,
+half of it in tf32) or of its memory, whichever is longer; **in tiles**: with what the tiles add. Scratch of
+{programs} programs is to stay in 50 MB of L2.
 
 | block | registers | warps | issue | GFLOP | times, in tiles | at peak | in tiles | MB of scratch |
 |---|--:|--:|--:|--:|--:|--:|--:|--:|
@@ -163,11 +163,23 @@ def moved(*tensors: torch.Tensor | None) -> int:
     return sum(t.numel() * t.itemsize for t in tensors if t is not None)
 
 
+def block_trips(a: dict[str, Any]) -> list[float]:
+    """Of a program's tiles; in each, of what x is rearranged by, of the product, of LRN and pooling."""
+    first = a["spec"].size > 0 and a["PK"] > 1 and not a["POOL_FIRST"]
+    last = a["PK"] == 1 or (a["spec"].size > 0 and not first)
+    depth = a["KH"] * a["KW"] * a["CIN"] * a["SQUARE"] ** 2
+    lrn, pool, runs = a["parts"]
+    product = triton.cdiv(depth, a["BK"])
+    parts = [runs] * (a["SQUARE"] > 1) + [product] + [lrn] * first + [pool] * (a["PK"] > 1) + [pool] * last
+    return [a["tiles"][0] / a["programs"], *(trips for trips in parts if trips > 1)]  # a loop of one is none
+
+
 TRIPS: dict[str, Callable[[dict[str, Any]], list[float]]] = {
     "pixels_kernels.pointwise_kernel": lambda a: [a["EACH"]],
     "pixels_kernels.pool_kernel": lambda a: [],
     "pixels_kernels.lrn_pool_kernel": lambda a: [a["ROWS"]],
     "pixels_kernels.backward_kernel": lambda a: [a["EACH"]],
+    "conv.block_kernel": block_trips,
 }
 
 
