@@ -1,0 +1,402 @@
+"""Bias, ReLU, LRN and max pooling of contiguous NCHW tensors.
+
+A lane owns pixels of a map and walks down the channels. It keeps what the LRN's window of channels shares in
+registers, so that each value is loaded once and computed once. The loops over channels are unrolled UNROLL
+times: moving the window by a channel is then a renaming of registers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...stages import LRN, MaxPool, Stages
+from .._launch import on_device
+from .formulas import NAN, fast_power, larger, rectified, rounded
+
+UNROLL = tl.constexpr(4)
+OUTSIDE = tl.constexpr(float("-inf"))
+
+
+@triton.jit
+def chunk(GC, CHUNK):
+    """First channel and end of this program's LRN group of GC channels, and of its chunk of the group."""
+    chunks = (GC + CHUNK - 1) // CHUNK
+    q = tl.program_id(1)
+    begin = q // chunks * GC
+    first = begin + q % chunks * CHUNK
+    return begin, begin + GC, first, tl.minimum(first + CHUNK, begin + GC)
+
+
+@triton.jit
+def channel_bias(bias, c, live):
+    """bias[c], 0 where channel c is not live; None if bias is."""
+    if bias is not None:
+        bias = tl.load(bias + c, mask=live, other=0).to(tl.float32)
+    return bias
+
+
+@triton.jit
+def biased(a, b, RELU: tl.constexpr):
+    """r = max(a + b, 0), in float32."""
+    r = a.to(tl.float32)
+    if b is not None:
+        r += b
+    return rectified(r, RELU)
+
+
+@triton.jit
+def denominator(window, SIZE: tl.constexpr, ALPHA: tl.constexpr, K: tl.constexpr):
+    """d = k + alpha/size sum of r^2, of SIZE channels' r."""
+    total = window[0] * window[0]
+    for s in tl.static_range(1, SIZE):
+        total += window[s] * window[s]
+    return K + ALPHA / SIZE * total
+
+
+@triton.jit
+def normalised(
+    window, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr, EXACT: tl.constexpr
+):  # fmt: skip
+    """o = r d^-beta of a window of SIZE channels; BETA 0: no LRN."""
+    o = window[SIZE // 2]
+    if BETA != 0:
+        p, _ = fast_power(denominator(window, SIZE, ALPHA, K), BETA, EXACT)
+        o *= p
+    return o
+
+
+@triton.jit
+def relu_kernel(
+    x, bias, y, total, C, HW, RELU: tl.constexpr, V: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """y = max(x + bias, 0): V values a lane, of at most two channels (HW >= V), in one load and store."""
+    i = (tl.program_id(0) * B + tl.arange(0, B)) * V
+    at = i[:, None] + tl.arange(0, V)[None, :]
+    r = tl.load(x + at, mask=at < total, other=0).to(tl.float32)
+    if bias is not None:
+        plane = i // HW
+        c = plane % C
+        rest = (plane + 1) * HW - i
+        this = tl.load(bias + c).to(tl.float32)
+        if V > 1:
+            next = tl.load(bias + tl.where(c + 1 < C, c + 1, 0)).to(tl.float32)
+            r += tl.where(tl.arange(0, V)[None, :] < rest[:, None], this[:, None], next[:, None])
+        else:
+            r += this[:, None]
+    tl.store(y + at, rounded(rectified(r, RELU), y.dtype.element_ty), mask=at < total)
+
+
+@triton.jit
+def pooled(
+    x, at, bias, c, live, H, W, h, w, RELU: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    DH: tl.constexpr, DW: tl.constexpr, CHECK: tl.constexpr, PLACES: tl.constexpr,
+):  # fmt: skip
+    """The maximum of r = max(x + bias, 0) over a window whose first place is (h, w), and its place.
+
+    CHECK: whether windows leave the map. Without PLACES values are compared as they came; bias and ReLU, which
+    keep order, follow once. 0 where channel c is not live.
+    """
+    best = tl.full(at.shape, OUTSIDE, tl.float32 if PLACES else x.dtype.element_ty)
+    place = tl.full(at.shape, -1, tl.int32)
+    b = channel_bias(bias, c, live)
+    for i in tl.static_range(KH):
+        row = x + c * H * W + at + i * DH * W
+        for j in tl.static_range(KW):
+            if CHECK:
+                inside = (h + i * DH >= 0) & (h + i * DH < H) & (w + j * DW >= 0) & (w + j * DW < W)
+                a = tl.load(row + j * DW, mask=inside & live, other=OUTSIDE)
+            else:
+                inside = True
+                a = tl.load(row + j * DW, mask=live, other=0)
+            if PLACES:
+                best, place = larger(biased(a, b, RELU), i * KW + j, best, place, inside)
+            else:
+                best = a if i + j == 0 else tl.maximum(best, a, propagate_nan=NAN)
+    if not PLACES:
+        best = biased(best, b, RELU)
+    if CHECK:
+        best = tl.where(live, best, 0.0)
+    return best, place
+
+
+@triton.jit
+def forward_kernel(
+    x, bias, y, r, offsets, total, C, H, W, OH, OW, GC, CHUNK,
+    RELU: tl.constexpr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    DH: tl.constexpr, DW: tl.constexpr, CHECK: tl.constexpr, EXACT: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """y = LRN(r), r = max over a window of max(x + bias, 0); a window of one place: no pooling.
+
+    total = N OH OW. A lane owns pixels of the output.
+    """
+    i = tl.program_id(0) * B + tl.arange(0, B)
+    mine = i < total
+    i = tl.minimum(i, total - 1)
+    row, ow = i // OW, i % OW
+    n, oh = row // OH, row % OH
+    h, w = oh * SH - PH, ow * SW - PW
+    at = (n * C * H + h) * W + w
+    to = (n * C * OH + oh) * OW + ow
+    begin, end, first, last = chunk(GC, CHUNK)
+    past = ()
+    for s in tl.static_range(1 - SIZE, 0):
+        j = first + (SIZE - 1) // 2 + s
+        v, place = pooled(
+            x, at, bias, j, (j >= begin) & (j < end), H, W, h, w,
+            RELU, KH, KW, DH, DW, CHECK, offsets is not None,
+        )  # fmt: skip
+        if offsets is not None:
+            keep = mine & (j >= first) & (j < last)
+            tl.store(offsets + j * OH * OW + to, place.to(tl.uint8), mask=keep)
+        past = past + (v,)  # noqa: RUF005
+    c = first
+    while c < last:
+        for _ in tl.static_range(UNROLL):
+            j = c + (SIZE - 1) // 2
+            v, place = pooled(
+                x, at, bias, j, j < end, H, W, h, w, RELU, KH, KW, DH, DW, CHECK, offsets is not None
+            )
+            if offsets is not None:
+                tl.store(offsets + j * OH * OW + to, place.to(tl.uint8), mask=mine & (j < last))
+            window = past + (v,)  # noqa: RUF005
+            keep = mine & (c < last)
+            if r is not None:
+                tl.store(r + c * OH * OW + to, rounded(window[SIZE // 2], r.dtype.element_ty), mask=keep)
+            o = normalised(window, SIZE, ALPHA, BETA, K, EXACT)
+            tl.store(y + c * OH * OW + to, rounded(o, y.dtype.element_ty), mask=keep)
+            past = window[1:]
+            c += 1
+
+
+@triton.jit
+def largest_of_row(o, next, PLACES: tl.constexpr):
+    """The maximum of three columns and which: two of this lane's, o [B, 2], and the next lane's first."""
+    a, b = tl.split(o)
+    best, place = a, tl.zeros(a.shape, tl.int32)
+    if PLACES:
+        best, place = larger(b, 1, best, place, True)
+        best, place = larger(tl.gather(a, next, 0), 2, best, place, True)
+    else:
+        best = tl.maximum(best, b, propagate_nan=NAN)
+        best = tl.maximum(best, tl.gather(a, next, 0), propagate_nan=NAN)
+    return best, place
+
+
+@triton.jit
+def lrn_pool_kernel(
+    x, bias, y, r, offsets, total, C, H, W, OH, OW, GC, CHUNK,
+    RELU: tl.constexpr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
+    ROWS: tl.constexpr, EXACT: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """y = max over 3x3 windows two apart, all inside the map, of LRN(r), r = max(x + bias, 0).
+
+    One warp of B lanes. A lane owns two columns by 2 ROWS + 1 rows; a window's third column is the next lane's
+    first, by a shuffle, so the last lane only helps. total = N ceil(OH / ROWS) ceil(W / 2). The last strip of
+    rows is moved up to end with the map; outputs of two strips are the same bits.
+    """
+    lane = tl.arange(0, B)
+    next = tl.minimum(lane + 1, B - 1)
+    i = tl.program_id(0) * (B - 1) + lane
+    mine = (lane < B - 1) & (i < total)
+    i = tl.minimum(i, total - 1)
+    pairs, strips = (W + 1) // 2, (OH + ROWS - 1) // ROWS
+    rest, ow = i // pairs, i % pairs
+    n, oh = rest // strips, tl.minimum(rest % strips * ROWS, OH - ROWS)
+    w = tl.minimum((2 * ow)[:, None] + tl.arange(0, 2)[None, :], W - 1)
+    at = ((n * C * H + 2 * oh) * W)[:, None] + w
+    to = (n * C * OH + oh) * OW + ow
+    out = mine & (ow < OW)
+    begin, end, first, last = chunk(GC, CHUNK)
+    past = ()
+    for q in tl.static_range(2 * ROWS + 1):
+        before = ()
+        for s in tl.static_range(1 - SIZE, 0):
+            j = first + (SIZE - 1) // 2 + s
+            live = (j >= begin) & (j < end)
+            a = tl.load(x + j * H * W + at + q * W, mask=live, other=0)
+            before = before + (biased(a, channel_bias(bias, j, live), RELU),)  # noqa: RUF005
+        past = past + (before,)  # noqa: RUF005
+    c = first
+    while c < last:
+        for _ in tl.static_range(UNROLL):
+            j = c + (SIZE - 1) // 2
+            b = channel_bias(bias, j, j < end)
+            loaded = ()
+            for q in tl.static_range(2 * ROWS + 1):
+                a = tl.load(x + j * H * W + at + q * W, mask=j < end, other=0)
+                loaded = loaded + (a,)  # noqa: RUF005
+            moved = ()
+            for q in tl.static_range(2 * ROWS + 1):
+                window = past[q] + (biased(loaded[q], b, RELU),)  # noqa: RUF005
+                moved = moved + (window[1:],)  # noqa: RUF005
+                if r is not None:
+                    keep = mine & (c < last)
+                    if q == 2 * ROWS:
+                        keep &= oh + ROWS == OH  # else it is the next strip's first
+                    own = rounded(window[SIZE // 2], r.dtype.element_ty)
+                    tl.store(r + c * H * W + at + q * W, own, mask=keep[:, None])
+                o = normalised(window, SIZE, ALPHA, BETA, K, EXACT)
+                v, place = largest_of_row(o, next, offsets is not None)
+                if q % 2 == 1:
+                    if offsets is not None:
+                        best, best_at = larger(v, place + 3, best, best_at, True)
+                    else:
+                        best = tl.maximum(best, v, propagate_nan=NAN)
+                else:
+                    if q > 0:
+                        here = (c * OH + q // 2 - 1) * OW + to
+                        if offsets is not None:
+                            best, best_at = larger(v, place + 6, best, best_at, True)
+                            tl.store(offsets + here, best_at.to(tl.uint8), mask=out & (c < last))
+                        else:
+                            best = tl.maximum(best, v, propagate_nan=NAN)
+                        tl.store(y + here, rounded(best, y.dtype.element_ty), mask=out & (c < last))
+                    best, best_at = v, place
+            past = moved
+            c += 1
+
+
+@triton.jit
+def routed(
+    sum, g, place, I: tl.constexpr, J: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
+):  # fmt: skip
+    """Adds a window's gradient to the input I rows and J columns into it, if its maximum was there."""
+    if I % DH == 0 and J % DW == 0 and I // DH < KH and J // DW < KW:
+        sum += tl.where(place == I // DH * KW + J // DW, g, 0.0)
+    return sum
+
+
+@triton.jit
+def given(
+    grad, r, offsets, c, live, to, windows, OH, OW, RELU: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
+):  # fmt: skip
+    """The gradients at SH x SW inputs, of the windows that have their maximum there.
+
+    RELU: 0 from where the output r is not positive.
+    """
+    DOWN: tl.constexpr = (KH - 1) * DH // SH + 1
+    ACROSS: tl.constexpr = (KW - 1) * DW // SW + 1
+    gs = ()
+    places = ()
+    for t in tl.static_range(DOWN * ACROSS):
+        here = c * OH * OW + to - (t // ACROSS * OW + t % ACROSS)
+        ok = windows[t] & live
+        g = tl.load(grad + here, mask=ok, other=0).to(tl.float32)
+        if RELU:
+            g = tl.where(tl.load(r + here, mask=ok, other=0).to(tl.float32) <= 0, 0.0, g)
+        gs = gs + (g,)  # noqa: RUF005
+        if offsets is not None:
+            places = places + (tl.load(offsets + here, mask=ok, other=255).to(tl.int32),)  # noqa: RUF005
+    if offsets is None:
+        sums = gs
+    else:
+        sums = ()
+        for q in tl.static_range(SH * SW):
+            sum = tl.zeros(to.shape, tl.float32)
+            for t in tl.static_range(DOWN * ACROSS):
+                sum = routed(
+                    sum, gs[t], places[t], q // SW + t // ACROSS * SH, q % SW + t % ACROSS * SW, KH, KW, DH, DW
+                )
+            sums = sums + (sum,)  # noqa: RUF005
+    return sums
+
+
+@triton.jit
+def backward_kernel(
+    grad, r, bias, offsets, grad_x, sums, total, C, H, W, OH, OW, GC, CHUNK,
+    RELU: tl.constexpr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    DH: tl.constexpr, DW: tl.constexpr, EXACT: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """The gradient at x from that at y = pool(LRN(r)), r = max(x + bias, 0), where any stage may be missing.
+
+    With g the gradient at the LRN's output, gathered from the windows with their maximum there:
+    dr[i] = g[i] d[i]^-beta - 2 alpha beta/size r[i] sum of g[j] r[j] d[j]^-beta / d[j], over the j whose
+    window of channels holds i; 0 where r[i] <= 0. BETA 0: no LRN, and r is the output y.
+
+    A lane owns SH x SW inputs, into which the same windows reach: no scatter. total is their number.
+    sums: [programs, C] float32, each program's share of the bias gradient.
+    """
+    BEFORE: tl.constexpr = SIZE // 2
+    AFTER: tl.constexpr = (SIZE - 1) // 2
+    DOWN: tl.constexpr = (KH - 1) * DH // SH + 1
+    ACROSS: tl.constexpr = (KW - 1) * DW // SW + 1
+    i = tl.program_id(0) * B + tl.arange(0, B)
+    mine = i < total
+    i = tl.minimum(i, total - 1)
+    down, across = (H + PH + SH - 1) // SH, (W + PW + SW - 1) // SW
+    rest, b = i // across, i % across
+    n, a = rest // down, rest % down
+    h, w = a * SH - PH, b * SW - PW
+    at = (n * C * H + h) * W + w
+    to = (n * C * OH + a) * OW + b
+    inputs = ()
+    for q in tl.static_range(SH * SW):
+        row, column = h + q // SW, w + q % SW
+        inputs = inputs + (mine & (row >= 0) & (row < H) & (column >= 0) & (column < W),)  # noqa: RUF005
+    windows = ()
+    for t in tl.static_range(DOWN * ACROSS):
+        row, column = a - t // ACROSS, b - t % ACROSS
+        windows = windows + ((row >= 0) & (row < OH) & (column >= 0) & (column < OW),)  # noqa: RUF005
+    begin, end, first, last = chunk(GC, CHUNK)
+    zero = tl.zeros([B], tl.float32)
+    past = ()  # of each input: r of SIZE - 1 channels, as many terms of the sum, and g d^-beta of BEFORE
+    for q in tl.static_range(SH * SW):
+        before = ()
+        zeros = ()
+        for s in tl.static_range(1 - SIZE, 0):
+            j = first + s
+            live = (j >= begin) & (j < end)
+            v = tl.load(r + j * H * W + at + (q // SW * W + q % SW), mask=inputs[q] & live, other=0)
+            before = before + (biased(v, channel_bias(bias, j, live), RELU),)  # noqa: RUF005
+            zeros = zeros + (zero,)  # noqa: RUF005
+        past = past + ((before, zeros, zeros[:BEFORE]),)  # noqa: RUF005
+    c = first - (SIZE - 1)
+    while c < last:
+        for _ in tl.static_range(UNROLL):
+            m, j = c + BEFORE, c + (SIZE - 1)
+            g = given(
+                grad, r, offsets, m, (m >= begin) & (m < end), to, windows, OH, OW,
+                RELU and BETA == 0, KH, KW, SH, SW, DH, DW,
+            )  # fmt: skip
+            loaded = ()
+            if BETA != 0:
+                b = channel_bias(bias, j, j < end)
+                for q in tl.static_range(SH * SW):
+                    v = tl.load(
+                        r + j * H * W + at + (q // SW * W + q % SW), mask=inputs[q] & (j < end), other=0
+                    )
+                    loaded = loaded + (v,)  # noqa: RUF005
+            keep = (c >= first) & (c < last)
+            sum = zero
+            moved = ()
+            for q in tl.static_range(SH * SW):
+                dr = g[q]
+                if BETA != 0:
+                    window = past[q][0] + (biased(loaded[q], b, RELU),)  # noqa: RUF005
+                    p, inverse = fast_power(denominator(window, SIZE, ALPHA, K), BETA, EXACT)
+                    passed = past[q][2] + (g[q] * p,)  # noqa: RUF005
+                    terms = past[q][1] + (g[q] * p * window[BEFORE] * inverse,)  # noqa: RUF005
+                    seen = terms[0]
+                    for s in tl.static_range(1, SIZE):
+                        seen += terms[s]
+                    dr = passed[0] - 2 * ALPHA * BETA / SIZE * window[0] * seen
+                    if RELU:
+                        dr = tl.where(window[0] <= 0, 0.0, dr)
+                    moved = moved + ((window[1:], terms[1:], passed[1:]),)  # noqa: RUF005
+                store = rounded(dr, grad_x.dtype.element_ty)
+                tl.store(grad_x + c * H * W + at + (q // SW * W + q % SW), store, mask=inputs[q] & keep)
+                sum += tl.where(inputs[q], dr, 0.0)
+            if sums is not None:
+                tl.store(sums + tl.program_id(0) * C + c, tl.sum(sum, 0), mask=keep)
+            if BETA != 0:
+                past = moved
+            c += 1
