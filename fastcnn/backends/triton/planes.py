@@ -72,23 +72,31 @@ def normalised(
 
 @triton.jit
 def relu_kernel(
-    x, bias, y, total, C, HW, RELU: tl.constexpr, V: tl.constexpr, B: tl.constexpr,
+    x, bias, y, N, C, HW, RELU: tl.constexpr, V: tl.constexpr, EACH: tl.constexpr, B: tl.constexpr
 ):  # fmt: skip
-    """y = max(x + bias, 0): V values a lane, of at most two channels (HW >= V), in one load and store."""
-    i = (tl.program_id(0) * B + tl.arange(0, B)) * V
-    at = i[:, None] + tl.arange(0, V)[None, :]
-    r = tl.load(x + at, mask=at < total, other=0).to(tl.float32)
+    """y = max(x + bias, 0). A lane has V values of at most two channels (HW >= V), in EACH images."""
+    i = tl.program_id(0) * B + tl.arange(0, B)
+    per_image = C * HW // V
+    e = tl.arange(0, V)[None, :]
     if bias is not None:
-        plane = i // HW
-        c = plane % C
-        rest = (plane + 1) * HW - i
-        this = tl.load(bias + c).to(tl.float32)
+        c = V * i // HW
+        add = tl.load(bias + c, mask=c < C)[:, None].to(tl.float32)
         if V > 1:
-            next = tl.load(bias + tl.where(c + 1 < C, c + 1, 0)).to(tl.float32)
-            r += tl.where(tl.arange(0, V)[None, :] < rest[:, None], this[:, None], next[:, None])
-        else:
-            r += this[:, None]
-    tl.store(y + at, rounded(rectified(r, RELU), y.dtype.element_ty), mask=at < total)
+            next = tl.load(bias + c + 1, mask=c + 1 < C)[:, None].to(tl.float32)
+            add = tl.where(V * i[:, None] + e < (c[:, None] + 1) * HW, add, next)
+    loaded = ()
+    for s in tl.static_range(EACH):
+        n = tl.program_id(1) * EACH + s
+        at = V * (n * per_image + i[:, None]) + e
+        loaded = loaded + (tl.load(x + at, mask=(i < per_image)[:, None] & (n < N)),)  # noqa: RUF005
+    for s in tl.static_range(EACH):
+        n = tl.program_id(1) * EACH + s
+        at = V * (n * per_image + i[:, None]) + e
+        r = loaded[s].to(tl.float32)
+        if bias is not None:
+            r += add
+        r = rounded(rectified(r, RELU), y.dtype.element_ty)
+        tl.store(y + at, r, mask=(i < per_image)[:, None] & (n < N))
 
 
 @triton.jit
@@ -105,7 +113,7 @@ def pooled(
     place = tl.full(at.shape, -1, tl.int32)
     b = channel_bias(bias, c, live)
     for i in tl.static_range(KH):
-        row = x + c * H * W + at + i * DH * W
+        row = x + (c * H + i * DH) * W + at
         for j in tl.static_range(KW):
             if CHECK:
                 inside = (h + i * DH >= 0) & (h + i * DH < H) & (w + j * DW >= 0) & (w + j * DW < W)
@@ -157,27 +165,31 @@ def forward_kernel(
         past = past + (v,)  # noqa: RUF005
     c = first
     while c < last:
-        for _ in tl.static_range(UNROLL):
-            j = c + (SIZE - 1) // 2
-            v, place = pooled(
+        loaded = ()  # of all UNROLL channels: loads do not pass stores
+        for s in tl.static_range(UNROLL):
+            j = c + s + (SIZE - 1) // 2
+            both = pooled(
                 x, at, bias, j, j < end, H, W, h, w, RELU, KH, KW, DH, DW, CHECK, offsets is not None
             )
+            loaded = loaded + (both,)  # noqa: RUF005
+        for s in tl.static_range(UNROLL):
+            j = c + s + (SIZE - 1) // 2
             if offsets is not None:
-                tl.store(offsets + j * OH * OW + to, place.to(tl.uint8), mask=mine & (j < last))
-            window = past + (v,)  # noqa: RUF005
-            keep = mine & (c < last)
+                tl.store(offsets + j * OH * OW + to, loaded[s][1].to(tl.uint8), mask=mine & (j < last))
+            window = past + (loaded[s][0],)  # noqa: RUF005
+            here = (c + s) * OH * OW + to
+            keep = mine & (c + s < last)
             if r is not None:
-                tl.store(r + c * OH * OW + to, rounded(window[SIZE // 2], r.dtype.element_ty), mask=keep)
+                tl.store(r + here, rounded(window[SIZE // 2], r.dtype.element_ty), mask=keep)
             o = normalised(window, SIZE, ALPHA, BETA, K, EXACT)
-            tl.store(y + c * OH * OW + to, rounded(o, y.dtype.element_ty), mask=keep)
+            tl.store(y + here, rounded(o, y.dtype.element_ty), mask=keep)
             past = window[1:]
-            c += 1
+        c += UNROLL
 
 
 @triton.jit
-def largest_of_row(o, next, PLACES: tl.constexpr):
-    """The maximum of three columns and which: two of this lane's, o [B, 2], and the next lane's first."""
-    a, b = tl.split(o)
+def largest_of_row(a, b, next, PLACES: tl.constexpr):
+    """The maximum of three columns and which: this lane's a and b, and the next lane's a."""
     best, place = a, tl.zeros(a.shape, tl.int32)
     if PLACES:
         best, place = larger(b, 1, best, place, True)
@@ -189,60 +201,77 @@ def largest_of_row(o, next, PLACES: tl.constexpr):
 
 
 @triton.jit
+def two_columns(x, at, right, W, live, ROWS: tl.constexpr):
+    """Two neighbouring values of each of ROWS rows, row by row; 0 where the channel is not live."""
+    loaded = ()
+    for q in tl.static_range(ROWS):
+        row = x + q * W + at
+        loaded = loaded + (tl.load(row, mask=live, other=0), tl.load(row + right, mask=live, other=0))  # noqa: RUF005
+    return loaded
+
+
+@triton.jit
 def lrn_pool_kernel(
     x, bias, y, r, offsets, total, C, H, W, OH, OW, GC, CHUNK,
     RELU: tl.constexpr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
-    ROWS: tl.constexpr, EXACT: tl.constexpr, B: tl.constexpr,
+    STRIP: tl.constexpr, EXACT: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """y = max over 3x3 windows two apart, all inside the map, of LRN(r), r = max(x + bias, 0).
 
-    One warp of B lanes. A lane owns two columns by 2 ROWS + 1 rows; a window's third column is the next lane's
-    first, by a shuffle, so the last lane only helps. total = N ceil(OH / ROWS) ceil(W / 2). The last strip of
-    rows is moved up to end with the map; outputs of two strips are the same bits.
+    One warp of B lanes. A lane owns two columns by 2 STRIP + 1 rows; a window's third column is the next lane's
+    first, by a shuffle, so the last lane only helps. total = N ceil(OH / STRIP) ceil(W / 2). The last strip of
+    rows is moved up to end with the map; what two strips store is the same.
     """
+    ROWS: tl.constexpr = 2 * STRIP + 1
     lane = tl.arange(0, B)
     next = tl.minimum(lane + 1, B - 1)
     i = tl.program_id(0) * (B - 1) + lane
     mine = (lane < B - 1) & (i < total)
     i = tl.minimum(i, total - 1)
-    pairs, strips = (W + 1) // 2, (OH + ROWS - 1) // ROWS
+    pairs, strips = (W + 1) // 2, (OH + STRIP - 1) // STRIP
     rest, ow = i // pairs, i % pairs
-    n, oh = rest // strips, tl.minimum(rest % strips * ROWS, OH - ROWS)
-    w = tl.minimum((2 * ow)[:, None] + tl.arange(0, 2)[None, :], W - 1)
-    at = ((n * C * H + 2 * oh) * W)[:, None] + w
+    n, oh = rest // strips, tl.minimum(rest % strips * STRIP, OH - STRIP)
+    at = (n * C * H + 2 * oh) * W + 2 * ow
+    right = tl.minimum(W - 1 - 2 * ow, 1)  # an odd width's last column is the lane's second, too
     to = (n * C * OH + oh) * OW + ow
     out = mine & (ow < OW)
     begin, end, first, last = chunk(GC, CHUNK)
     past = ()
-    for q in tl.static_range(2 * ROWS + 1):
-        before = ()
-        for s in tl.static_range(1 - SIZE, 0):
-            j = first + (SIZE - 1) // 2 + s
-            live = (j >= begin) & (j < end)
-            a = tl.load(x + j * H * W + at + q * W, mask=live, other=0)
-            before = before + (biased(a, channel_bias(bias, j, live), RELU),)  # noqa: RUF005
-        past = past + (before,)  # noqa: RUF005
+    for _ in tl.static_range(2 * ROWS):
+        past = past + ((),)  # noqa: RUF005
+    for s in tl.static_range(1 - SIZE, 0):
+        j = first + (SIZE - 1) // 2 + s
+        live = (j >= begin) & (j < end)
+        b = channel_bias(bias, j, live)
+        loaded = two_columns(x + j * H * W, at, right, W, live, ROWS)
+        longer = ()
+        for q in tl.static_range(2 * ROWS):
+            longer = longer + (past[q] + (biased(loaded[q], b, RELU),),)  # noqa: RUF005
+        past = longer
     c = first
     while c < last:
         for _ in tl.static_range(UNROLL):
             j = c + (SIZE - 1) // 2
-            b = channel_bias(bias, j, j < end)
-            loaded = ()
-            for q in tl.static_range(2 * ROWS + 1):
-                a = tl.load(x + j * H * W + at + q * W, mask=j < end, other=0)
-                loaded = loaded + (a,)  # noqa: RUF005
+            ahead = two_columns(x + j * H * W, at, right, W, j < end, ROWS)
+            add = channel_bias(bias, j, j < end)
+            keep = mine & (c < last)
             moved = ()
-            for q in tl.static_range(2 * ROWS + 1):
-                window = past[q] + (biased(loaded[q], b, RELU),)  # noqa: RUF005
-                moved = moved + (window[1:],)  # noqa: RUF005
-                if r is not None:
-                    keep = mine & (c < last)
-                    if q == 2 * ROWS:
-                        keep &= oh + ROWS == OH  # else it is the next strip's first
-                    own = rounded(window[SIZE // 2], r.dtype.element_ty)
-                    tl.store(r + c * H * W + at + q * W, own, mask=keep[:, None])
-                o = normalised(window, SIZE, ALPHA, BETA, K, EXACT)
-                v, place = largest_of_row(o, next, offsets is not None)
+            for q in tl.static_range(ROWS):
+                pair = ()
+                for k in tl.static_range(2 * q, 2 * q + 2):
+                    window = past[k] + (biased(ahead[k], add, RELU),)  # noqa: RUF005
+                    moved = moved + (window[1:],)  # noqa: RUF005
+                    pair = pair + (normalised(window, SIZE, ALPHA, BETA, K, EXACT),)  # noqa: RUF005
+                    if r is not None:
+                        # The last row is the next strip's first.
+                        kept = keep if q < ROWS - 1 else keep & (oh + STRIP == OH)
+                        own = rounded(window[SIZE // 2], r.dtype.element_ty)
+                        row = r + (c * H + q) * W + at
+                        if k % 2 == 0:
+                            tl.store(row, own, mask=kept)
+                        else:
+                            tl.store(row + right, own, mask=kept)
+                v, place = largest_of_row(pair[0], pair[1], next, offsets is not None)
                 if q % 2 == 1:
                     if offsets is not None:
                         best, best_at = larger(v, place + 3, best, best_at, True)
@@ -287,14 +316,17 @@ def given(
     gs = ()
     places = ()
     for t in tl.static_range(DOWN * ACROSS):
-        here = c * OH * OW + to - (t // ACROSS * OW + t % ACROSS)
+        row = (c * OH - t // ACROSS) * OW
         ok = windows[t] & live
-        g = tl.load(grad + here, mask=ok, other=0).to(tl.float32)
+        if offsets is None:
+            g = tl.load(grad + row + to, mask=ok, other=0).to(tl.float32)
+        else:  # where there is no window, its place is no input's
+            g = tl.load(grad + row + to - t % ACROSS, mask=ok).to(tl.float32)
+            place = tl.load(offsets + row + to - t % ACROSS, mask=ok, other=255).to(tl.int32)
+            places = places + (place,)  # noqa: RUF005
         if RELU:
-            g = tl.where(tl.load(r + here, mask=ok, other=0).to(tl.float32) <= 0, 0.0, g)
+            g = tl.where(tl.load(r + row + to - t % ACROSS, mask=ok, other=0).to(tl.float32) <= 0, 0.0, g)
         gs = gs + (g,)  # noqa: RUF005
-        if offsets is not None:
-            places = places + (tl.load(offsets + here, mask=ok, other=255).to(tl.int32),)  # noqa: RUF005
     if offsets is None:
         sums = gs
     else:
@@ -340,12 +372,12 @@ def backward_kernel(
     to = (n * C * OH + a) * OW + b
     inputs = ()
     for q in tl.static_range(SH * SW):
-        row, column = h + q // SW, w + q % SW
-        inputs = inputs + (mine & (row >= 0) & (row < H) & (column >= 0) & (column < W),)  # noqa: RUF005
+        y, x = h + q // SW, w + q % SW
+        inputs = inputs + (mine & (y >= 0) & (y < H) & (x >= 0) & (x < W),)  # noqa: RUF005
     windows = ()
     for t in tl.static_range(DOWN * ACROSS):
-        row, column = a - t // ACROSS, b - t % ACROSS
-        windows = windows + ((row >= 0) & (row < OH) & (column >= 0) & (column < OW),)  # noqa: RUF005
+        y, x = a - t // ACROSS, b - t % ACROSS
+        windows = windows + ((y >= 0) & (y < OH) & (x >= 0) & (x < OW),)  # noqa: RUF005
     begin, end, first, last = chunk(GC, CHUNK)
     zero = tl.zeros([B], tl.float32)
     past = ()  # of each input: r of SIZE - 1 channels, as many terms of the sum, and g d^-beta of BEFORE
@@ -355,7 +387,7 @@ def backward_kernel(
         for s in tl.static_range(1 - SIZE, 0):
             j = first + s
             live = (j >= begin) & (j < end)
-            v = tl.load(r + j * H * W + at + (q // SW * W + q % SW), mask=inputs[q] & live, other=0)
+            v = tl.load(r + (j * H + q // SW) * W + at + q % SW, mask=inputs[q] & live, other=0)
             before = before + (biased(v, channel_bias(bias, j, live), RELU),)  # noqa: RUF005
             zeros = zeros + (zero,)  # noqa: RUF005
         past = past + ((before, zeros, zeros[:BEFORE]),)  # noqa: RUF005
@@ -369,11 +401,10 @@ def backward_kernel(
             )  # fmt: skip
             loaded = ()
             if BETA != 0:
-                b = channel_bias(bias, j, j < end)
+                add = channel_bias(bias, j, j < end)
                 for q in tl.static_range(SH * SW):
-                    v = tl.load(
-                        r + j * H * W + at + (q // SW * W + q % SW), mask=inputs[q] & (j < end), other=0
-                    )
+                    row = r + (j * H + q // SW) * W + at
+                    v = tl.load(row + q % SW, mask=inputs[q] & (j < end), other=0)
                     loaded = loaded + (v,)  # noqa: RUF005
             keep = (c >= first) & (c < last)
             sum = zero
@@ -381,7 +412,7 @@ def backward_kernel(
             for q in tl.static_range(SH * SW):
                 dr = g[q]
                 if BETA != 0:
-                    window = past[q][0] + (biased(loaded[q], b, RELU),)  # noqa: RUF005
+                    window = past[q][0] + (biased(loaded[q], add, RELU),)  # noqa: RUF005
                     p, inverse = fast_power(denominator(window, SIZE, ALPHA, K), BETA, EXACT)
                     passed = past[q][2] + (g[q] * p,)  # noqa: RUF005
                     terms = past[q][1] + (g[q] * p * window[BEFORE] * inverse,)  # noqa: RUF005
@@ -392,11 +423,12 @@ def backward_kernel(
                     if RELU:
                         dr = tl.where(window[0] <= 0, 0.0, dr)
                     moved = moved + ((window[1:], terms[1:], passed[1:]),)  # noqa: RUF005
-                store = rounded(dr, grad_x.dtype.element_ty)
-                tl.store(grad_x + c * H * W + at + (q // SW * W + q % SW), store, mask=inputs[q] & keep)
-                sum += tl.where(inputs[q], dr, 0.0)
+                row = grad_x + (c * H + q // SW) * W + at
+                tl.store(row + q % SW, rounded(dr, grad_x.dtype.element_ty), mask=inputs[q] & keep)
+                sum += dr  # 0 outside the map, where no window has its maximum
             if sums is not None:
-                tl.store(sums + tl.program_id(0) * C + c, tl.sum(sum, 0), mask=keep)
+                sum = tl.sum(tl.where(mine, sum, 0.0), 0)
+                tl.store(sums + tl.program_id(0) * C + c, sum, mask=keep)
             if BETA != 0:
                 past = moved
             c += 1
