@@ -109,8 +109,7 @@ def pooled(
     CHECK: whether windows leave the map. Without PLACES values are compared as they came; bias and ReLU, which
     keep order, follow once. 0 where channel c is not live.
     """
-    best = tl.full(at.shape, OUTSIDE, tl.float32 if PLACES else x.dtype.element_ty)
-    place = tl.full(at.shape, -1, tl.int32)
+    best, place = tl.full(at.shape, OUTSIDE, tl.float32), tl.full(at.shape, -1, tl.int32)
     b = channel_bias(bias, c, live)
     for i in tl.static_range(KH):
         row = x + (c * H + i * DH) * W + at
@@ -432,3 +431,184 @@ def backward_kernel(
             if BETA != 0:
                 past = moved
             c += 1
+
+
+PROGRAMS = 4096  # of one warp each fill a large GPU; channels are divided where pixels make fewer
+LEAST_CHUNK = 8  # channels, beside a halo of SIZE - 1 or, backward, twice that
+INTERPRETED_LANES = 1024  # where each operation on a block costs as much as on a single value
+PIXEL = MaxPool(1)
+
+
+def takes(x: Tensor, stages: Stages, *others: Tensor | None) -> bool:
+    """Whether these kernels can run the stages on x (N, C, H, W), with the other tensors of the call."""
+    dense = all(t is None or (t.is_contiguous() and t.numel() < 2**31 - 2**20) for t in (x, *others))
+    lrn, pool = stages.lrn, stages.pool
+    return (
+        dense
+        and x.dtype in (torch.bfloat16, torch.float16, torch.float32)
+        and (
+            lrn is None
+            or (lrn.size <= 5 and lrn.beta in (0.5, 0.75, 1.0) and lrn.k > 1e-30 and lrn.alpha >= 0)
+        )
+        and (pool is None or (max(pool.pairs[0]) <= 5 and max(pool.pairs[1]) <= 3))
+    )
+
+
+def lanes(x: Tensor) -> int:
+    """Of a warp."""
+    return torch.cuda.get_device_properties(x.device).warp_size if x.is_cuda else INTERPRETED_LANES
+
+
+def walk(blocks: int, channels: int, groups: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """The grid of programs that walk down the channels, and what they are told of these."""
+    group = channels // groups
+    chunks = min(max(PROGRAMS // (blocks * groups), 1), triton.cdiv(group, LEAST_CHUNK))
+    size = triton.cdiv(triton.cdiv(group, chunks), UNROLL.value) * UNROLL.value
+    return (blocks, groups * triton.cdiv(group, size)), {"GC": group, "CHUNK": size, "num_warps": 1}
+
+
+def norm(lrn: LRN | None, x: Tensor) -> dict[str, Any]:
+    size, alpha, beta, k = (lrn.size, lrn.alpha, lrn.beta, lrn.k) if lrn else (1, 0.0, 0.0, 1.0)
+    return {
+        "SIZE": size, "ALPHA": float(alpha), "BETA": float(beta), "K": float(k),
+        "EXACT": x.dtype == torch.float32, "enable_fp_fusion": True,
+    }  # fmt: skip
+
+
+def window(pool: MaxPool | None) -> dict[str, int]:
+    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = (pool or PIXEL).pairs
+    return {"KH": kh, "KW": kw, "SH": sh, "SW": sw, "PH": ph, "PW": pw, "DH": dh, "DW": dw}
+
+
+def leaves_the_map(x: Tensor, y: Tensor, pool: MaxPool) -> bool:
+    """Whether a window has a place outside of x (N, C, H, W)."""
+    _, stride, padding, _ = pool.pairs
+    return any(
+        p > 0 or (out - 1) * s + extent > size
+        for out, s, p, extent, size in zip(
+            y.shape[2:], stride, padding, pool.extent, x.shape[2:], strict=True
+        )
+    )
+
+
+def forward(
+    x: Tensor, bias: Tensor | None, stages: Stages, y: Tensor, r: Tensor | None, offsets: Tensor | None
+) -> None:
+    """Fills y, and r and offsets unless None, from x (N, C, H, W) and bias (C,)."""
+    lrn, pool = stages.lrn, stages.pool
+    with on_device(x):
+        if lrn is None and pool is None:
+            _relu(x, bias, stages.relu, y)
+        elif lrn is None or pool is None or stages.pool_first:
+            _forward(x, bias, stages, y, r, offsets)
+        elif pool.pairs == ((3, 3), (2, 2), (0, 0), (1, 1)) and not leaves_the_map(x, y, pool):
+            if r is not None and x.shape[2] % 2 == 0:  # no window reaches the last row
+                _relu(x, bias, stages.relu, r)
+                r = None
+            _lrn_pool(x, bias, stages, y, r, offsets)
+        else:
+            o = torch.empty_like(x)
+            _forward(x, bias, Stages(stages.relu, lrn), o, r, None)
+            _forward(o, None, Stages(False, None, pool), y, None, offsets)
+
+
+def _relu(x: Tensor, bias: Tensor | None, relu: bool, y: Tensor) -> None:
+    n, c, h, w = x.shape
+    vector, each, block = 16 // x.element_size(), min(n, 4), 4 * lanes(x)
+    if h * w < vector or c * h * w % vector:
+        vector = 1
+    grid = triton.cdiv(c * h * w // vector, block), triton.cdiv(n, each)
+    relu_kernel[grid](
+        x, bias, y, n, c, h * w, RELU=relu, V=vector, EACH=each, B=block, num_warps=4, enable_fp_fusion=True
+    )
+
+
+def _maps(t: Tensor, pool: MaxPool | None) -> tuple[int, int]:
+    """Rows and columns; one row where there is no pooling, whose values may then be loaded as vectors."""
+    return (t.shape[2], t.shape[3]) if pool else (1, t.shape[2] * t.shape[3])
+
+
+def _forward(
+    x: Tensor, bias: Tensor | None, stages: Stages, y: Tensor, r: Tensor | None, offsets: Tensor | None
+) -> None:
+    pool, (n, c) = stages.pool, x.shape[:2]
+    size, out = _maps(x, pool), _maps(y, pool)
+    total, block = n * out[0] * out[1], lanes(x) if pool else 4 * lanes(x)
+    grid, channels = walk(triton.cdiv(total, block), c, stages.lrn.groups if stages.lrn else 1)
+    forward_kernel[grid](
+        x, bias, y, r, offsets, total, c, *size, *out, RELU=stages.relu, B=block,
+        CHECK=pool is not None and leaves_the_map(x, y, pool),
+        **window(pool), **norm(stages.lrn, x), **channels,
+    )  # fmt: skip
+
+
+def _lrn_pool(
+    x: Tensor, bias: Tensor | None, stages: Stages, y: Tensor, r: Tensor | None, offsets: Tensor | None
+) -> None:
+    assert stages.lrn is not None
+    n, c, h, w = x.shape
+    oh, ow = y.shape[2:]
+    strip = min(oh, 2 if r is not None else 3)  # more rows, more registers
+    total, block = n * triton.cdiv(oh, strip) * triton.cdiv(w, 2), lanes(x)
+    grid, channels = walk(triton.cdiv(total, block - 1), c, stages.lrn.groups)
+    lrn_pool_kernel[grid](
+        x, bias, y, r, offsets, total, c, h, w, oh, ow, RELU=stages.relu, STRIP=strip, B=block,
+        **norm(stages.lrn, x), **channels,
+    )  # fmt: skip
+
+
+def backward(
+    grad_y: Tensor,
+    r: Tensor | None,
+    bias: Tensor | None,
+    offsets: Tensor | None,
+    stages: Stages,
+    grad_x: Tensor,
+    need_bias: bool,
+) -> Tensor | None:
+    """Fills grad_x; returns the bias gradient (C,) in float32, if needed.
+
+    r: what :meth:`Stages.residual` names. bias: where r is the stages' input and the LRN's is to be made from
+    both.
+    """
+    lrn, pool, apart = stages.lrn, stages.pool, Stages(False, None, stages.pool)
+    with on_device(grad_x):
+        if lrn and pool and stages.pool_first:
+            grad = torch.empty_like(grad_y)
+            _backward(grad_y, r, None, None, Stages(stages.relu, lrn), grad, False)
+            return _backward(grad, None, None, offsets, apart, grad_x, need_bias)
+        if lrn and pool and not _few(pool):
+            grad = torch.empty_like(grad_x)
+            _backward(grad_y, None, None, offsets, apart, grad, False)
+            return _backward(grad, r, bias, None, Stages(stages.relu, lrn), grad_x, need_bias)
+        return _backward(grad_y, r, bias, offsets, stages, grad_x, need_bias)
+
+
+def _few(pool: MaxPool) -> bool:
+    """Whether inputs and windows of a lane are few enough for an LRN's registers beside them."""
+    (sh, sw), (rows, columns) = pool.pairs[1], pool.extent
+    return sh * sw <= 4 and ((rows - 1) // sh + 1) * ((columns - 1) // sw + 1) <= 4
+
+
+def _backward(
+    grad_y: Tensor,
+    r: Tensor | None,
+    bias: Tensor | None,
+    offsets: Tensor | None,
+    stages: Stages,
+    grad_x: Tensor,
+    need_bias: bool,
+) -> Tensor | None:
+    pool, (n, c) = stages.pool, grad_x.shape[:2]
+    (h, w), out = _maps(grad_x, pool), _maps(grad_y, pool)
+    (sh, sw), (ph, pw) = (pool or PIXEL).pairs[1:3]
+    total = n * triton.cdiv(h + ph, sh) * triton.cdiv(w + pw, sw)
+    block = lanes(grad_x) if pool else 4 * lanes(grad_x)
+    blocks = triton.cdiv(total, block)
+    grid, channels = walk(blocks, c, stages.lrn.groups if stages.lrn else 1)
+    sums = torch.empty(blocks, c, device=grad_x.device) if need_bias else None
+    backward_kernel[grid](
+        grad_y, r, bias, offsets, grad_x, sums, total, c, h, w, *out, RELU=stages.relu, B=block,
+        **window(pool), **norm(stages.lrn, grad_x), **channels,
+    )  # fmt: skip
+    return None if sums is None else sums.sum(0)
