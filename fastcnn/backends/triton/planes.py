@@ -433,7 +433,7 @@ def backward_kernel(
             c += 1
 
 
-PROGRAMS = 4096  # of one warp each fill a large GPU; channels are divided where pixels make fewer
+PROGRAMS = 2048  # one-warp programs: 16 on each multiprocessor of an H100; fewer blocks share out the channels
 LEAST_CHUNK = 8  # channels, beside a halo of SIZE - 1 or, backward, twice that
 INTERPRETED_LANES = 1024  # where each operation on a block costs as much as on a single value
 PIXEL = MaxPool(1)
@@ -462,7 +462,7 @@ def lanes(x: Tensor) -> int:
 def walk(blocks: int, channels: int, groups: int) -> tuple[tuple[int, int], dict[str, int]]:
     """The grid of programs that walk down the channels, and what they are told of these."""
     group = channels // groups
-    chunks = min(max(PROGRAMS // (blocks * groups), 1), triton.cdiv(group, LEAST_CHUNK))
+    chunks = min(triton.cdiv(PROGRAMS, blocks * groups), triton.cdiv(group, LEAST_CHUNK))
     size = triton.cdiv(triton.cdiv(group, chunks), UNROLL.value) * UNROLL.value
     return (blocks, groups * triton.cdiv(group, size)), {"GC": group, "CHUNK": size, "num_warps": 1}
 
