@@ -1,14 +1,4 @@
-"""Bias, ReLU, LRN and max pooling of contiguous NCHW tensors.
-
-A lane owns pixels of a map and walks down the channels. It keeps the channels of an LRN window in registers, so
-that each value is loaded once and each power computed once. Loops over channels are unrolled: moving the window
-by a channel then only renames registers, of which the state of a lane is a tuple.
-
-Constants of the kernels: NORM is (size, alpha / size, beta, k, whether values are float32), with beta 0 for no
-LRN; POOL is (height, width) of the kernel, stride, padding and dilation. size and out are (H, W) of x and y.
-"""
-# mypy: disable-error-code="assignment, var-annotated"  (tuples that grow)
-# ruff: noqa: RUF005  (Triton does not unpack tuples)
+"""Bias, ReLU, LRN and max pooling of contiguous NCHW tensors: which stages the kernels take, and launches."""
 
 from __future__ import annotations
 
@@ -16,428 +6,43 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from ...stages import LRN, MaxPool, Stages
 from .._launch import on_device
-from .formulas import NAN, fast_power, larger, rectified, rounded
+from .planes_kernels import UNROLL, backward_kernel, forward_kernel, lrn_pool_kernel, relu_kernel
 
-UNROLL = tl.constexpr(4)  # SIZE - 1 of the usual LRN
-OUTSIDE = tl.constexpr(float("-inf"))
-
-
-@triton.jit
-def channels(group, CHUNK):
-    """Bounds of this program's LRN group of channels, and of its chunk of the group."""
-    chunks = (group + CHUNK - 1) // CHUNK
-    i = tl.program_id(1)
-    begin = i // chunks * group
-    first = begin + i % chunks * CHUNK
-    return begin, begin + group, first, tl.minimum(first + CHUNK, begin + group)
-
-
-@triton.jit
-def channel_bias(bias, c, live):
-    """bias[c], 0 where channel c is not live; None if bias is."""
-    if bias is not None:
-        bias = tl.load(bias + c, mask=live, other=0).to(tl.float32)
-    return bias
-
-
-@triton.jit
-def biased(a, b, RELU: tl.constexpr):
-    """r = max(a + b, 0), in float32."""
-    r = a.to(tl.float32)
-    if b is not None:
-        r += b
-    return rectified(r, RELU)
-
-
-@triton.jit
-def powers(window, NORM: tl.constexpr):
-    """d^-beta and 1/d; d = k + alpha/size sum of r^2 over a window of channels."""
-    SIZE: tl.constexpr = NORM[0]
-    total = window[0] * window[0]
-    for s in tl.static_range(1, SIZE):
-        total += window[s] * window[s]
-    return fast_power(NORM[3] + NORM[1] * total, NORM[2], NORM[4])
-
-
-@triton.jit
-def normalised(window, NORM: tl.constexpr):
-    """o = r d^-beta, or r."""
-    o = window[NORM[0] // 2]
-    if NORM[2] != 0:
-        p, _ = powers(window, NORM)
-        o *= p
-    return o
-
-
-@triton.jit
-def relu_kernel(
-    x, bias, y, N, C, HW, RELU: tl.constexpr, V: tl.constexpr, EACH: tl.constexpr, B: tl.constexpr
-):  # fmt: skip
-    """y = max(x + bias, 0). A lane has V values, of at most two channels (V <= HW), in each of EACH images."""
-    i = tl.program_id(0) * B + tl.arange(0, B)
-    per_image = C * HW // V
-    e = tl.arange(0, V)[None, :]
-    add = None
-    if bias is not None:
-        c = V * i // HW
-        add = tl.load(bias + c, mask=c < C)[:, None].to(tl.float32)
-        if V > 1:
-            following = tl.load(bias + c + 1, mask=c + 1 < C)[:, None].to(tl.float32)
-            add = tl.where(V * i[:, None] + e < (c[:, None] + 1) * HW, add, following)
-    n = tl.program_id(1) * EACH
-    loaded = ()
-    for s in tl.static_range(EACH):
-        at = V * ((n + s) * per_image + i[:, None]) + e
-        loaded = loaded + (tl.load(x + at, mask=(i < per_image)[:, None] & (n + s < N)),)
-    for s in tl.static_range(EACH):
-        at = V * ((n + s) * per_image + i[:, None]) + e
-        r = rounded(biased(loaded[s], add, RELU), y.dtype.element_ty)
-        tl.store(y + at, r, mask=(i < per_image)[:, None] & (n + s < N))
-
-
-@triton.jit
-def window_max(
-    x, at, mine, bias, c, live, size, h, w, RELU: tl.constexpr, POOL: tl.constexpr, CHECK: tl.constexpr,
-    ARGMAX: tl.constexpr,
-):  # fmt: skip
-    """The maximum of max(x + bias, 0) over the window whose first place is (h, w), and its place in the window.
-
-    CHECK: whether windows leave the map. Without ARGMAX, values are compared as they came; bias and ReLU, which
-    keep order, follow once. 0 where channel c is not live.
-    """
-    HEIGHT: tl.constexpr = POOL[0]
-    WIDTH: tl.constexpr = POOL[1]
-    best, place = tl.full(at.shape, OUTSIDE, tl.float32), tl.full(at.shape, -1, tl.int32)
-    b = channel_bias(bias, c, live)
-    for i in tl.static_range(HEIGHT):
-        row = x + (c * size[0] + i * POOL[6]) * size[1] + at
-        for j in tl.static_range(WIDTH):
-            inside = mine
-            if CHECK:
-                inside &= (h + i * POOL[6] >= 0) & (h + i * POOL[6] < size[0])
-                inside &= (w + j * POOL[7] >= 0) & (w + j * POOL[7] < size[1])
-            a = tl.load(row + j * POOL[7], mask=inside & live, other=OUTSIDE if CHECK else 0)
-            if ARGMAX:
-                best, place = larger(
-                    biased(a, b, RELU), i * WIDTH + j, best, place, inside if CHECK else True
-                )
-            else:
-                best = a if i + j == 0 else tl.maximum(best, a, propagate_nan=NAN)
-    if not ARGMAX:
-        best = biased(best, b, RELU)
-    if CHECK:
-        best = tl.where(live, best, 0.0)
-    return best, place
-
-
-@triton.jit
-def forward_kernel(
-    x, bias, y, r, offsets, total, C, size, out, group, CHUNK, RELU: tl.constexpr, NORM: tl.constexpr,
-    POOL: tl.constexpr, CHECK: tl.constexpr, B: tl.constexpr,
-):  # fmt: skip
-    """y = LRN(r), r = max over a window of max(x + bias, 0); a window of one place: no pooling.
-
-    A lane owns pixels of the output; total = N OH OW.
-    """
-    ARGMAX: tl.constexpr = offsets is not None
-    AFTER: tl.constexpr = NORM[0] - 1 - NORM[0] // 2
-    i = tl.program_id(0) * B + tl.arange(0, B)
-    mine = i < total
-    row, ow = i // out[1], i % out[1]
-    n, oh = row // out[0], row % out[0]
-    h, w = oh * POOL[2] - POOL[4], ow * POOL[3] - POOL[5]
-    at = (n * C * size[0] + h) * size[1] + w
-    to = (n * C * out[0] + oh) * out[1] + ow
-    begin, end, first, last = channels(group, CHUNK)
-    past = ()
-    for s in tl.static_range(1 - NORM[0], 0):
-        j = first + AFTER + s
-        v, place = window_max(
-            x, at, mine, bias, j, (j >= begin) & (j < end), size, h, w, RELU, POOL, CHECK, ARGMAX
-        )
-        past = past + (v,)
-        if ARGMAX:
-            keep = mine & (j >= first) & (j < last)
-            tl.store(offsets + j * out[0] * out[1] + to, place.to(tl.uint8), mask=keep)
-    c = first
-    while c < last:
-        loaded = ()  # of all UNROLL channels before the stores, which later loads could not pass
-        for s in tl.static_range(UNROLL):
-            j = c + s + AFTER
-            both = window_max(x, at, mine, bias, j, j < end, size, h, w, RELU, POOL, CHECK, ARGMAX)
-            loaded = loaded + (both,)
-        for s in tl.static_range(UNROLL):
-            j = c + s + AFTER
-            if ARGMAX:
-                stored = loaded[s][1].to(tl.uint8)
-                tl.store(offsets + j * out[0] * out[1] + to, stored, mask=mine & (j < last))
-            window = past + (loaded[s][0],)
-            past = window[1:]
-            here = (c + s) * out[0] * out[1] + to
-            keep = mine & (c + s < last)
-            if r is not None:
-                tl.store(r + here, rounded(window[NORM[0] // 2], r.dtype.element_ty), mask=keep)
-            tl.store(y + here, rounded(normalised(window, NORM), y.dtype.element_ty), mask=keep)
-        c += UNROLL
-
-
-@triton.jit
-def max_of_three(a, b, c, STEP: tl.constexpr, ARGMAX: tl.constexpr):
-    """The maximum of three (value, place), whose places are STEP apart, and its place."""
-    best, place = a
-    if ARGMAX:
-        best, place = larger(b[0], b[1] + STEP, best, place, True)
-        best, place = larger(c[0], c[1] + 2 * STEP, best, place, True)
-    else:
-        best = tl.maximum(tl.maximum(best, b[0], propagate_nan=NAN), c[0], propagate_nan=NAN)
-    return best, place
-
-
-@triton.jit
-def two_columns(x, at, right, W, live, ROWS: tl.constexpr):
-    """Two neighbouring values of each of ROWS rows, row by row; 0 where the channel is not live."""
-    loaded = ()
-    for q in tl.static_range(ROWS):
-        row = x + q * W + at
-        loaded = loaded + (tl.load(row, mask=live, other=0), tl.load(row + right, mask=live, other=0))
-    return loaded
-
-
-@triton.jit
-def lrn_pool_kernel(
-    x, bias, y, r, offsets, total, C, size, out, group, CHUNK, RELU: tl.constexpr, NORM: tl.constexpr,
-    STRIP: tl.constexpr, B: tl.constexpr,
-):  # fmt: skip
-    """y = max over 3x3 windows two apart, all inside the map, of LRN(r), r = max(x + bias, 0).
-
-    A lane owns two columns of 2 STRIP + 1 rows. The third column of a window is the next lane's first, by a
-    shuffle in the one warp of B lanes, of which the last only helps. total = N ceil(OH / STRIP) ceil(W / 2).
-    The last strip of rows ends with the map; where it overlaps another, both store the same.
-    """
-    ARGMAX: tl.constexpr = offsets is not None
-    AFTER: tl.constexpr = NORM[0] - 1 - NORM[0] // 2
-    ROWS: tl.constexpr = 2 * STRIP + 1
-    lane = tl.arange(0, B)
-    neighbour = tl.minimum(lane + 1, B - 1)
-    i = tl.program_id(0) * (B - 1) + lane
-    mine = (lane < B - 1) & (i < total)
-    i = tl.minimum(i, total - 1)
-    pairs, strips = (size[1] + 1) // 2, (out[0] + STRIP - 1) // STRIP
-    strip, ow = i // pairs, i % pairs
-    n, oh = strip // strips, tl.minimum(strip % strips * STRIP, out[0] - STRIP)
-    at = (n * C * size[0] + 2 * oh) * size[1] + 2 * ow
-    right = tl.minimum(size[1] - 1 - 2 * ow, 1)  # 0 where an odd width ends
-    to = (n * C * out[0] + oh) * out[1] + ow
-    begin, end, first, last = channels(group, CHUNK)
-    past = ()
-    for _ in tl.static_range(2 * ROWS):
-        past = past + ((),)
-    for s in tl.static_range(1 - NORM[0], 0):
-        j = first + AFTER + s
-        live = (j >= begin) & (j < end)
-        b = channel_bias(bias, j, live)
-        loaded = two_columns(x + j * size[0] * size[1], at, right, size[1], live, ROWS)
-        longer = ()
-        for q in tl.static_range(2 * ROWS):
-            longer = longer + (past[q] + (biased(loaded[q], b, RELU),),)
-        past = longer
-    c = first
-    while c < last:
-        for _ in tl.static_range(UNROLL):
-            j = c + AFTER
-            add = channel_bias(bias, j, j < end)
-            ahead = two_columns(x + j * size[0] * size[1], at, right, size[1], j < end, ROWS)
-            keep = mine & (c < last)
-            o = ()
-            moved = ()
-            for q in tl.static_range(2 * ROWS):
-                window = past[q] + (biased(ahead[q], add, RELU),)
-                moved = moved + (window[1:],)
-                o = o + (normalised(window, NORM),)
-                if r is not None:
-                    own = rounded(window[NORM[0] // 2], r.dtype.element_ty)
-                    row = r + (c * size[0] + q // 2) * size[1] + at
-                    tl.store(row if q % 2 == 0 else row + right, own, mask=keep)
-            rows = ()
-            for q in tl.static_range(ROWS):
-                third = tl.gather(o[2 * q], neighbour, 0)
-                rows = rows + (max_of_three((o[2 * q], 0), (o[2 * q + 1], 0), (third, 0), 1, ARGMAX),)
-            for q in tl.static_range(STRIP):
-                best, place = max_of_three(rows[2 * q], rows[2 * q + 1], rows[2 * q + 2], 3, ARGMAX)
-                here = (c * out[0] + q) * out[1] + to
-                tl.store(y + here, rounded(best, y.dtype.element_ty), mask=keep & (ow < out[1]))
-                if ARGMAX:
-                    tl.store(offsets + here, place.to(tl.uint8), mask=keep & (ow < out[1]))
-            past = moved
-            c += 1
-
-
-@triton.jit
-def added(sum, g, place, DOWN: tl.constexpr, ACROSS: tl.constexpr, POOL: tl.constexpr):
-    """Sum plus g, where the maximum was DOWN rows and ACROSS columns into the window."""
-    i = DOWN // POOL[6]
-    j = ACROSS // POOL[7]
-    if DOWN % POOL[6] == 0 and ACROSS % POOL[7] == 0 and i < POOL[0] and j < POOL[1]:
-        sum += tl.where(place == i * POOL[1] + j, g, 0.0)
-    return sum
-
-
-@triton.jit
-def unpooled(grad, y, offsets, c, live, to, windows, out, RELU: tl.constexpr, POOL: tl.constexpr):
-    """The gradients at a lane's inputs: of the windows with their maximum there. RELU: 0 from where y <= 0."""
-    ACROSS: tl.constexpr = (POOL[1] - 1) * POOL[7] // POOL[3] + 1
-    loaded = ()
-    places = ()
-    for t in tl.static_range(len(windows)):
-        row = (c * out[0] - t // ACROSS) * out[1]
-        ok = windows[t] & live
-        if offsets is None:
-            g = tl.load(grad + row + to, mask=ok, other=0).to(tl.float32)
-        else:  # where there is no window, its place is no input's
-            g = tl.load(grad + row + to - t % ACROSS, mask=ok).to(tl.float32)
-            place = tl.load(offsets + row + to - t % ACROSS, mask=ok, other=255).to(tl.int32)
-            places = places + (place,)
-        if RELU:
-            g = tl.where(tl.load(y + row + to - t % ACROSS, mask=ok, other=0).to(tl.float32) <= 0, 0.0, g)
-        loaded = loaded + (g,)
-    gathered = ()
-    for q in tl.static_range(POOL[2] * POOL[3]):
-        if offsets is None:
-            sum = loaded[q]
-        else:
-            sum = tl.zeros(to.shape, tl.float32)
-            for t in tl.static_range(len(windows)):
-                down = q // POOL[3] + t // ACROSS * POOL[2]
-                sum = added(sum, loaded[t], places[t], down, q % POOL[3] + t % ACROSS * POOL[3], POOL)
-        gathered = gathered + (sum,)
-    return gathered
-
-
-@triton.jit
-def backward_kernel(
-    grad, r, bias, offsets, grad_x, sums, total, C, size, out, group, CHUNK, RELU: tl.constexpr,
-    NORM: tl.constexpr, POOL: tl.constexpr, B: tl.constexpr,
-):  # fmt: skip
-    """The gradient at x from that at y = pool(LRN(r)), r = max(x + bias, 0), where any stage may be missing.
-
-    With g the gradient at the LRN's output, gathered from the windows with their maximum there:
-    dr[i] = g[i] d[i]^-beta - 2 alpha beta/size r[i] sum of g[j] r[j] d[j]^-beta / d[j], over the j whose
-    window of channels holds i; 0 where r[i] <= 0. Without LRN, r is y.
-
-    A lane owns as many inputs as a stride has places: the same windows reach into them, and no gradient is
-    scattered. total is the number of such lanes. sums: [programs, C] float32, shares of the bias gradient.
-    """
-    SIZE: tl.constexpr = NORM[0]
-    BEFORE: tl.constexpr = SIZE // 2
-    ROWS: tl.constexpr = (POOL[0] - 1) * POOL[6] // POOL[2] + 1
-    COLUMNS: tl.constexpr = (POOL[1] - 1) * POOL[7] // POOL[3] + 1
-    INPUTS: tl.constexpr = POOL[2] * POOL[3]
-    i = tl.program_id(0) * B + tl.arange(0, B)
-    mine = i < total
-    across = (size[1] + POOL[5] + POOL[3] - 1) // POOL[3]
-    down = (size[0] + POOL[4] + POOL[2] - 1) // POOL[2]
-    row, ow = i // across, i % across
-    n, oh = row // down, row % down
-    h, w = oh * POOL[2] - POOL[4], ow * POOL[3] - POOL[5]
-    at = (n * C * size[0] + h) * size[1] + w
-    to = (n * C * out[0] + oh) * out[1] + ow
-    inputs = ()
-    for q in tl.static_range(INPUTS):
-        top, left = h + q // POOL[3], w + q % POOL[3]
-        inputs = inputs + (mine & (top >= 0) & (top < size[0]) & (left >= 0) & (left < size[1]),)
-    windows = ()
-    for t in tl.static_range(ROWS * COLUMNS):
-        top, left = oh - t // COLUMNS, ow - t % COLUMNS
-        windows = windows + (mine & (top >= 0) & (top < out[0]) & (left >= 0) & (left < out[1]),)
-    begin, end, first, last = channels(group, CHUNK)
-    zero = tl.zeros([B], tl.float32)
-    past = ()  # of each input: r, the terms of the sum, and g d^-beta, of the channels before
-    for q in tl.static_range(INPUTS):
-        before = ()
-        zeros = ()
-        for s in tl.static_range(1 - SIZE, 0):
-            j = first + s
-            live = (j >= begin) & (j < end)
-            v = tl.load(
-                r + (j * size[0] + q // POOL[3]) * size[1] + at + q % POOL[3], mask=inputs[q] & live, other=0
-            )
-            before = before + (biased(v, channel_bias(bias, j, live), RELU),)
-            zeros = zeros + (zero,)
-        past = past + ((before, zeros, zeros[:BEFORE]),)
-    c = first - (SIZE - 1)
-    while c < last:
-        for _ in tl.static_range(UNROLL):
-            m, j = c + BEFORE, c + (SIZE - 1)
-            live = (m >= begin) & (m < end)
-            g = unpooled(grad, r, offsets, m, live, to, windows, out, RELU and NORM[2] == 0, POOL)
-            loaded = ()
-            if NORM[2] != 0:
-                add = channel_bias(bias, j, j < end)
-                for q in tl.static_range(INPUTS):
-                    place = r + (j * size[0] + q // POOL[3]) * size[1] + at
-                    v = tl.load(place + q % POOL[3], mask=inputs[q] & (j < end), other=0)
-                    loaded = loaded + (v,)
-            keep = (c >= first) & (c < last)
-            sum = zero
-            moved = ()
-            for q in tl.static_range(INPUTS):
-                dr = g[q]
-                if NORM[2] != 0:
-                    window = past[q][0] + (biased(loaded[q], add, RELU),)
-                    p, inverse = powers(window, NORM)
-                    terms = past[q][1] + (g[q] * p * window[BEFORE] * inverse,)
-                    passed = past[q][2] + (g[q] * p,)
-                    moved = moved + ((window[1:], terms[1:], passed[1:]),)
-                    seen = terms[0]
-                    for s in tl.static_range(1, SIZE):
-                        seen += terms[s]
-                    dr = passed[0] - 2 * NORM[1] * NORM[2] * window[0] * seen
-                    if RELU:
-                        dr = tl.where(window[0] <= 0, 0.0, dr)
-                place = grad_x + (c * size[0] + q // POOL[3]) * size[1] + at
-                tl.store(place + q % POOL[3], rounded(dr, grad_x.dtype.element_ty), mask=inputs[q] & keep)
-                sum += dr  # 0 outside the map, where no window has its maximum
-            if sums is not None:
-                tl.store(sums + tl.program_id(0) * C + c, tl.sum(sum, 0), mask=keep)
-            if NORM[2] != 0:
-                past = moved
-            c += 1
-
-
-# One-warp programs: 16 a multiprocessor of an H100. Where pixels make fewer, channels are divided, too.
-PROGRAMS = 2048
-LEAST_CHUNK = 8  # channels, beside a halo of SIZE - 1 or, backward, twice that
-EACH_LANE = 4  # pixels without pooling; in one vector where Triton knows H W to be divisible by 16
-INTERPRETED_LANES = 1024  # where each operation on a block costs as much as on a single value
+# Two waves of 16 one-warp programs on each multiprocessor of an H100. Channels are split to make as many.
+PROGRAMS = 4096
+LEAST_CHUNK = 8  # channels, beside a halo of SIZE - 1, or of twice that in backward
+EACH_LANE = 4  # pixels without pooling; loaded as a vector where Triton knows H W to be divisible by 16
+INTERPRETED_LANES = 1024  # the interpreter's time is per operation, whatever the size of the block
 
 
 def takes(x: Tensor, stages: Stages, *others: Tensor | None) -> bool:
-    """Whether these kernels run the stages on x (N, C, H, W), with the other maps of the call."""
+    """Returns whether these kernels can run the stages on x (N, C, H, W), given the call's other maps."""
     lrn, pool = stages.lrn, stages.pool
     return (
         x.dtype in (torch.bfloat16, torch.float16, torch.float32)
-        and all(t is None or (t.is_contiguous() and t.numel() < 2**31 - 2**20) for t in (x, *others))
+        and max(x.shape[:2]) < 2**16  # of a grid's second axis
+        and all(t is None or (t.is_contiguous() and 0 < t.numel() < 2**31 - 2**20) for t in (x, *others))
         and (lrn is None or _takes_lrn(lrn))
         and (pool is None or (max(pool.pairs[0]) <= 5 and max(pool.pairs[1]) <= 3))
     )
 
 
 def _takes_lrn(lrn: LRN) -> bool:
-    """Whether fast_power has its beta and normal denominators, and registers its window."""
+    """Returns whether fast_power has this beta, denominators are normal and the window fits in registers."""
     return lrn.beta in (0.5, 0.75, 1.0) and lrn.k > 1e-30 and lrn.alpha >= 0 and lrn.size <= 5
 
 
 def _warp(x: Tensor) -> int:
+    """Returns the lanes of a warp."""
     return torch.cuda.get_device_properties(x.device).warp_size if x.is_cuda else INTERPRETED_LANES
 
 
 def _walk(blocks: int, channels: int, lrn: LRN | None) -> tuple[tuple[int, int], dict[str, int]]:
-    """The grid of programs that walk down the channels, and how the kernel is told of these."""
+    """Returns the grid of programs that walk down the channels, and the kernels' arguments for it."""
     groups = lrn.groups if lrn else 1
     group = channels // groups
     chunks = min(triton.cdiv(PROGRAMS, blocks * groups), triton.cdiv(group, LEAST_CHUNK))
@@ -452,21 +57,21 @@ def _constants(x: Tensor, stages: Stages) -> dict[str, Any]:
         if lrn
         else (1, 0.0, 0.0, 1.0, single)
     )
-    return {"RELU": stages.relu, "NORM": norm, "enable_fp_fusion": True}
+    return {"RELU": bool(stages.relu), "NORM": norm, "enable_fp_fusion": True}
 
 
 def _places(t: Tensor, pool: MaxPool | None) -> tuple[int, int]:
-    """(H, W); or, without pooling, a single row of all, so that vectors may reach over the ends of rows."""
+    """Returns (H, W); without pooling as a single row, so that vectors may cross the ends of rows."""
     return (t.shape[2], t.shape[3]) if pool else (1, t.shape[2] * t.shape[3])
 
 
 def _lanes(x: Tensor, pool: MaxPool | None) -> dict[str, Any]:
-    """Lanes of a program, and the pooling."""
+    """Returns the lanes of a program and the constants of the pooling."""
     return {"B": _warp(x) * (1 if pool else EACH_LANE), "POOL": sum((pool or MaxPool(1)).pairs, ())}
 
 
 def leaves_the_map(x: Tensor, y: Tensor, pool: MaxPool) -> bool:
-    """Whether a window has a place outside of x (N, C, H, W)."""
+    """Returns whether a window has a place outside of x (N, C, H, W)."""
     _, stride, padding, _ = pool.pairs
     return any(
         padding[d] > 0 or (y.shape[2 + d] - 1) * stride[d] + pool.extent[d] > x.shape[2 + d] for d in (0, 1)
@@ -500,7 +105,18 @@ def _relu(x: Tensor, bias: Tensor | None, relu: bool, y: Tensor) -> None:
     if h * w < vector or c * h * w % vector:
         vector = 1
     relu_kernel[triton.cdiv(c * h * w // vector, block), triton.cdiv(n, each)](
-        x, bias, y, n, c, h * w, RELU=relu, V=vector, EACH=each, B=block, num_warps=4, enable_fp_fusion=True
+        x,
+        bias,
+        y,
+        n,
+        c,
+        h * w,
+        RELU=bool(relu),
+        V=vector,
+        EACH=each,
+        B=block,
+        num_warps=4,
+        enable_fp_fusion=True,
     )
 
 
@@ -522,7 +138,7 @@ def _lrn_pool(
     x: Tensor, bias: Tensor | None, stages: Stages, y: Tensor, r: Tensor | None, offsets: Tensor | None
 ) -> None:
     (n, c, _, w), rows, block = x.shape, y.shape[2], _warp(x)
-    strip = min(rows, 2 if r is not None else 3)  # of 3 with r, 168 registers
+    strip = min(rows, 3 if r is None else 2)  # 3 with r: 12 warps a multiprocessor
     total = n * triton.cdiv(rows, strip) * triton.cdiv(w, 2)
     grid, channels = _walk(triton.cdiv(total, block - 1), c, stages.lrn)
     lrn_pool_kernel[grid](
@@ -540,10 +156,10 @@ def backward(
     grad_x: Tensor,
     need_bias: bool,
 ) -> Tensor | None:
-    """Fills grad_x; returns the bias gradient (C,) in float32, if needed.
+    """Fills grad_x; returns the bias gradient (C,) in float32, or None.
 
-    r: what :meth:`Stages.residual` names. bias: where r is the stages' input and the LRN's is to be made from
-    both.
+    r: the tensor that :meth:`Stages.residual` names. bias: given where r is the stages' input; the LRN's input
+    is then made from both.
     """
     lrn, pool, apart = stages.lrn, stages.pool, Stages(False, None, stages.pool)
     with on_device(grad_x):
@@ -559,7 +175,7 @@ def backward(
 
 
 def _few(pool: MaxPool) -> bool:
-    """Whether a lane's inputs and windows leave registers for an LRN."""
+    """Returns whether a lane has so few inputs and windows that an LRN's state fits beside them."""
     (sh, sw), (rows, columns) = pool.pairs[1], pool.extent
     return sh * sw <= 4 and ((rows - 1) // sh + 1) * ((columns - 1) // sw + 1) <= 4
 
