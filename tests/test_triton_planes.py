@@ -33,8 +33,9 @@ CASES = {  # stages, shape
     "pool 3/2, padded": (Stages(pool=MaxPool(3, 2, 1)), (2, 3, 8, 9)),
     "pool 3/2, ceil": (Stages(False, pool=MaxPool(3, 2, ceil_mode=True)), (2, 3, 8, 6)),
     "pool 2/2": (Stages(pool=MaxPool(2)), (2, 3, 5, 6)),
-    "pool 3/1, dilated": (Stages(pool=MaxPool(3, 1, 1, 2)), (1, 3, 7, 8)),
-    "pool, more than the map": (Stages(pool=MaxPool(4, 3, 2, 3)), (1, 2, 6, 7)),
+    "pool 3/1, dilated": (Stages(pool=MaxPool(3, 1, 0, 2)), (1, 3, 7, 8)),
+    "pool 2/3, dilated, ceil": (Stages(pool=MaxPool(2, 3, 0, 3, True)), (1, 2, 9, 8)),
+    "pool 5/2, padded": (Stages(pool=MaxPool(5, 2, 2)), (1, 2, 4, 5)),
     "pool (2, 3)/(3, 1)": (Stages(pool=MaxPool((2, 3), (3, 1), (1, 0))), (1, 3, 8, 7)),
     "lrn, pool 3/2": (Stages(lrn=LRN(5, 0.5, k=2.0), pool=ALEXNET), (1, 13, 7, 9)),
     "lrn, pool 3/2, groups, even": (Stages(lrn=GROUPED, pool=ALEXNET), (2, 10, 8, 6)),
@@ -154,4 +155,4 @@ def test_what_has_another_layout_or_option_is_left():
     assert not planes.takes(x.double(), lrn_pool)
     others = (Stages(lrn=lrn) for lrn in (LRN(7), LRN(5, beta=0.6), LRN(5, k=0.0), LRN(5, alpha=-1.0)))
     assert not any(planes.takes(x, stages) for stages in others)
-    assert not any(planes.takes(x, Stages(pool=MaxPool(*p))) for p in ((7, 2), (4, 4)))
+    assert not any(planes.takes(x, Stages(pool=MaxPool(*p))) for p in ((7, 2), (4, 4), (3, 1, 1, 2)))

@@ -17,6 +17,7 @@ PROGRAMS = 4096
 LEAST_CHUNK = 8  # channels, beside a halo of SIZE - 1, or of twice that in backward
 EACH_LANE = 4  # pixels without pooling; loaded as a vector where Triton knows H W to be divisible by 16
 INTERPRETED_LANES = 1024  # the interpreter's time is per operation, whatever the size of the block
+PIXEL = MaxPool(1)
 
 
 def takes(x: Tensor, stages: Stages, *others: Tensor | None) -> bool:
@@ -27,13 +28,19 @@ def takes(x: Tensor, stages: Stages, *others: Tensor | None) -> bool:
         and max(x.shape[:2]) < 2**16  # of a grid's second axis
         and all(t is None or (t.is_contiguous() and 0 < t.numel() < 2**31 - 2**20) for t in (x, *others))
         and (lrn is None or _takes_lrn(lrn))
-        and (pool is None or (max(pool.pairs[0]) <= 5 and max(pool.pairs[1]) <= 3))
+        and (pool is None or _takes_pool(pool))
     )
 
 
 def _takes_lrn(lrn: LRN) -> bool:
     """Returns whether fast_power has this beta, denominators are normal and the window fits in registers."""
     return lrn.beta in (0.5, 0.75, 1.0) and lrn.k > 1e-30 and lrn.alpha >= 0 and lrn.size <= 5
+
+
+def _takes_pool(pool: MaxPool) -> bool:
+    """Returns whether windows and strides are small, and every window has a place inside the map."""
+    kernel, stride, padding, dilation = pool.pairs
+    return max(kernel) <= 5 and max(stride) <= 3 and (max(dilation) == 1 or max(padding) == 0)
 
 
 def _warp(x: Tensor) -> int:
@@ -67,7 +74,7 @@ def _places(t: Tensor, pool: MaxPool | None) -> tuple[int, int]:
 
 def _lanes(x: Tensor, pool: MaxPool | None) -> dict[str, Any]:
     """Returns the lanes of a program and the constants of the pooling."""
-    return {"B": _warp(x) * (1 if pool else EACH_LANE), "POOL": sum((pool or MaxPool(1)).pairs, ())}
+    return {"B": _warp(x) * (1 if pool else EACH_LANE), "POOL": sum((pool or PIXEL).pairs, ())}
 
 
 def leaves_the_map(x: Tensor, y: Tensor, pool: MaxPool) -> bool:
@@ -158,8 +165,8 @@ def backward(
 ) -> Tensor | None:
     """Fills grad_x; returns the bias gradient (C,) in float32, or None.
 
-    r: the tensor that :meth:`Stages.residual` names. bias: given where r is the stages' input; the LRN's input
-    is then made from both.
+    r: the tensor that :meth:`Stages.residual` names. bias: given where r is the stages' input, from which and
+    the bias the LRN's input is made again.
     """
     lrn, pool, apart = stages.lrn, stages.pool, Stages(False, None, stages.pool)
     with on_device(grad_x):

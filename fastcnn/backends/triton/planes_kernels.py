@@ -257,7 +257,9 @@ def lrn_pool_kernel(
                 if r is not None:
                     own = rounded(window[NORM[0] // 2], r.dtype.element_ty)
                     row = r + (c * size[0] + q // 2) * size[1] + at
-                    tl.store(row if q % 2 == 0 else row + right, own, mask=keep)
+                    shared = q // 2 == ROWS - 1  # the next strip's first row
+                    kept = keep & (oh + STRIP == out[0]) if shared else keep
+                    tl.store(row if q % 2 == 0 else row + right, own, mask=kept)
             rows = ()
             for q in tl.static_range(ROWS):
                 third = tl.gather(o[2 * q], neighbour, 0)
