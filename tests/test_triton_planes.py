@@ -35,6 +35,7 @@ CASES = {  # stages, shape
     "pool 2/2": (Stages(pool=MaxPool(2)), (2, 3, 5, 6)),
     "pool 3/1, dilated": (Stages(pool=MaxPool(3, 1, 0, 2)), (1, 3, 7, 8)),
     "pool 2/3, dilated, ceil": (Stages(pool=MaxPool(2, 3, 0, 3, True)), (1, 2, 9, 8)),
+    "pool 2/3": (Stages(pool=MaxPool(2, 3)), (1, 2, 9, 8)),
     "pool 5/2, padded": (Stages(pool=MaxPool(5, 2, 2)), (1, 2, 4, 5)),
     "pool (2, 3)/(3, 1)": (Stages(pool=MaxPool((2, 3), (3, 1), (1, 0))), (1, 3, 8, 7)),
     "lrn, pool 3/2": (Stages(lrn=LRN(5, 0.5, k=2.0), pool=ALEXNET), (1, 13, 7, 9)),

@@ -275,12 +275,26 @@ def lrn_pool_kernel(
 
 
 @triton.jit
-def added(sum, g, place, DOWN: tl.constexpr, ACROSS: tl.constexpr, POOL: tl.constexpr):
-    """Returns sum, plus g where the maximum was DOWN rows and ACROSS columns into the window."""
-    i = DOWN // POOL[6]
-    j = ACROSS // POOL[7]
-    if DOWN % POOL[6] == 0 and ACROSS % POOL[7] == 0 and i < POOL[0] and j < POOL[1]:
-        sum += tl.where(place == i * POOL[1] + j, g, 0.0)
+def plus(sum, term):
+    """Returns sum + term; term where there is no sum yet: adding it to a zero is an instruction, too."""
+    if sum is not None:
+        term += sum
+    return term
+
+
+@triton.jit
+def added(
+    sum, g, place, DOWN: tl.constexpr, ACROSS: tl.constexpr, T: tl.constexpr, U: tl.constexpr,
+    POOL: tl.constexpr,
+):  # fmt: skip
+    """Returns sum plus a window's g if its maximum was at the input DOWN and ACROSS in a lane's rectangle.
+
+    The window starts T and U strides before the rectangle. The input may be none of its places.
+    """
+    i: tl.constexpr = DOWN + T * POOL[2]
+    j: tl.constexpr = ACROSS + U * POOL[3]
+    if i % POOL[6] == 0 and j % POOL[7] == 0 and i // POOL[6] < POOL[0] and j // POOL[7] < POOL[1]:
+        sum = plus(sum, tl.where(place == i // POOL[6] * POOL[1] + j // POOL[7], g, 0.0))
     return sum
 
 
@@ -296,24 +310,24 @@ def unpooled(grad, y, offsets, c, live, to, windows, out, RELU: tl.constexpr, PO
     for t in tl.static_range(len(windows)):
         row = (c * out[0] - t // ACROSS) * out[1]
         ok = live & (c < windows[t])
-        if offsets is None:
-            g = tl.load(grad + row + to, mask=ok, other=0).to(tl.float32)
-        else:  # place 255 keeps a g that was not loaded from every input
-            g = tl.load(grad + row + to - t % ACROSS, mask=ok).to(tl.float32)
-            place = tl.load(offsets + row + to - t % ACROSS, mask=ok, other=255).to(tl.int32)
-            places = places + (place,)
+        g = tl.load(grad + to + row - t % ACROSS, mask=ok, other=0).to(tl.float32)
         if RELU:
-            g = tl.where(tl.load(y + row + to - t % ACROSS, mask=ok, other=0).to(tl.float32) <= 0, 0.0, g)
+            g = tl.where(tl.load(y + to + row - t % ACROSS, mask=ok, other=0).to(tl.float32) <= 0, 0.0, g)
         loaded = loaded + (g,)
+        if offsets is not None:  # any place does for a g of 0
+            places = places + (tl.load(offsets + to + row - t % ACROSS, mask=ok).to(tl.int32),)
     gathered = ()
     for q in tl.static_range(POOL[2] * POOL[3]):
         if offsets is None:
             sum = loaded[q]
         else:
-            sum = tl.zeros(to.shape, tl.float32)
+            sum = None
             for t in tl.static_range(len(windows)):
-                down = q // POOL[3] + t // ACROSS * POOL[2]
-                sum = added(sum, loaded[t], places[t], down, q % POOL[3] + t % ACROSS * POOL[3], POOL)
+                sum = added(
+                    sum, loaded[t], places[t], q // POOL[3], q % POOL[3], t // ACROSS, t % ACROSS, POOL
+                )
+            if sum is None:  # between windows
+                sum = tl.zeros(to.shape, tl.float32)
         gathered = gathered + (sum,)
     return gathered
 
@@ -381,11 +395,11 @@ def backward_kernel(
             if NORM[2] != 0:
                 add = channel_bias(bias, j, j < end)
                 for q in tl.static_range(INPUTS):
-                    place = r + (j * size[0] + q // POOL[3]) * size[1] + at
+                    place = r + at + (j * size[0] + q // POOL[3]) * size[1]
                     v = tl.load(place + q % POOL[3], mask=j < until[q], other=0)
                     loaded = loaded + (v,)
             keep = (c >= first) & (c < last)
-            sum = zero
+            sum = None
             moved = ()
             for q in tl.static_range(INPUTS):
                 dr = g[q]
@@ -401,9 +415,9 @@ def backward_kernel(
                     dr = passed[0] - 2 * NORM[1] * NORM[2] * window[0] * seen
                     if RELU:
                         dr = tl.where(window[0] <= 0, 0.0, dr)
-                place = grad_x + (c * size[0] + q // POOL[3]) * size[1] + at
+                place = grad_x + at + (c * size[0] + q // POOL[3]) * size[1]
                 tl.store(place + q % POOL[3], rounded(dr, grad_x.dtype.element_ty), mask=inputs[q] & keep)
-                sum += dr  # 0 outside the map, where no window has its maximum
+                sum = plus(sum, dr)  # 0 outside the map, where no window has its maximum
             if sums is not None:
                 tl.store(sums + tl.program_id(0) * C + c, tl.sum(sum, 0), mask=keep)
             if NORM[2] != 0:
