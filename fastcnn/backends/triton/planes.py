@@ -1,7 +1,7 @@
 """Bias, ReLU, LRN and max pooling of contiguous NCHW tensors: which stages the kernels take, and launches.
 
-Microseconds to issue, counted in sm_90 machine code (Triton 3.7.1), and to move the bytes once at 3.35 TB/s, of
-[128, 96, 55, 55] in bfloat16: relu 8 and 44; LRN 37 and 44; pool 3/2 17 and 28; LRN, pool 35 and 28, with
+Microseconds to issue, counted in sm_90 machine code (Triton 3.7.1), and to move the bytes once at 3.35 TB/s,
+of [128, 96, 55, 55] in bfloat16: relu 8 and 44; LRN 37 and 44; pool 3/2 17 and 28; LRN, pool 35 and 28, with
 offsets 42 and 30, with offsets and r 54 and 52, backward 83 and 52. The kernels have not run on a GPU.
 """
 
