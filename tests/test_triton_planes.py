@@ -56,6 +56,7 @@ PARAMETERS += [(name, dtype) for name in HALF for dtype in (torch.float16, torch
 def several_programs(monkeypatch):
     """As on a GPU, for tensors as small as these."""
     monkeypatch.setattr(planes, "INTERPRETED_LANES", 32)
+    monkeypatch.setattr(planes, "INTERPRETED_PROGRAMS", planes.PROGRAMS)
     monkeypatch.setattr(planes, "LEAST_CHUNK", 5)
 
 

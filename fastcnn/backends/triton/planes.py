@@ -18,7 +18,7 @@ from .._launch import on_device
 from .planes_kernels import UNROLL, backward_kernel, forward_kernel, lrn_pool_kernel, relu_kernel
 
 # Two waves of 16 one-warp programs on each multiprocessor of an H100. Channels are split to make as many.
-PROGRAMS = 4096
+PROGRAMS, INTERPRETED_PROGRAMS = 4096, 1
 LEAST_CHUNK = 8  # channels, beside a halo of SIZE - 1, or of twice that in backward
 EACH_LANE = 4  # pixels without pooling; loaded as a vector where Triton knows H W to be divisible by 16
 INTERPRETED_LANES = 1024  # the interpreter's time is per operation, whatever the size of the block
@@ -53,11 +53,12 @@ def _warp(x: Tensor) -> int:
     return torch.cuda.get_device_properties(x.device).warp_size if x.is_cuda else INTERPRETED_LANES
 
 
-def _walk(blocks: int, channels: int, lrn: LRN | None) -> tuple[tuple[int, int], dict[str, int]]:
+def _walk(x: Tensor, blocks: int, lrn: LRN | None) -> tuple[tuple[int, int], dict[str, int]]:
     """Returns the grid of programs that walk down the channels, and the kernels' arguments for it."""
     groups = lrn.groups if lrn else 1
-    group = channels // groups
-    chunks = min(triton.cdiv(PROGRAMS, blocks * groups), triton.cdiv(group, LEAST_CHUNK))
+    group = x.shape[1] // groups
+    programs = PROGRAMS if x.is_cuda else INTERPRETED_PROGRAMS
+    chunks = min(triton.cdiv(programs, blocks * groups), triton.cdiv(group, LEAST_CHUNK))
     chunk = triton.cdiv(triton.cdiv(group, chunks), UNROLL.value) * UNROLL.value
     return (blocks, groups * triton.cdiv(group, chunk)), {"group": group, "CHUNK": chunk, "num_warps": 1}
 
@@ -138,7 +139,7 @@ def _forward(
     pool, (n, c) = stages.pool, x.shape[:2]
     out, lanes = _places(y, pool), _lanes(x, pool)
     total = n * out[0] * out[1]
-    grid, channels = _walk(triton.cdiv(total, lanes["B"]), c, stages.lrn)
+    grid, channels = _walk(x, triton.cdiv(total, lanes["B"]), stages.lrn)
     forward_kernel[grid](
         x, bias, y, r, offsets, total, c, _places(x, pool), out,
         CHECK=pool is not None and leaves_the_map(x, y, pool),
@@ -152,7 +153,7 @@ def _lrn_pool(
     (n, c, _, w), rows, block = x.shape, y.shape[2], _warp(x)
     strip = min(rows, 3 if r is None else 2)  # 3 with r: 12 warps a multiprocessor
     total = n * triton.cdiv(rows, strip) * triton.cdiv(w, 2)
-    grid, channels = _walk(triton.cdiv(total, block - 1), c, stages.lrn)
+    grid, channels = _walk(x, triton.cdiv(total, block - 1), stages.lrn)
     lrn_pool_kernel[grid](
         x, bias, y, r, offsets, total, c, tuple(x.shape[2:]), tuple(y.shape[2:]), STRIP=strip, B=block,
         **channels, **_constants(x, stages),
@@ -206,7 +207,7 @@ def _backward(
     _, _, sh, sw, ph, pw, _, _ = lanes["POOL"]
     total = n * triton.cdiv(h + ph, sh) * triton.cdiv(w + pw, sw)
     blocks = triton.cdiv(total, lanes["B"])
-    grid, channels = _walk(blocks, c, stages.lrn)
+    grid, channels = _walk(grad_x, blocks, stages.lrn)
     sums = torch.empty(blocks, c, device=grad_x.device) if need_bias else None
     backward_kernel[grid](
         grad_y, r, bias, offsets, grad_x, sums, total, c, (h, w), _places(grad_y, pool),

@@ -103,7 +103,7 @@ def window_max(
     """Returns the maximum of max(x + bias, 0) over the window that starts at (h, w), and its place there.
 
     CHECK: some windows leave the map. Without ARGMAX, values are compared before bias and ReLU, which keep
-    their order. The maximum is 0 where channel c is not live.
+    their order. It is 0 where a lane is not mine or channel c not live.
     """
     HEIGHT: tl.constexpr = POOL[0]
     WIDTH: tl.constexpr = POOL[1]
@@ -126,7 +126,7 @@ def window_max(
     if not ARGMAX:
         best = biased(best, b, RELU)
     if CHECK:
-        best = tl.where(live, best, 0.0)
+        best = tl.where(mine & live, best, 0.0)
     return best, place
 
 
