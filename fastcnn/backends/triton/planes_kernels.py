@@ -33,20 +33,25 @@ def channels(group, CHUNK):
 
 
 @triton.jit
+def minus_zero(shape: tl.constexpr):
+    """Returns -0.0: adding it changes nothing, so the compiler drops the addition, as it may not for 0.0."""
+    return tl.full(shape, -0x80000000, tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def channel_bias(bias, c, live):
-    """Returns bias[c], or 0 where channel c is not live; None if bias is."""
-    if bias is not None:
-        bias = tl.load(bias + c, mask=live, other=0).to(tl.float32)
-    return bias
+    """Returns bias[c], or 0 where channel c is not live or there is no bias."""
+    if bias is None:
+        b = minus_zero([1])
+    else:
+        b = tl.load(bias + c, mask=live, other=0).to(tl.float32)
+    return b
 
 
 @triton.jit
 def biased(a, b, RELU: tl.constexpr):
     """r = max(a + b, 0), in float32."""
-    r = a.to(tl.float32)
-    if b is not None:
-        r += b
-    return rectified(r, RELU)
+    return rectified(a.to(tl.float32) + b, RELU)
 
 
 @triton.jit
@@ -77,7 +82,7 @@ def relu_kernel(
     i = tl.program_id(0) * B + tl.arange(0, B)
     per_image = C * HW // V
     e = tl.arange(0, V)[None, :]
-    add = None
+    add = minus_zero([1, 1])
     if bias is not None:
         c = V * i // HW
         add = tl.load(bias + c, mask=c < C)[:, None].to(tl.float32)
@@ -275,14 +280,6 @@ def lrn_pool_kernel(
 
 
 @triton.jit
-def plus(sum, term):
-    """Returns sum + term; term where there is no sum yet: adding it to a zero is an instruction, too."""
-    if sum is not None:
-        term += sum
-    return term
-
-
-@triton.jit
 def added(
     sum, g, place, DOWN: tl.constexpr, ACROSS: tl.constexpr, T: tl.constexpr, U: tl.constexpr,
     POOL: tl.constexpr,
@@ -294,7 +291,7 @@ def added(
     i: tl.constexpr = DOWN + T * POOL[2]
     j: tl.constexpr = ACROSS + U * POOL[3]
     if i % POOL[6] == 0 and j % POOL[7] == 0 and i // POOL[6] < POOL[0] and j // POOL[7] < POOL[1]:
-        sum = plus(sum, tl.where(place == i // POOL[6] * POOL[1] + j // POOL[7], g, 0.0))
+        sum += tl.where(place == i // POOL[6] * POOL[1] + j // POOL[7], g, 0.0)
     return sum
 
 
@@ -321,13 +318,11 @@ def unpooled(grad, y, offsets, c, live, to, windows, out, RELU: tl.constexpr, PO
         if offsets is None:
             sum = loaded[q]
         else:
-            sum = None
+            sum = minus_zero(to.shape)
             for t in tl.static_range(len(windows)):
                 sum = added(
                     sum, loaded[t], places[t], q // POOL[3], q % POOL[3], t // ACROSS, t % ACROSS, POOL
                 )
-            if sum is None:  # between windows
-                sum = tl.zeros(to.shape, tl.float32)
         gathered = gathered + (sum,)
     return gathered
 
@@ -399,7 +394,7 @@ def backward_kernel(
                     v = tl.load(place + q % POOL[3], mask=j < until[q], other=0)
                     loaded = loaded + (v,)
             keep = (c >= first) & (c < last)
-            sum = None
+            sum = minus_zero([B])
             moved = ()
             for q in tl.static_range(INPUTS):
                 dr = g[q]
@@ -417,7 +412,7 @@ def backward_kernel(
                         dr = tl.where(window[0] <= 0, 0.0, dr)
                 place = grad_x + at + (c * size[0] + q // POOL[3]) * size[1]
                 tl.store(place + q % POOL[3], rounded(dr, grad_x.dtype.element_ty), mask=inputs[q] & keep)
-                sum = plus(sum, dr)  # 0 outside the map, where no window has its maximum
+                sum += dr  # 0 outside the map, where no window has its maximum
             if sums is not None:
                 tl.store(sums + tl.program_id(0) * C + c, tl.sum(sum, 0), mask=keep)
             if NORM[2] != 0:
