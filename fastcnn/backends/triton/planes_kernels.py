@@ -41,9 +41,8 @@ def minus_zero(shape: tl.constexpr):
 @triton.jit
 def channel_bias(bias, c, live):
     """Returns bias[c], or 0 where channel c is not live or there is no bias."""
-    if bias is None:
-        b = minus_zero([1])
-    else:
+    b = minus_zero([1])
+    if bias is not None:
         b = tl.load(bias + c, mask=live, other=0).to(tl.float32)
     return b
 
