@@ -179,6 +179,10 @@ TRIPS: dict[str, Callable[[dict[str, Any]], list[float]]] = {
     "pixels_kernels.pool_kernel": lambda a: [],
     "pixels_kernels.lrn_pool_kernel": lambda a: [a["ROWS"]],
     "pixels_kernels.backward_kernel": lambda a: [a["EACH"]],
+    "planes_kernels.relu_kernel": lambda a: [],
+    "planes_kernels.forward_kernel": lambda a: [a["CHUNK"] / 4],
+    "planes_kernels.lrn_pool_kernel": lambda a: [a["CHUNK"] / 4],
+    "planes_kernels.backward_kernel": lambda a: [(a["CHUNK"] + a["NORM"][0] - 1) / 4],
     "conv.block_kernel": block_trips,
 }
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ...stages import Stages, memory_format
 from .._launch import allocate, empty_on
-from . import general, pixels
+from . import general, pixels, planes
 
 
 def kernels(x: Tensor, stages: Stages, backward: bool = False) -> ModuleType:
     """Returns those with vectors where they take it; the others take all, a value a lane."""
-    return next((module for module in (pixels,) if module.takes(x, stages, backward)), general)
+    return next((module for module in (pixels, planes) if module.takes(x, stages, backward)), general)
 
 
 def forward(

@@ -1,8 +1,6 @@
 """Bias, ReLU, LRN and max pooling of contiguous NCHW tensors: which stages the kernels take, and launches.
 
-Microseconds to issue, counted in sm_90 machine code (Triton 3.7.1), and to move the bytes once at 3.35 TB/s,
-of [128, 96, 55, 55] in bfloat16: relu 8 and 44; LRN 37 and 44; pool 3/2 17 and 28; LRN, pool 35 and 28, with
-offsets 42 and 30, with offsets and r 54 and 52, backward 83 and 52. The kernels have not run on a GPU.
+What they take is counted in docs/triton_resources.md.
 """
 
 from __future__ import annotations
@@ -14,24 +12,26 @@ import triton
 from torch import Tensor
 
 from ...stages import LRN, MaxPool, Stages
-from .._launch import on_device
+from .._launch import ceil_div, on_device
 from .planes_kernels import UNROLL, backward_kernel, forward_kernel, lrn_pool_kernel, relu_kernel
 
-# Two waves of 16 one-warp programs on each multiprocessor of an H100. Channels are split to make as many.
-PROGRAMS, INTERPRETED_PROGRAMS = 4096, 1
+# Channels are split to make so many programs of a warp: over 16 on each multiprocessor of an H100. With more,
+# halos of channels grow: 4096 take backward 4 % more instructions.
+PROGRAMS, INTERPRETED_PROGRAMS = 3072, 1
 LEAST_CHUNK = 8  # channels, beside a halo of SIZE - 1, or of twice that in backward
 EACH_LANE = 4  # pixels without pooling; loaded as a vector where Triton knows H W to be divisible by 16
 INTERPRETED_LANES = 1024  # the interpreter's time is per operation, whatever the size of the block
 PIXEL = MaxPool(1)
 
 
-def takes(x: Tensor, stages: Stages, *others: Tensor | None) -> bool:
-    """Returns whether these kernels can run the stages on x (N, C, H, W), given the call's other maps."""
+def takes(x: Tensor, stages: Stages, backward: bool = False) -> bool:
+    """Returns whether these kernels take x, (N, C, H, W), or for backward its gradient."""
     lrn, pool = stages.lrn, stages.pool
     return (
-        x.dtype in (torch.bfloat16, torch.float16, torch.float32)
+        x.dtype != torch.float64
+        and x.is_contiguous()
         and max(x.shape[:2]) < 2**16  # of a grid's second axis
-        and all(t is None or (t.is_contiguous() and 0 < t.numel() < 2**31 - 2**20) for t in (x, *others))
+        and x.numel() < 2**31 - 2**20
         and (lrn is None or _takes_lrn(lrn))
         and (pool is None or _takes_pool(pool))
     )
@@ -50,17 +50,19 @@ def _takes_pool(pool: MaxPool) -> bool:
 
 def _warp(x: Tensor) -> int:
     """Returns the lanes of a warp."""
-    return torch.cuda.get_device_properties(x.device).warp_size if x.is_cuda else INTERPRETED_LANES
+    if x.is_cpu:
+        return INTERPRETED_LANES
+    return int(triton.runtime.driver.active.get_current_target().warp_size)
 
 
 def _walk(x: Tensor, blocks: int, lrn: LRN | None) -> tuple[tuple[int, int], dict[str, int]]:
     """Returns the grid of programs that walk down the channels, and the kernels' arguments for it."""
     groups = lrn.groups if lrn else 1
     group = x.shape[1] // groups
-    programs = PROGRAMS if x.is_cuda else INTERPRETED_PROGRAMS
-    chunks = min(triton.cdiv(programs, blocks * groups), triton.cdiv(group, LEAST_CHUNK))
-    chunk = triton.cdiv(triton.cdiv(group, chunks), UNROLL.value) * UNROLL.value
-    return (blocks, groups * triton.cdiv(group, chunk)), {"group": group, "CHUNK": chunk, "num_warps": 1}
+    programs = INTERPRETED_PROGRAMS if x.is_cpu else PROGRAMS
+    chunks = min(ceil_div(programs, blocks * groups), ceil_div(group, LEAST_CHUNK))
+    chunk = ceil_div(ceil_div(group, chunks), UNROLL.value) * UNROLL.value
+    return (blocks, groups * ceil_div(group, chunk)), {"group": group, "CHUNK": chunk, "num_warps": 1}
 
 
 def _constants(x: Tensor, stages: Stages) -> dict[str, Any]:
@@ -117,20 +119,11 @@ def _relu(x: Tensor, bias: Tensor | None, relu: bool, y: Tensor) -> None:
     vector, each, block = 16 // x.element_size(), min(n, 4), 4 * _warp(x)
     if h * w < vector or c * h * w % vector:
         vector = 1
-    relu_kernel[triton.cdiv(c * h * w // vector, block), triton.cdiv(n, each)](
-        x,
-        bias,
-        y,
-        n,
-        c,
-        h * w,
-        RELU=bool(relu),
-        V=vector,
-        EACH=each,
-        B=block,
-        num_warps=4,
-        enable_fp_fusion=True,
-    )
+    grid = ceil_div(c * h * w // vector, block), ceil_div(n, each)
+    relu_kernel[grid](
+        x, bias, y, n, c, h * w, RELU=bool(relu), V=vector, EACH=each, B=block,
+        num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
 
 
 def _forward(
@@ -139,7 +132,7 @@ def _forward(
     pool, (n, c) = stages.pool, x.shape[:2]
     out, lanes = _places(y, pool), _lanes(x, pool)
     total = n * out[0] * out[1]
-    grid, channels = _walk(x, triton.cdiv(total, lanes["B"]), stages.lrn)
+    grid, channels = _walk(x, ceil_div(total, lanes["B"]), stages.lrn)
     forward_kernel[grid](
         x, bias, y, r, offsets, total, c, _places(x, pool), out,
         CHECK=pool is not None and leaves_the_map(x, y, pool),
@@ -152,8 +145,8 @@ def _lrn_pool(
 ) -> None:
     (n, c, _, w), rows, block = x.shape, y.shape[2], _warp(x)
     strip = min(rows, 3 if r is None else 2)  # 3 with r: 12 warps a multiprocessor
-    total = n * triton.cdiv(rows, strip) * triton.cdiv(w, 2)
-    grid, channels = _walk(x, triton.cdiv(total, block - 1), stages.lrn)
+    total = n * ceil_div(rows, strip) * ceil_div(w, 2)
+    grid, channels = _walk(x, ceil_div(total, block - 1), stages.lrn)
     lrn_pool_kernel[grid](
         x, bias, y, r, offsets, total, c, tuple(x.shape[2:]), tuple(y.shape[2:]), STRIP=strip, B=block,
         **channels, **_constants(x, stages),
@@ -205,8 +198,8 @@ def _backward(
     pool, (n, c) = stages.pool, grad_x.shape[:2]
     (h, w), lanes = _places(grad_x, pool), _lanes(grad_x, pool)
     _, _, sh, sw, ph, pw, _, _ = lanes["POOL"]
-    total = n * triton.cdiv(h + ph, sh) * triton.cdiv(w + pw, sw)
-    blocks = triton.cdiv(total, lanes["B"])
+    total = n * ceil_div(h + ph, sh) * ceil_div(w + pw, sw)
+    blocks = ceil_div(total, lanes["B"])
     grid, channels = _walk(grad_x, blocks, stages.lrn)
     sums = torch.empty(blocks, c, device=grad_x.device) if need_bias else None
     backward_kernel[grid](

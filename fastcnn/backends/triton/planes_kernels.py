@@ -54,6 +54,15 @@ def biased(a, b, RELU: tl.constexpr):
 
 
 @triton.jit
+def kept(a, b, bias, RELU: tl.constexpr, TYPE: tl.constexpr):
+    """The same in the precision of TYPE, as a kept r is."""
+    r = biased(a, b, RELU)
+    if bias is not None:
+        r = rounded(r, TYPE).to(tl.float32)
+    return r
+
+
+@triton.jit
 def powers(window, NORM: tl.constexpr):
     """d^-beta and 1/d; d = k + alpha/size sum of r^2 over a window of channels."""
     SIZE: tl.constexpr = NORM[0]
@@ -106,13 +115,17 @@ def window_max(
 ):  # fmt: skip
     """Returns the maximum of max(x + bias, 0) over the window that starts at (h, w), and its place there.
 
-    CHECK: some windows leave the map. Without ARGMAX, values are compared before bias and ReLU, which keep
-    their order. It is 0 where a lane is not mine or channel c not live.
+    CHECK: some windows leave the map. Without ARGMAX, 16-bit values are compared before bias and ReLU, which
+    keep their order; a bias of inf makes NaN of -inf, so signs are changed there, to find the least value.
+    It is 0 where a lane is not mine or channel c not live.
     """
+    TYPE: tl.constexpr = x.dtype.element_ty
+    EARLY: tl.constexpr = not ARGMAX and TYPE.primitive_bitwidth == 16
     HEIGHT: tl.constexpr = POOL[0]
     WIDTH: tl.constexpr = POOL[1]
     best, place = tl.full(at.shape, OUTSIDE, tl.float32), tl.full(at.shape, -1, tl.int32)
     b = channel_bias(bias, c, live)
+    sign = tl.where(b == float("inf"), tl.full([1], -(2**15), tl.int16), tl.zeros([1], tl.int16))
     for i in tl.static_range(HEIGHT):
         row = x + (c * size[0] + i * POOL[6]) * size[1] + at
         for j in tl.static_range(WIDTH):
@@ -120,14 +133,19 @@ def window_max(
             if CHECK:
                 inside &= (h + i * POOL[6] >= 0) & (h + i * POOL[6] < size[0])
                 inside &= (w + j * POOL[7] >= 0) & (w + j * POOL[7] < size[1])
-            a = tl.load(row + j * POOL[7], mask=inside & live, other=OUTSIDE if CHECK else 0)
+            a = tl.load(row + j * POOL[7], mask=inside & live, other=0)
+            if EARLY and bias is not None:
+                a = (a.to(tl.int16, bitcast=True) ^ sign).to(TYPE, bitcast=True)
+            v = a.to(tl.float32) if EARLY else biased(a, b, RELU)
+            if CHECK:
+                v = tl.where(inside, v, OUTSIDE)
             if ARGMAX:
-                best, place = larger(
-                    biased(a, b, RELU), i * WIDTH + j, best, place, inside if CHECK else True
-                )
+                best, place = larger(v, i * WIDTH + j, best, place, inside if CHECK else True)
             else:
-                best = a if i + j == 0 else tl.maximum(best, a, propagate_nan=NAN)
-    if not ARGMAX:
+                best = v if i + j == 0 else tl.maximum(best, v, propagate_nan=NAN)
+    if EARLY:
+        if bias is not None:
+            best = (best.to(TYPE).to(tl.int16, bitcast=True) ^ sign).to(TYPE, bitcast=True)
         best = biased(best, b, RELU)
     if CHECK:
         best = tl.where(mine & live, best, 0.0)
@@ -377,7 +395,8 @@ def backward_kernel(
             j = first + s
             place = r + (j * size[0] + q // POOL[3]) * size[1] + at
             v = tl.load(place + q % POOL[3], mask=(j >= begin) & (j < until[q]), other=0)
-            before = before + (biased(v, channel_bias(bias, j, (j >= begin) & (j < end)), RELU),)
+            b = channel_bias(bias, j, (j >= begin) & (j < end))
+            before = before + (kept(v, b, bias, RELU, grad_x.dtype.element_ty),)
             zeros = zeros + (zero,)
         past = past + ((before, zeros, zeros[:BEFORE]),)
     c = first - (SIZE - 1)
@@ -398,7 +417,8 @@ def backward_kernel(
             for q in tl.static_range(INPUTS):
                 dr = g[q]
                 if NORM[2] != 0:
-                    window = past[q][0] + (biased(loaded[q], add, RELU),)
+                    own = kept(loaded[q], add, bias, RELU, grad_x.dtype.element_ty)
+                    window = past[q][0] + (own,)
                     p, inverse = powers(window, NORM)
                     terms = past[q][1] + (g[q] * p * window[BEFORE] * inverse,)
                     passed = past[q][2] + (g[q] * p,)
