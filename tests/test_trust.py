@@ -271,7 +271,7 @@ def test_general_cuda_kernels_run_by_name_alone(monkeypatch, x, stages, weight, 
     (torch.empty(2, 16, 9, 9).to(memory_format=LAST), STAGES, None, True),
     (torch.empty(2, 15, 9, 9).to(memory_format=LAST), STAGES, None, True),
     (torch.empty(2, 24, 9, 9).to(memory_format=LAST)[:, 8:], STAGES, None, True),
-    (torch.empty(2, 16, 9, 9).to(memory_format=LAST)[:, :, 1:, 1:], STAGES, None, False),
+    (torch.empty(2, 16, 1, 1).expand(2, 16, 9, 9), STAGES, None, True),  # a gradient
     (torch.empty(2, 16, 9, 9, dtype=torch.float64), STAGES, None, False),
     (torch.empty(2, 16, 9, 9).to(memory_format=LAST), Stages(lrn=LRN(7)), None, False),
     (torch.empty(2, 16, 9, 9).to(memory_format=LAST), Stages(lrn=LRN(5, groups=3)), None, False),
@@ -284,6 +284,16 @@ def test_auto_takes_tritons_fast_kernels_where_plain_torch_has_an_lrn(monkeypatc
     monkeypatch.setattr(trust, "epilogue_reason", lambda *kernels: asked.append(kernels))
     reason = triton.declined_reason(x, stages, weight)
     assert (reason is None) == fast == bool(asked)
+
+
+def test_triton_is_not_compiled_while_a_graph_is_captured(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(trust, "epilogue_reason", lambda *kernels: None)
+    monkeypatch.setattr(triton, "_capturing", lambda x: True)
+    monkeypatch.setattr(triton, "_launched", set())
+    assert "run it once before" in triton.declined_reason(X, STAGES, None)
+    triton._launched.add((X.device, STAGES, X.dtype, X.shape[1]))
+    assert triton.declined_reason(X, STAGES, None) is None
 
 
 def test_a_wrong_copy_kernel_is_left_to_torch(monkeypatch):

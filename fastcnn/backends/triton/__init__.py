@@ -73,22 +73,27 @@ def declined_reason(x: Tensor, stages: Stages, weight: Tensor | None) -> str | N
     channels = int(x.shape[1] if weight is None else weight.shape[0])
     if channels % stages.lrn.groups:
         return f"{channels} channels are not {stages.lrn.groups} equal groups"
-    if not _fast(stages, x.dtype, format, channels) or (weight is None and not _takes(x, stages)):
+    if not _fast(stages, x.dtype, format, channels):
         return "only the general kernels take it, which are slower; they run by name"
+    if (x.device, stages, x.dtype, channels) not in _launched and _capturing(x):
+        return "not compiled yet, and nothing can be while a CUDA graph is captured: run it once before"
     return trust.epilogue_reason("triton", x.device, stages, x.dtype, format, channels)
 
 
-def _takes(x: Tensor, stages: Stages, backward: bool = False) -> bool:
-    from . import epilogue, general
+_launched: set[tuple[torch.device, Stages, torch.dtype, int]] = set()
 
-    return epilogue.kernels(x, stages, backward) is not general
+
+def _capturing(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 @functools.lru_cache(maxsize=1024)
 def _fast(stages: Stages, dtype: torch.dtype, format: torch.memory_format, channels: int) -> bool:
-    """Whether there are fast kernels, forward and backward, for a convolution's output."""
+    """Whether there are fast kernels, forward and backward."""
+    from . import epilogue, general
+
     x = torch.empty((2, channels, 21, 19), dtype=dtype, device="meta", memory_format=format)
-    return _takes(x, stages) and _takes(x, stages, backward=True)
+    return all(epilogue.kernels(x, stages, backward) is not general for backward in (False, True))
 
 
 def epilogue_forward(
@@ -96,6 +101,7 @@ def epilogue_forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     from . import epilogue
 
+    _launched.add((x.device, stages, x.dtype, x.shape[1]))
     return epilogue.forward(x, bias, stages, save, keep_r)
 
 
