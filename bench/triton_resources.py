@@ -267,17 +267,18 @@ Task: TypeAlias = tuple[str, Case | Block]  # a target, and what is compiled for
 
 
 # The page has every target in every dtype. --check compiles some of them again: CI's time is short.
-EVERY = tuple(product(GPUS, DTYPES))
-CHECKED = ((COUNTED, "bf16"), ("gfx942", "bf16"))
+Some: TypeAlias = Sequence[tuple[str, str, str]]  # targets, dtypes and formats; blocks are in channels_last
+EVERY = tuple(product(GPUS, DTYPES, FORMATS))
+CHECKED = (*((COUNTED, "bf16", format) for format in FORMATS), ("gfx942", "bf16", "channels_last"))
 
 
-def tasks(targets: Sequence[tuple[str, str]]) -> Iterator[Task]:
-    """What is compiled: all cases on COUNTED, and the main ones and the blocks on targets in these dtypes."""
+def tasks(some: Some) -> Iterator[Task]:
+    """What is compiled: all cases on COUNTED, and elsewhere the main ones and the blocks."""
     yield from product([COUNTED], cases())
-    for target, dtype in targets:
-        for format, case in product(FORMATS, MAIN):
+    for target, dtype, format in some:
+        for case in MAIN:
             yield target, case._replace(dtype=dtype, format=format, bound=2)
-        for block in BLOCK_CASES:
+        for block in BLOCK_CASES if format == "channels_last" else ():
             yield target, block._replace(dtype=dtype, bound=block.bound if dtype == "bf16" else math.inf)
 
 
@@ -306,14 +307,15 @@ def cells(*values: Any) -> str:
     return f"| {' | '.join(map(str, values))} |\n"
 
 
-def page(rows: dict[tuple[str, str], Row], targets: Sequence[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+def page(rows: dict[tuple[str, str], Row], some: Some) -> list[tuple[str, list[str]]]:
     """The tables of these targets: what stands over each, and its lines."""
     counted = [counted_line(case, rows[COUNTED, str(case)]) for case in cases()]
     everywhere, blocks, matrix = [], [], []
-    for target, dtype in targets:
-        for format in FORMATS:
-            mine = (rows[target, str(c._replace(dtype=dtype, format=format))] for c in MAIN)
-            everywhere.append(cells(target, dtype, format, *(row["registers"] for row in mine)))
+    for target, dtype, format in some:
+        mine = (rows[target, str(c._replace(dtype=dtype, format=format))] for c in MAIN)
+        everywhere.append(cells(target, dtype, format, *(row["registers"] for row in mine)))
+        if format != "channels_last":
+            continue
         own = [rows[target, str(block._replace(dtype=dtype))] for block in BLOCK_CASES]
         matrix.append(cells(target, dtype, *(f"{row['registers']}; {row['matrix']}" for row in own)))
         if target == COUNTED and dtype != "fp16":
@@ -396,8 +398,8 @@ def main() -> int:
     arguments = parser.parse_args()
     compiler = f"Triton {triton.__version__}."
     another = arguments.check and compiler not in TABLE.read_text()
-    targets = CHECKED if arguments.check else EVERY
-    wanted = list(product([COUNTED], MAIN)) if another else list(tasks(targets))
+    some = CHECKED if arguments.check else EVERY
+    wanted = list(product([COUNTED], MAIN)) if another else list(tasks(some))
     with multiprocessing.Pool() as pool:
         found = pool.map(compiled, wanted, chunksize=1)
     if arguments.json:
@@ -407,7 +409,7 @@ def main() -> int:
             f"{TABLE.name} is another Triton's: with {compiler[:-1]} the main kernels are within their bounds"
         )
         return 0
-    tables = page({(row["target"], row["kernel"]): row for row in found}, targets)
+    tables = page({(row["target"], row["kernel"]): row for row in found}, some)
     if not arguments.check:
         TABLE.write_text("".join(head + "".join(lines) for head, lines in tables))
         return 0
