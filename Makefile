@@ -42,6 +42,7 @@ TESTED := from importlib.metadata import requires; \
 
 test-oldest: .venv-oldest/made  ## run the tests with the oldest torch that is supported, 5 GB
 test-newest: .venv-newest/made  ## run the tests with the newest torch that was tried, 6 GB
+test-newest: SAME += triton_conv triton_pixels triton_planes
 test-oldest test-newest: test-%: .venv/built
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) .venv-$*/bin/python -m pytest -p no:cacheprovider \
 	  $(SAME:%=--ignore=tests/test_%.py) $(ARGS)

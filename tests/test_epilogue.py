@@ -8,7 +8,7 @@ from torch.nn import functional as TF
 
 from fastcnn import LRN, MaxPool, use_backend
 from fastcnn import functional as F
-from fastcnn.backends import cpu
+from fastcnn.backends import cpu, current_backend
 from fastcnn.stages import Stages
 from fastcnn.testing import DTYPES, assert_close, backends, devices, plain_epilogue
 
@@ -162,6 +162,8 @@ def test_lrn_does_not_overflow_in_half_precision(device, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [1, 3, 129])
 def test_weird_shapes(device, dtype, channels):
+    if (device, current_backend()) == ("cpu", "triton"):
+        channels = min(channels, 13)  # the interpreter takes 20 s for 129
     for size, format in product([(1, 1), (3, 17), (2, 1)], FORMATS):
         x = torch.randn(2, channels, *size, device=device).to(dtype).contiguous(memory_format=format)
         stages = Stages(True, LRN(5, 0.1), MaxPool(3, 2, 1))
