@@ -40,13 +40,19 @@ def inverse_power(d, BETA: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def fast_power(d, BETA: tl.constexpr, EXACT: tl.constexpr):
-    """d^-beta and 1/d for beta 1/2, 3/4 and 1, of normal d: q = d^-1/2 from the special function unit.
+    """d^-beta and 1/d of normal d; for beta 1/2, 3/4 and 1 by q = d^-1/2 from the special function unit.
 
-    Such values are right to 22 bits; EXACT, for float32, adds a step of Newton's method to each result.
+    Such values are right to 22 bits; EXACT, for float32, adds a step of Newton's method to each result. Other
+    powers are right to 16 bits and more: their error grows with the logarithm.
     """
     q = tl.rsqrt(d)
     inverse = q * q
-    p = q * tl.sqrt(q) if BETA == 0.75 else q
+    if BETA == 0.75:
+        p = q * tl.sqrt(q)
+    elif BETA == 0.5 or BETA == 1.0:
+        p = q
+    else:
+        p = tl.exp2(tl.log2(d) * -BETA)
     if EXACT:
         finite = d < float("inf")
         if BETA == 0.75:

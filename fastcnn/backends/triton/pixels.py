@@ -38,7 +38,8 @@ def takes(x: Tensor, stages: Stages, backward: bool = False) -> bool:
     lrn, pool = stages.lrn, stages.pool
     if lrn is not None:
         whole = lrn.groups == 1 or c // lrn.groups % V.value == 0
-        if lrn.size not in SIZES or lrn.beta not in BETAS or lrn.k < LEAST_K or not whole:
+        exact = lrn.beta in BETAS or x.dtype != torch.float32
+        if lrn.size not in SIZES or not exact or lrn.k < LEAST_K or not whole:
             return False
     if pool is not None:
         kernel, stride, padding, dilation = pool.pairs

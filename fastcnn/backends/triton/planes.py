@@ -32,14 +32,15 @@ def takes(x: Tensor, stages: Stages, backward: bool = False) -> bool:
         and x.is_contiguous()
         and max(x.shape[:2]) < 2**16  # of a grid's second axis
         and x.numel() < 2**31 - 2**20
-        and (lrn is None or _takes_lrn(lrn))
+        and (lrn is None or _takes_lrn(lrn, x.dtype))
         and (pool is None or _takes_pool(pool))
     )
 
 
-def _takes_lrn(lrn: LRN) -> bool:
+def _takes_lrn(lrn: LRN, dtype: torch.dtype) -> bool:
     """Returns whether fast_power has this beta, denominators are normal and the window fits in registers."""
-    return lrn.beta in (0.5, 0.75, 1.0) and lrn.k > 1e-30 and lrn.alpha >= 0 and lrn.size <= 5
+    exact = lrn.beta in (0.5, 0.75, 1.0) or dtype != torch.float32
+    return exact and lrn.k > 1e-30 and lrn.alpha >= 0 and lrn.size <= 5
 
 
 def _takes_pool(pool: MaxPool) -> bool:
