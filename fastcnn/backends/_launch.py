@@ -42,7 +42,7 @@ def _pool(pool: MaxPool) -> tuple[int, ...]:
 
 
 def ceil_div(a: int, b: int) -> int:
-    """Like triton.cdiv, which takes 5 us on the host."""
+    """Returns a / b, rounded up. triton.cdiv, being a compiler's function, is slow on the host."""
     return -(-a // b)
 
 

@@ -63,8 +63,8 @@ def sources() -> str:
 def declined_reason(x: Tensor, stages: Stages, weight: Tensor | None) -> str | None:
     """What has no LRN, what only the general kernels take, and what is not known to be right here.
 
-    Without an LRN plain torch has two or three operations, and 30 to 50 us of Python for a launch of Triton's
-    may take longer; with one it has nine and more.
+    Without an LRN plain torch has two or three operations, and the Python of a launch of Triton's may take
+    longer than they do; with one it has nine and more (tests/counting.py).
     """
     if stages.lrn is None:
         return "there is no LRN: plain torch has two or three operations, and none is measured"
@@ -123,7 +123,7 @@ def epilogue_backward(
 Kept: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # y, r, offsets
 
 
-def _apart(
+def _in_two_kernels(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
 ) -> Kept:
     return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save, convolve_fastest)
@@ -142,7 +142,7 @@ def _in_one_kernel(
 # Where nothing is timed it is the first. By estimate, on an H100, of 128 images in bf16: the one kernel moves
 # 1.4 GB from and to L2 for AlexNet's first block and 1.6 for its second, 200 and 225 us at 7 TB/s, though it
 # takes 102 and 85 to issue. cuDNN and the epilogue kernel take 120-150 and 100-130.
-WAYS = {"apart": _apart, "in one kernel": _in_one_kernel}
+WAYS = {"in two kernels": _in_two_kernels, "in one kernel": _in_one_kernel}
 
 
 def conv_block_forward(
@@ -152,7 +152,8 @@ def conv_block_forward(
 
     given = x, weight, bias, conv, stages, save
     if (save and stages.lrn_first) or kernels.unsupported_reason(x, weight, conv, stages) is not None:
-        return _apart(*given)  # the one kernel's convolution never reaches memory, and backward needs it
+        # Backward needs the convolution's output, which the one kernel never writes to memory.
+        return _in_two_kernels(*given)
     ways = {name: functools.partial(way, *given) for name, way in WAYS.items()}
     key = ("triton", weight.shape, memory_format(weight), repr(conv), stages, save)
     return ways[fastest(key, x, ways)]()

@@ -25,7 +25,7 @@ from .._space_to_depth import space_to_depth
 from .formulas import INTERPRETED, rectified, rounded
 from .general import extent
 from .lanes import Spec, V, load, store
-from .pixels import BETAS, LEAST_K, SIZES
+from .rules import leaves_the_map, takes_lrn
 from .scratch import normalised, outputs, pooled, rearrange
 
 TILE_SIDES = (8, 5, 4, 3, 2, 1)  # rows and columns of a tile of outputs: those of which most places are used
@@ -62,7 +62,7 @@ def limits(target: str) -> Limits:
 def registers(target: str, dtype: torch.dtype, precision: str, lrn: bool) -> int | None:
     """Returns for how many to ask, so that two programs fit on a multiprocessor; None: as the compiler likes.
 
-    Elsewhere 128 are too few, and spill: by 28 to 50 on sm_80, where factors take some, 2 to 28 on sm_100.
+    Elsewhere 128 are too few, and spill: on sm_80 the factors take registers, too.
     """
     half = dtype.itemsize == 2
     wgmma = target == "sm_90" and (half or precision == "tf32")
@@ -298,7 +298,7 @@ def _spec(x: Tensor, lrn: LRN | None, maps: int, group: int) -> Spec:
     """Returns how scratch is laid out and normalised; a group of 0 vectors: not by vectors."""
     norm, vectors = lrn or LRN(), ceil_div(maps, 8)
     whole = group == maps or group % 8 == 0
-    fast = whole and norm.size in SIZES and norm.beta in BETAS and norm.k >= LEAST_K
+    fast = whole and takes_lrn(norm, x.dtype)
     return Spec(
         relu=False,
         size=norm.size if lrn else 0,
@@ -387,7 +387,6 @@ def arguments(
     depth = max(16, (most.bytes if vectors_of_x else most.bytes // 2) // x.itemsize)
     down, across = (ceil_div(size, side) for size in y.shape[2:])
     lrn_block = LRN_BLOCK if x.itemsize < 4 else POOL_BLOCK
-    leaves = any(reach(n) > m for n, m in zip(y.shape[2:], shape[2:], strict=True))
     return {
         "size": (*x.shape[2:], *shape[2:], *y.shape[2:]),
         "conv": (*stride, *padding[:2], *dilation),
@@ -410,7 +409,7 @@ def arguments(
         "POOL_FIRST": stages.pool_first,
         "PK": width,
         "PS": step,
-        "LEAVES": leaves or any(pool_padding),
+        "LEAVES": leaves_the_map(pool, shape[2:], y.shape[2:]),
         "T": side,
         "RW": reach(side),
         "SLOT": 8 * (2 * rows(side) * vectors + ceil_div(patch, 8)),

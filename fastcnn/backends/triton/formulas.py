@@ -74,6 +74,18 @@ def larger(v, at, best, best_at, inside):
 
 
 @triton.jit
+def sign_at_infinity(b):
+    """The sign bit of 16 where b is inf, else 0: `flipped`, a maximum finds -inf, whose sum with b is NaN."""
+    return tl.where(b == float("inf"), tl.full(b.shape, -(2**15), tl.int16), tl.zeros(b.shape, tl.int16))
+
+
+@triton.jit
+def flipped(v, sign):
+    """16-bit values with this sign bit changed."""
+    return (v.to(tl.int16, bitcast=True) ^ sign).to(v.dtype, bitcast=True)
+
+
+@triton.jit
 def rounded(value, dtype: tl.constexpr):
     """The value in dtype, rounded to nearest even. The interpreter's own conversion to bfloat16 cuts off."""
     if INTERPRETED and dtype == tl.bfloat16 and value.dtype == tl.float32:

@@ -34,19 +34,19 @@ class Spec(NamedTuple):
 
 
 @triton.jit
-def halves(t):
+def split_half(t):
     """[B, 2 n] as two [B, n]."""
     return tl.split(t.reshape(t.shape[0], 2, t.shape[1] // 2).permute(0, 2, 1))
 
 
 @triton.jit
-def joined(a, b):
+def join_halves(a, b):
     """The inverse."""
     return tl.join(a, b).permute(0, 2, 1).reshape(a.shape[0], 2 * a.shape[1])
 
 
 @triton.jit
-def apart(t):
+def split8(t):
     """[B, 8] as eight [B]."""
     a, b = tl.split(t.reshape(t.shape[0], 2, 2, 2))
     a0, a1 = tl.split(a)
@@ -59,7 +59,7 @@ def apart(t):
 
 
 @triton.jit
-def together(v0, v1, v2, v3, v4, v5, v6, v7):
+def join8(v0, v1, v2, v3, v4, v5, v6, v7):
     """The inverse."""
     a, b = tl.join(tl.join(v0, v4), tl.join(v2, v6)), tl.join(tl.join(v1, v5), tl.join(v3, v7))
     return tl.join(a, b).reshape(v0.shape[0], 8)
@@ -70,7 +70,7 @@ def load(p, at, c, ok, other, spec, FIRST: tl.constexpr, COUNT: tl.constexpr):
     """COUNT channels from the lane's own plus FIRST on, [B, COUNT]; at: where in p the lane's own are."""
     if spec.part < COUNT:
         a = load(p, at, c, ok, other, spec, FIRST, COUNT // 2)
-        t = joined(a, load(p, at, c, ok, other, spec, FIRST + COUNT // 2, COUNT // 2))
+        t = join_halves(a, load(p, at, c, ok, other, spec, FIRST + COUNT // 2, COUNT // 2))
     else:
         if not spec.whole:
             ok &= c * V + FIRST < spec.channels
@@ -83,7 +83,7 @@ def store(p, at, c, ok, value, spec, FIRST: tl.constexpr = 0):
     """The inverse; FIRST: of a part of them."""
     COUNT: tl.constexpr = value.shape[1]
     if spec.part < COUNT:
-        a, b = halves(value)
+        a, b = split_half(value)
         store(p, at, c, ok, a, spec, FIRST)
         store(p, at, c, ok, b, spec, FIRST + COUNT // 2)
     else:
@@ -122,10 +122,10 @@ def lrn_input(x, at, c, ok, b, spec, KEPT: tl.constexpr = False):
 @triton.jit
 def fives(a, b, q, c, d):
     """Sums over windows of five channels, which share sums of two."""
-    q0, q1, q2, q3, q4, q5, q6, q7 = apart(q)
+    q0, q1, q2, q3, q4, q5, q6, q7 = split8(q)
     t0, t1, t2, t3, t4 = b + q0, q1 + q2, q3 + q4, q5 + q6, q7 + c
     u0, u1, u2, u3 = t0 + t1, t1 + t2, t2 + t3, t3 + t4
-    return together(a + u0, u0 + q3, q0 + u1, u1 + q5, q2 + u2, u2 + q7, q4 + u3, u3 + d)
+    return join8(a + u0, u0 + q3, q0 + u1, u1 + q5, q2 + u2, u2 + q7, q4 + u3, u3 + d)
 
 
 @triton.jit
@@ -136,7 +136,7 @@ def sums(a, b, q, c, d, SIZE: tl.constexpr, BEFORE: tl.constexpr):
     elif SIZE == 5:
         s = fives(a, b, q, c, d)
     else:
-        q0, q1, q2, q3, q4, q5, q6, q7 = apart(q)
+        q0, q1, q2, q3, q4, q5, q6, q7 = split8(q)
         x = (a, b, q0, q1, q2, q3, q4, q5, q6, q7, c, d)
         t = ()
         for i in tl.static_range(V):
@@ -144,7 +144,7 @@ def sums(a, b, q, c, d, SIZE: tl.constexpr, BEFORE: tl.constexpr):
             for o in tl.static_range(1, SIZE):
                 total += x[i + 2 - BEFORE + o]
             t += (total,)  # type: ignore[assignment]
-        s = together(*t)
+        s = join8(*t)
     return s
 
 
@@ -173,7 +173,7 @@ def neighbours(t, c, spec):
     """Two channels of the lane before, and two of the lane after, one warp's; 0 outside the group."""
     B: tl.constexpr = t.shape[0]
     lane = tl.arange(0, B)
-    m0, m1, _, _, _, _, m6, m7 = apart(t)
+    m0, m1, _, _, _, _, m6, m7 = split8(t)
     left, right = c % spec.group > 0, c % spec.group < spec.group - 1
     before, after = tl.maximum(lane - 1, 0), tl.minimum(lane + 1, B - 1)
     return (

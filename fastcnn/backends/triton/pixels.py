@@ -6,23 +6,20 @@ import math
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ...stages import LRN, MaxPool, Stages, memory_format
 from .._launch import ceil_div, on_device
 from .lanes import Spec, V
 from .pixels_kernels import Window, backward_kernel, lrn_pool_kernel, pointwise_kernel, pool_kernel
+from .rules import leaves_the_map, takes_lrn, warp_size
 
 MOST_PLACES = 25  # of a pooling window: their loops are unrolled
 MOST_INPUTS = 4  # of a square in backward, whose gradients are in registers at once
-SIZES, BETAS, LEAST_K = range(1, 6), (0.5, 0.75, 1.0), 1e-30  # a halo of two channels; a normal d
 EACH = 4  # vectors, or squares, that a lane takes one after another in a large tensor ...
 MANY = 2**19  # ... of so many of them, which fill any GPU's lanes four times
-ROWS, ENOUGH = (
-    (9, 3, 1),
-    1024,
-)  # pairs of rows that lrn_pool_kernel goes down, while there are so many programs
+ROWS = 9, 3, 1  # pairs of rows that lrn_pool_kernel goes down: the first that leaves ...
+ENOUGH = 1024  # ... so many programs
 WARPS = 4
 INTERPRETED_LANES = 256  # where each operation on a block costs as much as on a single value
 
@@ -38,8 +35,7 @@ def takes(x: Tensor, stages: Stages, backward: bool = False) -> bool:
     lrn, pool = stages.lrn, stages.pool
     if lrn is not None:
         whole = lrn.groups == 1 or c // lrn.groups % V.value == 0
-        exact = lrn.beta in BETAS or x.dtype != torch.float32
-        if lrn.size not in SIZES or not exact or lrn.k < LEAST_K or not whole:
+        if not whole or not takes_lrn(lrn, x.dtype):
             return False
     if pool is not None:
         kernel, stride, padding, dilation = pool.pairs
@@ -89,9 +85,7 @@ def backward(
 
 
 def _lanes(x: Tensor, warps: int) -> int:
-    if x.is_cpu:
-        return INTERPRETED_LANES
-    return warps * int(triton.runtime.driver.active.get_current_target().warp_size)
+    return INTERPRETED_LANES if x.is_cpu else warps * warp_size(x, INTERPRETED_LANES)
 
 
 def _spec(x: Tensor, relu: bool, lrn: LRN | None, *others: Tensor | None) -> Spec:
@@ -114,11 +108,8 @@ def _spec(x: Tensor, relu: bool, lrn: LRN | None, *others: Tensor | None) -> Spe
 
 
 def _window(pool: MaxPool, size: torch.Size, outputs: torch.Size) -> Window:
-    def leaves(axis: int) -> bool:
-        stride, padding = pool.pairs[1][axis], pool.pairs[2][axis]
-        return padding > 0 or (outputs[axis] - 1) * stride + pool.extent[axis] > size[axis]
-
-    return Window._make((*(i for pair in pool.pairs for i in pair), leaves(0) or leaves(1)))
+    sides = (i for pair in pool.pairs for i in pair)
+    return Window._make((*sides, leaves_the_map(pool, size, outputs)))
 
 
 def _programs(total: int, lanes: int, vectors: int, each: int) -> int:
@@ -177,20 +168,20 @@ def _lrn_pool(
     n, c, h, w = x.shape
     lanes, vectors, down = _lanes(x, 1), ceil_div(c, V.value), h // 2
     # Vectors side by side: 64 bytes at once, or fewer where more than a tenth of the lanes had no channel.
-    together = next(g for g in (4, 2, 1) if ceil_div(vectors, g) * g <= 1.1 * vectors)
+    beside = next(g for g in (4, 2, 1) if ceil_div(vectors, g) * g <= 1.1 * vectors)
 
     def total(rows: int) -> int:
-        return n * ceil_div(down, rows) * ceil_div(vectors, together) * together * (w // 2 + 1)
+        return n * ceil_div(down, rows) * ceil_div(vectors, beside) * beside * (w // 2 + 1)
 
     def programs(rows: int) -> int:
-        return ceil_div(total(rows), lanes - together)
+        return ceil_div(total(rows), lanes - beside)
 
     rows = next((rows for rows in ROWS if programs(rows) >= ENOUGH), ROWS[-1])
     outputs = y.shape[2:]
     _launch(
         lrn_pool_kernel, x, programs(rows), 1,
         x, bias, y, r, offsets, total(rows), h, w, *outputs, _spec(x, relu, lrn, bias),
-        LEAVES=2 * outputs[0] + 1 > h or 2 * outputs[1] + 1 > w, ROWS=rows, G=together, B=lanes,
+        LEAVES=2 * outputs[0] + 1 > h or 2 * outputs[1] + 1 > w, ROWS=rows, G=beside, B=lanes,
     )  # fmt: skip
 
 

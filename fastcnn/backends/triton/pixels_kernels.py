@@ -11,7 +11,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .formulas import NAN, fast_power, rectified
+from .formulas import NAN, fast_power, flipped, rectified, sign_at_infinity
 from .lanes import V, load, lrn_input, neighbours, normalised, powers, store, sums, with_halo
 
 
@@ -90,16 +90,15 @@ def pooled_early(x, b, h, w, n, c, ok, H, W, spec, pool):
     best = tl.full((c.shape[0], V), float("-inf"), tl.float32)
     sign = tl.zeros(best.shape, tl.int16)
     if b is not None:
-        sign = tl.where(b[1] == float("inf"), tl.full(best.shape, -(2**15), tl.int16), sign)
+        sign = sign_at_infinity(b[1])
     KH: tl.constexpr = pool.kh
     KW: tl.constexpr = pool.kw
     for i in tl.static_range(KH):
         for j in tl.static_range(KW):
             row, column, _ = place_of(h, w, i, j, H, W, pool)
             v = load(x, ((n * H + row) * W + column) * spec.x + c * V, c, ok, 0, spec, 0, V)
-            v = (v.to(tl.int16, bitcast=True) ^ sign).to(TYPE, bitcast=True)
-            best = tl.maximum(best, v.to(tl.float32), propagate_nan=NAN)
-    best = (best.to(TYPE).to(tl.int16, bitcast=True) ^ sign).to(TYPE, bitcast=True).to(tl.float32)
+            best = tl.maximum(best, flipped(v, sign).to(tl.float32), propagate_nan=NAN)
+    best = flipped(best.to(TYPE), sign).to(tl.float32)
     if b is not None:
         best += b[1]
     return rectified(best, spec.relu)

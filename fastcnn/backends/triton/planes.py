@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ...stages import LRN, MaxPool, Stages
 from .._launch import ceil_div, on_device
 from .planes_kernels import UNROLL, backward_kernel, forward_kernel, lrn_pool_kernel, relu_kernel
+from .rules import leaves_the_map, takes_lrn, warp_size
 
 # Channels are split to make so many programs of a warp: over 16 on each multiprocessor of an H100. With more,
-# halos of channels grow: 4096 take backward 4 % more instructions.
+# halos of channels grow, and with them the instructions.
 PROGRAMS, INTERPRETED_PROGRAMS = 3072, 1
 LEAST_CHUNK = 8  # channels, beside a halo of SIZE - 1, or of twice that in backward
 EACH_LANE = 4  # pixels without pooling; loaded as a vector where Triton knows H W to be divisible by 16
@@ -32,28 +32,15 @@ def takes(x: Tensor, stages: Stages, backward: bool = False) -> bool:
         and x.is_contiguous()
         and max(x.shape[:2]) < 2**16  # of a grid's second axis
         and x.numel() < 2**31 - 2**20
-        and (lrn is None or _takes_lrn(lrn, x.dtype))
+        and (lrn is None or takes_lrn(lrn, x.dtype))
         and (pool is None or _takes_pool(pool))
     )
-
-
-def _takes_lrn(lrn: LRN, dtype: torch.dtype) -> bool:
-    """Returns whether fast_power has this beta, denominators are normal and the window fits in registers."""
-    exact = lrn.beta in (0.5, 0.75, 1.0) or dtype != torch.float32
-    return exact and lrn.k > 1e-30 and lrn.alpha >= 0 and lrn.size <= 5
 
 
 def _takes_pool(pool: MaxPool) -> bool:
     """Returns whether windows and strides are small, and every window has a place inside the map."""
     kernel, stride, padding, dilation = pool.pairs
     return max(kernel) <= 5 and max(stride) <= 3 and (max(dilation) == 1 or max(padding) == 0)
-
-
-def _warp(x: Tensor) -> int:
-    """Returns the lanes of a warp."""
-    if x.is_cpu:
-        return INTERPRETED_LANES
-    return int(triton.runtime.driver.active.get_current_target().warp_size)
 
 
 def _walk(x: Tensor, blocks: int, lrn: LRN | None) -> tuple[tuple[int, int], dict[str, int]]:
@@ -83,15 +70,10 @@ def _places(t: Tensor, pool: MaxPool | None) -> tuple[int, int]:
 
 def _lanes(x: Tensor, pool: MaxPool | None) -> dict[str, Any]:
     """Returns the lanes of a program and the constants of the pooling."""
-    return {"B": _warp(x) * (1 if pool else EACH_LANE), "POOL": sum((pool or PIXEL).pairs, ())}
-
-
-def leaves_the_map(x: Tensor, y: Tensor, pool: MaxPool) -> bool:
-    """Returns whether a window has a place outside of x (N, C, H, W)."""
-    _, stride, padding, _ = pool.pairs
-    return any(
-        padding[d] > 0 or (y.shape[2 + d] - 1) * stride[d] + pool.extent[d] > x.shape[2 + d] for d in (0, 1)
-    )
+    return {
+        "B": warp_size(x, INTERPRETED_LANES) * (1 if pool else EACH_LANE),
+        "POOL": sum((pool or PIXEL).pairs, ()),
+    }
 
 
 def forward(
@@ -104,7 +86,9 @@ def forward(
             _relu(x, bias, stages.relu, y)
         elif lrn is None or pool is None or stages.pool_first:
             _forward(x, bias, stages, y, r, offsets)
-        elif pool.pairs == ((3, 3), (2, 2), (0, 0), (1, 1)) and not leaves_the_map(x, y, pool):
+        elif pool.pairs == ((3, 3), (2, 2), (0, 0), (1, 1)) and not leaves_the_map(
+            pool, x.shape[2:], y.shape[2:]
+        ):
             if r is not None and x.shape[2] % 2 == 0:  # whose last row no window holds
                 _relu(x, bias, stages.relu, r)
                 r = None
@@ -117,7 +101,7 @@ def forward(
 
 def _relu(x: Tensor, bias: Tensor | None, relu: bool, y: Tensor) -> None:
     n, c, h, w = x.shape
-    vector, each, block = 16 // x.element_size(), min(n, 4), 4 * _warp(x)
+    vector, each, block = 16 // x.element_size(), min(n, 4), 4 * warp_size(x, INTERPRETED_LANES)
     if h * w < vector or c * h * w % vector:
         vector = 1
     grid = ceil_div(c * h * w // vector, block), ceil_div(n, each)
@@ -136,7 +120,7 @@ def _forward(
     grid, channels = _walk(x, ceil_div(total, lanes["B"]), stages.lrn)
     forward_kernel[grid](
         x, bias, y, r, offsets, total, c, _places(x, pool), out,
-        CHECK=pool is not None and leaves_the_map(x, y, pool),
+        CHECK=pool is not None and leaves_the_map(pool, x.shape[2:], y.shape[2:]),
         **channels, **lanes, **_constants(x, stages),
     )  # fmt: skip
 
@@ -144,7 +128,7 @@ def _forward(
 def _lrn_pool(
     x: Tensor, bias: Tensor | None, stages: Stages, y: Tensor, r: Tensor | None, offsets: Tensor | None
 ) -> None:
-    (n, c, _, w), rows, block = x.shape, y.shape[2], _warp(x)
+    (n, c, _, w), rows, block = x.shape, y.shape[2], warp_size(x, INTERPRETED_LANES)
     strip = min(rows, 3 if r is None else 2)  # 3 with r: 12 warps a multiprocessor
     total = n * ceil_div(rows, strip) * ceil_div(w, 2)
     grid, channels = _walk(x, ceil_div(total, block - 1), stages.lrn)

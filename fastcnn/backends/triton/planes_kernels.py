@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .formulas import NAN, fast_power, larger, rectified, rounded
+from .formulas import NAN, fast_power, flipped, larger, rectified, rounded, sign_at_infinity
 
 UNROLL = tl.constexpr(4)  # the usual LRN's size - 1: after so many channels, the registers are the same again
 OUTSIDE = tl.constexpr(float("-inf"))
@@ -125,7 +125,7 @@ def window_max(
     WIDTH: tl.constexpr = POOL[1]
     best, place = tl.full(at.shape, OUTSIDE, tl.float32), tl.full(at.shape, -1, tl.int32)
     b = channel_bias(bias, c, live)
-    sign = tl.where(b == float("inf"), tl.full([1], -(2**15), tl.int16), tl.zeros([1], tl.int16))
+    sign = sign_at_infinity(b)
     for i in tl.static_range(HEIGHT):
         row = x + (c * size[0] + i * POOL[6]) * size[1] + at
         for j in tl.static_range(WIDTH):
@@ -135,7 +135,7 @@ def window_max(
                 inside &= (w + j * POOL[7] >= 0) & (w + j * POOL[7] < size[1])
             a = tl.load(row + j * POOL[7], mask=inside & live, other=0)
             if EARLY and bias is not None:
-                a = (a.to(tl.int16, bitcast=True) ^ sign).to(TYPE, bitcast=True)
+                a = flipped(a, sign)
             v = a.to(tl.float32) if EARLY else biased(a, b, RELU)
             if CHECK:
                 v = tl.where(inside, v, OUTSIDE)
@@ -145,7 +145,7 @@ def window_max(
                 best = v if i + j == 0 else tl.maximum(best, v, propagate_nan=NAN)
     if EARLY:
         if bias is not None:
-            best = (best.to(TYPE).to(tl.int16, bitcast=True) ^ sign).to(TYPE, bitcast=True)
+            best = flipped(best.to(TYPE), sign)
         best = biased(best, b, RELU)
     if CHECK:
         best = tl.where(mine & live, best, 0.0)
