@@ -6,9 +6,12 @@
 #include <optional>
 #include <tuple>
 
+#include "cpu/convolution.h"
 #include "cpu/epilogue.h"
+#include "cpu/instruction_sets.h"
 #include "cpu/pages.h"
 #include "params.h"
+#include "prepared.h"
 #ifdef FASTCNN_CUDA
 #include "cuda/device.h"
 #include "cuda/epilogue.h"
@@ -55,6 +58,45 @@ static EpilogueParams make_params(
   return p;
 }
 
+using Numbers = std::array<int64_t, 2>;  // of rows and of columns
+static void* pointer(uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+static ConvParams make_convolution(const EpilogueParams& after, const Sizes& input_size,
+                                   const Address& x, uintptr_t weight, const Numbers& kernel,
+                                   const Numbers& stride, const Numbers& padding,
+                                   const Numbers& dilation, int64_t groups) {
+  ConvParams p;
+  p.after = after;
+  p.C = input_size[1], p.H = input_size[2], p.W = input_size[3];
+  p.x = tensor(x), p.weight = pointer(weight), p.groups = groups;
+  p.kh = kernel[0], p.kw = kernel[1], p.sh = stride[0], p.sw = stride[1];
+  p.top = padding[0], p.left = padding[1], p.dh = dilation[0], p.dw = dilation[1];
+  return p;
+}
+
+static void convolution_backward(ConvParams p, const Address& grad_x, uintptr_t grad_weight,
+                                 uintptr_t grad_bias) {
+  p.grad_x = tensor(grad_x);
+  p.grad_weight = pointer(grad_weight), p.grad_bias = pointer(grad_bias);
+  py::gil_scoped_release release;
+  cpu::convolution_backward(p);
+}
+
+// A Prepared may be part of a cycle, module and all: the garbage collector has to see through it.
+static void collect_garbage(PyHeapTypeObject* heap_type) {
+  PyTypeObject& type = heap_type->ht_type;
+  type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+  type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(Py_TYPE(self));
+    if (!py::detail::is_holder_constructed(self)) return 0;
+    return py::cast<Prepared&>(py::handle(self)).traverse(visit, arg);
+  };
+  type.tp_clear = [](PyObject* self) {
+    if (py::detail::is_holder_constructed(self)) py::cast<Prepared&>(py::handle(self)).clear();
+    return 0;
+  };
+}
+
 #ifdef FASTCNN_CUDA
 static void space_to_depth(const Address& x, uintptr_t y, const Sizes& input_size,
                            const Sizes& output_size, int64_t side, int64_t top, int64_t left,
@@ -99,6 +141,43 @@ PYBIND11_MODULE(_C, m) {
   m.def("prefer_huge_pages", &cpu::prefer_huge_pages);
   m.def("epilogue_forward", &cpu::epilogue_forward, py::call_guard<py::gil_scoped_release>());
   m.def("epilogue_backward", &cpu::epilogue_backward, py::call_guard<py::gil_scoped_release>());
+  py::class_<ConvParams>(m, "ConvParams")
+      .def(py::init(&make_convolution), "after"_a, "input_size"_a, "x"_a, "weight"_a, "kernel"_a,
+           "stride"_a, "padding"_a, "dilation"_a, "groups"_a);
+  m.def("convolution_forward", &cpu::convolution_forward, py::call_guard<py::gil_scoped_release>());
+  m.def("convolution_backward", &convolution_backward, "params"_a, "grad_x"_a, "grad_weight"_a,
+        "grad_bias"_a);
+  py::class_<Torch>(m, "Torch")
+      .def(py::init([](py::object tensor, py::object keys, py::object included, py::object excluded,
+                       py::object known, py::object is_grad_enabled, py::object get_num_threads,
+                       py::object empty, std::vector<std::pair<py::object, py::object>> state) {
+             return Torch{
+                 tensor,          keys,  included,         excluded, known, is_grad_enabled,
+                 get_num_threads, empty, std::move(state), {}};
+           }),
+           "tensor"_a, "keys"_a, "included"_a, "excluded"_a, "known"_a, "is_grad_enabled"_a,
+           "get_num_threads"_a, "empty"_a, "state"_a);
+  py::class_<Watch>(m, "Watch")
+      .def("entry", &Watch::entry, "dictionary"_a, "key"_a, "value"_a)
+      .def("absent", [](Watch& w, py::dict d, py::str key) { w.entry(d, key, py::object()); })
+      .def("size", &Watch::size)
+      .def("type", &Watch::type)
+      .def("tensor", &Watch::tensor, "dictionary"_a, "key"_a);
+  py::class_<Prepared>(m, "Prepared", py::custom_type_setup(&collect_garbage))
+      .def(py::init<const Torch&, py::object, py::tuple, py::tuple, int>(), "torch"_a, "input"_a,
+           "empty"_a, "names"_a, "threads"_a, py::keep_alive<1, 2>())
+      .def_readonly("watch", &Prepared::watch)
+      .def("convolution", &Prepared::convolution, "params"_a, "weight"_a, "bias"_a)
+      .def(
+          "dense",
+          [](Prepared& p, int64_t inputs, int64_t outputs, bool relu, int weight, int bias) {
+            DenseParams d;
+            d.inputs = inputs, d.outputs = outputs, d.relu = relu;
+            p.dense(d, weight, bias);
+          },
+          "inputs"_a, "outputs"_a, "relu"_a, "weight"_a, "bias"_a)
+      .def("epilogue", &Prepared::epilogue, "params"_a)
+      .def("__call__", &Prepared::operator());
 #ifdef FASTCNN_CUDA
   m.def("cuda_runs_on", &cuda::runs_on, "device"_a);
   m.def("cuda_architectures", &cuda::architectures);

@@ -12,9 +12,8 @@ inline void check(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(std::string("fastcnn: ") + message);
 }
 
-inline void check_params(const EpilogueParams& p) {
+inline void check_sizes(const EpilogueParams& p) {
   check(p.N >= 0 && p.C >= 0 && p.H >= 0 && p.W >= 0, "sizes must not be negative");
-  check(p.x.data && p.y.data, "x and y must be given");
   check(p.offset_bytes == 1 || p.offset_bytes == 4, "offset_bytes must be 1 or 4");
   check(p.lrn.size >= 0 && p.lrn.groups >= 1 && p.C % p.lrn.groups == 0,
         "lrn groups must divide the channels");
@@ -27,10 +26,30 @@ inline void check_params(const EpilogueParams& p) {
   check(p.offset_bytes == 4 || pool.kh * pool.kw <= 255, "offsets of one byte hold 255 places");
 }
 
+inline void check_params(const EpilogueParams& p) {
+  check_sizes(p);
+  check(p.x.data && p.y.data, "x and y must be given");
+}
+
 inline void check_backward_params(const EpilogueParams& p) {
   check_params(p);
   check(p.r.data || !(p.relu || p.lrn.size), "r must be given");
   check(p.offsets.data || !p.pool.kh, "offsets must be given");
+}
+
+// Any size of the output is safe: what lies outside of the input is zeros.
+inline void check_convolution(const ConvParams& p) {
+  check_sizes(p.after);
+  check(p.after.dtype != Dtype::f64, "there is no direct convolution in float64");
+  check(p.after.lrn.size == 0, "there is no LRN behind a direct convolution");
+  check(p.after.C >= 1 && p.after.H >= 1 && p.after.W >= 1, "the output must not be empty");
+  check(p.C >= 0 && p.H >= 0 && p.W >= 0, "sizes must not be negative");
+  check(p.kh >= 1 && p.kw >= 1 && p.sh >= 1 && p.sw >= 1 && p.dh >= 1 && p.dw >= 1,
+        "bad kernel size, stride or dilation");
+  check(p.top >= 0 && p.left >= 0, "padding must not be negative");
+  check(p.groups >= 1 && p.C % p.groups == 0 && p.after.C % p.groups == 0,
+        "groups must divide the channels");
+  check(p.weight, "weight must be given");
 }
 
 }  // namespace fastcnn

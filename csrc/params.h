@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace fastcnn {
 
@@ -42,6 +43,38 @@ struct EpilogueParams {
   const void* r_bias = nullptr;  // (C,); in backward on a GPU: r is the LRN's input without it
   int threads = 1;
   int variant = -1;  // instruction set; on a GPU general (0) or special (1); -1: the best
+};
+
+// A convolution of C channels before an epilogue without LRN. Rows, then columns; padding has a top
+// and a left, and at the bottom and right what the output's size asks for.
+struct ConvParams {
+  EpilogueParams after;  // of the convolution's output
+  int64_t C = 0, H = 0, W = 0;
+  int64_t kh = 1, kw = 1, sh = 1, sw = 1, top = 0, left = 0, dh = 1, dw = 1, groups = 1;
+  Tensor x;
+  const void* weight = nullptr;  // (after.C, C / groups, kh, kw), dense
+  // In backward, where after.y is the gradient and after.r the output: null where not needed.
+  Tensor grad_x;
+  void* grad_weight = nullptr;  // dense
+  void* grad_bias = nullptr;
+};
+
+// y = x weight^T + bias, then a ReLU; weight: (outputs, inputs), dense. float32.
+struct DenseParams {
+  int64_t inputs = 0, outputs = 0;
+  bool relu = false;
+  const void *weight = nullptr, *bias = nullptr;
+};
+
+// Convolutions, then dense layers, each of the one before; float32, NCHW. In the convolutions N and
+// the data of x and y don't count.
+struct NetworkParams {
+  int64_t N = 0;
+  std::vector<ConvParams> convolutions;
+  std::vector<DenseParams> denses;
+  const void* x = nullptr;  // dense
+  void* y = nullptr;        // (N, outputs) or (N, C, H, W), dense
+  int threads = 1;
 };
 
 }  // namespace fastcnn

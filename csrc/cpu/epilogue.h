@@ -1,9 +1,6 @@
 // The epilogue on the CPU: bias, ReLU, LRN and max pooling, forward and backward.
 #pragma once
 
-#include <string>
-#include <vector>
-
 #include "../params.h"
 
 namespace fastcnn::cpu {
@@ -12,7 +9,6 @@ namespace fastcnn::cpu {
 void epilogue_forward(const EpilogueParams& p);
 void epilogue_backward(const EpilogueParams& p);
 
-std::vector<std::string> instruction_sets();  // that run here, the best last
 bool has_openmp();
 
 }  // namespace fastcnn::cpu

@@ -6,6 +6,8 @@
 #include <omp.h>
 #endif
 
+#include "chain.h"
+#include "direct_backward.h"
 #include "pixels.h"
 #include "planes.h"
 
@@ -31,36 +33,53 @@ class Memory {
   char* data_;
 };
 
-// Runs every task of a Worker on p.threads threads, each with scratch of its own. In backward, task
-// i leaves its share of the bias gradient in sums[i * C ..].
-template <class Worker>
-void run_tasks(const EpilogueParams& p, double* sums) {
+// Runs run(worker, task) for every task on so many threads, each with a worker that make(scratch)
+// makes, and scratch of its own.
+template <class Make, class Run>
+void run_tasks(int threads, Make make, Run run) {
   Scratch measure(nullptr);
-  const int64_t tasks = Worker(p, measure).tasks();
-  const int threads = int(clamp(p.threads, 1, std::max<int64_t>(1, tasks)));
+  const int64_t tasks = make(measure).tasks();
+  threads = int(clamp(threads, 1, std::max<int64_t>(1, tasks)));
   const Memory memory(threads * measure.used());
+  const auto work = [&](int thread, auto each) {
+    Scratch scratch(memory.data() + thread * measure.used());
+    auto worker = make(scratch);
+    each([&](int64_t task) { run(worker, task); });
+  };
+  if (threads == 1)
+    return work(0, [&](auto run) {
+      for (int64_t task = 0; task < tasks; ++task) run(task);
+    });
 #pragma omp parallel num_threads(threads)
   {
 #ifdef _OPENMP
-    Scratch scratch(memory.data() + omp_get_thread_num() * measure.used());
+    const int thread = omp_get_thread_num();
 #else
-    Scratch scratch(memory.data());
+    const int thread = 0;
 #endif
-    Worker worker(p, scratch);
+    work(thread, [&](auto run) {
 #pragma omp for schedule(static)
-    for (int64_t task = 0; task < tasks; ++task)
-      worker.run(task, sums ? sums + task * p.C : nullptr);
+      for (int64_t task = 0; task < tasks; ++task) run(task);
+    });
   }
+}
+
+// An epilogue's tasks. In backward, task i leaves its share of the bias gradient in sums[i * C ..].
+template <class Worker>
+void run_epilogue(const EpilogueParams& p, double* sums) {
+  run_tasks(
+      p.threads, [&](Scratch& scratch) { return Worker(p, scratch); },
+      [&](Worker& worker, int64_t task) { worker.run(task, sums ? sums + task * p.C : nullptr); });
 }
 
 template <class Worker, class T>
 void run_backward(const EpilogueParams& p) {
-  if (!p.bias) return run_tasks<Worker>(p, nullptr);
+  if (!p.bias) return run_epilogue<Worker>(p, nullptr);
   Scratch measure(nullptr);
   const int64_t tasks = Worker(p, measure).tasks();
   const Memory memory(tasks * p.C * int64_t(sizeof(double)));
   double* sums = reinterpret_cast<double*>(memory.data());
-  run_tasks<Worker>(p, sums);
+  run_epilogue<Worker>(p, sums);
   for (int64_t c = 0; c < p.C; ++c) {
     double sum = 0;
     for (int64_t task = 0; task < tasks; ++task) sum += sums[task * p.C + c];
@@ -88,8 +107,8 @@ void with_type(const EpilogueParams& p, Run run) {
 void forward(const EpilogueParams& p) {
   with_type(p, [&](auto type) {
     using T = decltype(type);
-    p.channels_last ? run_tasks<PixelsForward<T>>(p, nullptr)
-                    : run_tasks<PlanesForward<T>>(p, nullptr);
+    p.channels_last ? run_epilogue<PixelsForward<T>>(p, nullptr)
+                    : run_epilogue<PlanesForward<T>>(p, nullptr);
   });
 }
 
@@ -98,6 +117,43 @@ void backward(const EpilogueParams& p) {
     using T = decltype(type);
     p.channels_last ? run_backward<PixelsBackward<T>, T>(p) : run_backward<PlanesBackward<T>, T>(p);
   });
+}
+
+// float64 has no direct convolution: check_convolution refuses it.
+void convolution_forward(const ConvParams& p) {
+  with_type(p.after, [&](auto type) {
+    using T = decltype(type);
+    if constexpr (!std::is_same_v<T, F64>) {
+      const Direct direct(p);
+      const std::unique_ptr<float[]> packed(new float[direct.packed_size()]);
+      float* weights = packed.get();
+      direct.pack<T>(weights);
+      run_tasks(
+          p.after.threads, [&](Scratch& scratch) { return DirectForward<T>(p, weights, scratch); },
+          [](DirectForward<T>& worker, int64_t task) { worker.run(task); });
+    }
+  });
+}
+
+void convolution_backward(const ConvParams& p) {
+  with_type(p.after, [&](auto type) {
+    using T = decltype(type);
+    if constexpr (!std::is_same_v<T, F64>) {
+      const Gradients<T> gradients(p);
+      run_tasks(
+          p.after.threads,
+          [&](Scratch& scratch) { return DirectBackward<T>(p, gradients, scratch); },
+          [](DirectBackward<T>& worker, int64_t task) { worker.run(task); });
+      gradients.write();
+    }
+  });
+}
+
+void network_forward(const NetworkParams& p) {
+  const PackedWeights packed(p);
+  run_tasks(
+      p.threads, [&](Scratch& scratch) { return ChainForward(p, packed, scratch); },
+      [](ChainForward& worker, int64_t task) { worker.run(task); });
 }
 
 }  // namespace fastcnn::FASTCNN_ISA

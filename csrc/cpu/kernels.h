@@ -5,10 +5,13 @@
 
 namespace fastcnn {
 
-#define FASTCNN_DECLARE(isa)              \
-  namespace isa {                         \
-  void forward(const EpilogueParams& p);  \
-  void backward(const EpilogueParams& p); \
+#define FASTCNN_DECLARE(isa)                      \
+  namespace isa {                                 \
+  void forward(const EpilogueParams& p);          \
+  void backward(const EpilogueParams& p);         \
+  void convolution_forward(const ConvParams& p);  \
+  void convolution_backward(const ConvParams& p); \
+  void network_forward(const NetworkParams& p);   \
   }
 
 FASTCNN_DECLARE(baseline)

@@ -74,8 +74,11 @@ struct Planes {
 template <class A>
 class PlanePool {
  public:
-  PlanePool(const EpilogueParams& p, Scratch& scratch, int64_t in_rows, int64_t out_rows)
+  // width: of a row of what is pooled, which may have more columns than the channel.
+  PlanePool(const EpilogueParams& p, Scratch& scratch, int64_t in_rows, int64_t out_rows,
+            int64_t width)
       : p_(p),
+        width_(width),
         pool_(p.pool),
         geometry_(p),
         across_{pool_.kw, pool_.dw, p.OW == 1 ? 1 : pool_.sw},
@@ -92,9 +95,9 @@ class PlanePool {
   // in: the rows `have` of channel c; out: the rows `want` of its pooled map.
   // no_nan: in is known to have none.
   void run(const A* in, bool no_nan, Rows have, Rows want, int64_t n, int64_t c, A* out) {
-    const bool nans = !no_nan && may_have_nans(in, have.count() * p_.W);
+    const bool nans = !no_nan && may_have_nans(in, (have.count() - 1) * width_ + p_.W);
     if (padded_) pad(in, have.count());
-    maxima_across(padded_ ? padding_ : in, padded_ ? reach_ : p_.W, have.count(), across_, nans,
+    maxima_across(padded_ ? padding_ : in, padded_ ? reach_ : width_, have.count(), across_, nans,
                   p_.OW, rows_);
     Int<A>* place = place_;
     for (int64_t oh = want.begin, windows = 0; oh < want.end; oh += windows) {
@@ -126,7 +129,7 @@ class PlanePool {
     const int64_t there = clamp(reach_ - pool_.pw, 0, p_.W);
     std::fill(padding_, padding_ + rows * reach_, -std::numeric_limits<A>::infinity());
     for (int64_t h = 0; h < rows && there; ++h)
-      std::copy_n(in + h * p_.W, there, padding_ + h * reach_ + pool_.pw);
+      std::copy_n(in + h * width_, there, padding_ + h * reach_ + pool_.pw);
   }
 
   // A window of nothing but -inf keeps the place it began with, which may be in the left padding:
@@ -150,6 +153,7 @@ class PlanePool {
   }
 
   const EpilogueParams& p_;
+  int64_t width_;
   const Pool& pool_;
   Geometry geometry_;
   Axis across_;    // with a single window, its stride does not matter
@@ -232,7 +236,7 @@ class PlanesForward : Planes<T> {
         can_join_(lrn && !pool_first && p.x.w == 1 && p.x.h == p.W),
         rows_(std::min(p.H,
                        pool ? bands_.band * p.pool.sh + geometry.extent + p.pool.ph : bands_.band)),
-        maxima_(p, scratch, pool ? rows_ : 0, bands_.band) {
+        maxima_(p, scratch, pool ? rows_ : 0, bands_.band, p.W) {
     const int64_t in = rows_ * p.W, out = bands_.band * p.OW;
     planes_ = scratch.span<A*>(ring);
     for (int64_t j = 0; j < ring; ++j) {

@@ -1,0 +1,248 @@
+// The gradients of a direct convolution with bias, ReLU and max pooling behind it:
+//   da: the pooled gradients at the places they came from, where the ReLU let them pass
+//   db[o] = sum of da;  dw[o, c, i, j] = sum over images and pixels of da * x
+//   dx = the convolution of da, with zeros between its values for a stride, with the weights turned
+//        by half a turn
+// A task is a fixed number of images, and their sums are added in order: the same bits every run.
+#pragma once
+
+#include <memory>
+
+#include "direct.h"
+
+namespace fastcnn::FASTCNN_ISA {
+
+constexpr int64_t kGradientTasks = 16;
+
+// The convolution that makes dx of da's planes.
+inline ConvParams turned(const ConvParams& p) {
+  ConvParams t;
+  t.C = p.after.C, t.groups = p.groups;
+  t.H = p.H + (p.kh - 1) * p.dh, t.W = p.W + (p.kw - 1) * p.dw;
+  t.kh = p.kh, t.kw = p.kw, t.dh = p.dh, t.dw = p.dw;
+  t.x = {nullptr, t.C * t.H * t.W, t.H * t.W, t.W, 1};
+  t.after.dtype = p.after.dtype;
+  t.after.N = 1, t.after.C = p.C, t.after.H = t.after.OH = p.H, t.after.W = t.after.OW = p.W;
+  t.after.y = p.grad_x;
+  t.after.channels_last = p.grad_x.c == 1 && p.C > 1;
+  return t;
+}
+
+// The weights as `turned` has them: (C, outputs of a group, kh, kw), from last to first.
+template <class T>
+inline void turn_weights(const ConvParams& p, float* out) {
+  const T* w = static_cast<const T*>(p.weight);
+  const int64_t in = p.C / p.groups, of = p.after.C / p.groups, size = p.kh * p.kw;
+  for (int64_t g = 0; g < p.groups; ++g)
+    for (int64_t c = 0; c < in; ++c)
+      for (int64_t o = 0; o < of; ++o)
+        for (int64_t k = size; k-- > 0;) *out++ = T::get(w[((g * of + o) * in + c) * size + k]);
+}
+
+// What all tasks share: weights for dx, and each task's sums.
+template <class T>
+class Gradients {
+ public:
+  explicit Gradients(const ConvParams& params)
+      : p(params), turned_(turned(params)), taps(p.C / p.groups * p.kh * p.kw) {
+    const Direct direct(turned_);
+    std::unique_ptr<float[]> weights(new float[p.grad_x.data ? p.after.C * taps : 0]);
+    packed_.reset(new float[p.grad_x.data ? direct.packed_size() : 0]);
+    if (p.grad_x.data) {
+      turn_weights<T>(p, weights.get());
+      turned_.weight = weights.get();
+      direct.pack<F32>(packed_.get());
+    }
+    turned_.weight = nullptr;
+    size_ = p.groups * round_up(p.after.C / p.groups, kLanes) * taps + p.after.C;
+    sums_.reset(new float[tasks() * size_]());
+  }
+
+  int64_t images() const { return (p.after.N + kGradientTasks - 1) / kGradientTasks; }
+  int64_t tasks() const { return (p.after.N + images() - 1) / images(); }
+  const ConvParams& of_input() const { return turned_; }
+  const float* packed() const { return packed_.get(); }
+
+  // Of a task: (group, tap, lane of an output channel), and then each channel's of the bias.
+  float* of_weight(int64_t task) const { return sums_.get() + task * size_; }
+  float* of_bias(int64_t task) const { return of_weight(task) + size_ - p.after.C; }
+
+  // Adds up the tasks' sums.
+  void write() const {
+    const int64_t of = p.after.C / p.groups, lanes = round_up(of, kLanes);
+    const auto total = [&](int64_t at) {
+      double sum = 0;
+      for (int64_t t = 0; t < tasks(); ++t) sum += sums_[t * size_ + at];
+      return T::put(float(sum));
+    };
+    for (int64_t o = 0; p.grad_weight && o < p.after.C; ++o)
+      for (int64_t k = 0; k < taps; ++k)
+        static_cast<T*>(p.grad_weight)[o * taps + k] = total((o / of * taps + k) * lanes + o % of);
+    for (int64_t o = 0; p.grad_bias && o < p.after.C; ++o)
+      static_cast<T*>(p.grad_bias)[o] = total(size_ - p.after.C + o);
+  }
+
+ private:
+  const ConvParams& p;
+  ConvParams turned_;
+  int64_t taps, size_;
+  std::unique_ptr<float[]> packed_, sums_;
+};
+
+// TAPS neighbouring ones of a row of the kernel, for VO vectors of output channels: the products
+// with `rows` rows of da, added to out.
+template <int VO, int TAPS>
+inline void add_products(const ConvParams& p, Input x, const float* g, int64_t pixel, int64_t rows,
+                         float* out, int64_t out_tap) {
+  Vec<float> sums[TAPS][VO] = {};
+  for (int64_t h = 0; h < rows; ++h) {
+    const float* row = x.data + h * p.sh * x.pitch;
+    for (int64_t w = 0; w < p.after.W; ++w, g += pixel, row += p.sw) {
+      forget_origin(row);
+      Vec<float> gs[VO];
+#pragma GCC unroll 2
+      for (int v = 0; v < VO; ++v) gs[v] = load<Vec<float>>(g + v * kLanes);
+#pragma GCC unroll 8
+      for (int j = 0; j < TAPS; ++j)
+#pragma GCC unroll 2
+        for (int v = 0; v < VO; ++v) sums[j][v] += gs[v] * row[j * p.dw];
+    }
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < TAPS; ++j)
+#pragma GCC unroll 2
+    for (int v = 0; v < VO; ++v) {
+      float* at = out + j * out_tap + v * kLanes;
+      store(at, load<Vec<float>>(at) + sums[j][v]);
+    }
+}
+
+constexpr int kTapsInTile = kSums / 4 < 5 ? 5 : kSums / 4;
+
+using AddProducts = void (*)(const ConvParams&, Input, const float*, int64_t, int64_t, float*,
+                             int64_t);
+
+template <int VO, int... n>
+inline AddProducts products_of(int64_t taps, std::integer_sequence<int, n...>) {
+  static constexpr AddProducts tiles[] = {&add_products<VO, n + 1>...};
+  return tiles[taps - 1];
+}
+
+template <class T>
+class DirectBackward {
+ public:
+  DirectBackward(const ConvParams& params, const Gradients<T>& gradients, Scratch& scratch)
+      : p(params),
+        after_(params.after),
+        gradients_(gradients),
+        direct_(params),
+        turned_(gradients.of_input()),
+        of_input_(turned_, gradients.packed(), scratch) {
+    lanes_ = round_up(direct_.group_out, kLanes);
+    rows_ = std::max<int64_t>(1, kTapsAtOnce / std::max<int64_t>(1, after_.W));
+    da_ = scratch.span<float>(after_.H * after_.W);
+    pixels_ = scratch.span<float>(p.grad_weight ? after_.H * after_.W * lanes_ : 0);
+    input_ = scratch.span<float>(
+        p.grad_weight ? direct_.group_in * direct_.input_rows(after_.H) * direct_.width : 0);
+    planes_ = scratch.span<float>(p.grad_x.data ? turned_.C * turned_.H * turned_.W : 0);
+    turned_.x.data = planes_;
+  }
+
+  int64_t tasks() const { return gradients_.tasks(); }
+
+  void run(int64_t task) {
+    const int64_t first = task * gradients_.images();
+    const int64_t end = std::min(after_.N, first + gradients_.images());
+    for (n_ = first; n_ < end; ++n_) {
+      for (int64_t g = 0; g < p.groups; ++g) {
+        for (int64_t o = 0; o < direct_.group_out; ++o) spread(task, g, o);
+        if (p.grad_weight) multiply(task, g);
+      }
+      if (!p.grad_x.data) continue;
+      turned_.after.y.data = static_cast<T*>(p.grad_x.data) + n_ * p.grad_x.n;
+      for (int64_t band = 0; band < of_input_.tasks(); ++band) of_input_.run(band);
+    }
+  }
+
+ private:
+  // da of a channel: its bias's share, and the layouts that the two products want.
+  void spread(int64_t task, int64_t g, int64_t o) {
+    const int64_t c = g * direct_.group_out + o, H = after_.H, W = after_.W;
+    std::fill(da_, da_ + H * W, 0.f);
+    for (int64_t h = 0; h < after_.OH; ++h) unpool_row(c, h);
+    double sum = 0;
+    for (int64_t i = 0; i < H * W; ++i) sum += da_[i];
+    gradients_.of_bias(task)[c] += float(sum);
+    if (pixels_)
+      for (int64_t i = 0; i < H * W; ++i) pixels_[i * lanes_ + o] = da_[i];
+    if (!planes_) return;
+    float* plane = planes_ + c * turned_.H * turned_.W;
+    if (p.sh * p.sw > 1) std::fill(plane, plane + turned_.H * turned_.W, 0.f);
+    const int64_t down = (p.kh - 1) * p.dh - p.top, right = (p.kw - 1) * p.dw - p.left;
+    for (int64_t h = 0; h < H; ++h) {
+      const int64_t row = h * p.sh + down;
+      if (row < 0 || row >= turned_.H) continue;
+      for (int64_t w = 0; w < W; ++w) {
+        const int64_t column = w * p.sw + right;
+        if (column >= 0 && column < turned_.W) plane[row * turned_.W + column] = da_[h * W + w];
+      }
+    }
+  }
+
+  void unpool_row(int64_t c, int64_t h) {
+    const Pool& pool = after_.pool;
+    const auto at = [&](const Tensor& t) { return n_ * t.n + c * t.c + h * t.h; };
+    const T* g = static_cast<const T*>(after_.y.data) + at(after_.y);
+    const T* r = after_.relu ? static_cast<const T*>(after_.r.data) + at(after_.r) : nullptr;
+    for (int64_t w = 0; w < after_.OW; ++w) {
+      if (r && T::get(r[w * after_.r.w]) <= 0) continue;
+      int64_t row = h, column = w;
+      if (pool.kh) {
+        const int64_t place = offset(at(after_.offsets) + w * after_.offsets.w);
+        if (place < 0 || place >= pool.kh * pool.kw) continue;
+        row = h * pool.sh - pool.ph + place / pool.kw * pool.dh;
+        column = w * pool.sw - pool.pw + place % pool.kw * pool.dw;
+      }
+      da_[row * after_.W + column] += T::get(g[w * after_.y.w]);
+    }
+  }
+
+  int64_t offset(int64_t at) const {
+    return after_.offset_bytes == 1 ? static_cast<const uint8_t*>(after_.offsets.data)[at]
+                                    : static_cast<const int32_t*>(after_.offsets.data)[at];
+  }
+
+  // Adds group g's da * x to the task's sums.
+  void multiply(int64_t task, int64_t g) {
+    const Input in = padded_input<T>(direct_, n_, g, {0, after_.H}, input_);
+    float* out = gradients_.of_weight(task) + g * direct_.taps * lanes_;
+    constexpr auto tiles = std::make_integer_sequence<int, kTapsInTile>();
+    for (int64_t o = 0, n = 0; o < lanes_; o += n) {
+      n = std::min<int64_t>(2 * kLanes, lanes_ - o);
+      for (int64_t c = 0; c < direct_.group_in; ++c)
+        for (int64_t i = 0; i < p.kh; ++i)
+          for (int64_t j = 0, taps = 0; j < p.kw; j += taps) {
+            taps = std::min<int64_t>(kTapsInTile, p.kw - j);
+            const AddProducts add =
+                n == kLanes ? products_of<1>(taps, tiles) : products_of<2>(taps, tiles);
+            const float* x = in.data + c * in.plane + i * p.dh * in.pitch + j * p.dw;
+            float* sums = out + ((c * p.kh + i) * p.kw + j) * lanes_ + o;
+            for (int64_t h = 0; h < after_.H; h += rows_)
+              add(p, {x + h * p.sh * in.pitch, in.plane, in.pitch},
+                  pixels_ + h * after_.W * lanes_ + o, lanes_, std::min(rows_, after_.H - h), sums,
+                  lanes_);
+          }
+    }
+  }
+
+  const ConvParams& p;
+  const EpilogueParams& after_;
+  const Gradients<T>& gradients_;
+  Direct direct_;
+  ConvParams turned_;
+  DirectForward<T, F32> of_input_;
+  int64_t lanes_, rows_, n_ = 0;
+  float *da_, *pixels_, *input_, *planes_;
+};
+
+}  // namespace fastcnn::FASTCNN_ISA

@@ -1,0 +1,117 @@
+#include "prepared.h"
+
+#include <algorithm>
+
+#include "cpu/convolution.h"
+#include "cpu/epilogue.h"
+
+namespace fastcnn {
+
+namespace {
+
+py::object raw(const Torch& torch, py::handle keys) {
+  return call_method(keys, torch.names.raw_repr);
+}
+
+py::object keys_of(const Torch& torch, py::handle tensor) {
+  PyObject* keys = PyObject_CallOneArg(torch.keys.ptr(), tensor.ptr());
+  if (!keys) throw py::error_already_set();
+  return raw(torch, py::reinterpret_steal<py::object>(keys));
+}
+
+}  // namespace
+
+Prepared::Prepared(const Torch& torch, py::object input, py::tuple empty, py::tuple names,
+                   int threads)
+    : watch(torch.names),
+      torch_(torch),
+      keys_(keys_of(torch, input)),
+      dtype_(attribute(input, torch.names.dtype)),
+      shape_(attribute(input, torch.names.shape)),
+      stride_(call_method(input, torch.names.stride)),
+      empty_(std::move(empty)),
+      names_(std::move(names)),
+      threads_(threads) {
+  network_.N = py::cast<int64_t>(py::reinterpret_borrow<py::sequence>(shape_)[0]);
+}
+
+void Prepared::convolution(const ConvParams& params, int weight, int bias) {
+  network_.convolutions.push_back(params);
+  weights_.push_back({weight, bias});
+}
+
+void Prepared::dense(const DenseParams& params, int weight, int bias) {
+  network_.denses.push_back(params);
+  weights_.push_back({weight, bias});
+}
+
+void Prepared::epilogue(const EpilogueParams& params) { epilogue_ = params; }
+
+bool Prepared::fits(py::handle input) const {
+  const Names& names = torch_.names;
+  for (const auto& [function, value] : torch_.state)
+    if (!equal(call(function), value)) return false;
+  const py::object keys = keys_of(torch_, input);
+  if (!equal(keys, keys_) || attribute(input, names.dtype).ptr() != dtype_.ptr()) return false;
+  if (!equal(attribute(input, names.shape), shape_)) return false;
+  if (!equal(call_method(input, names.stride), stride_)) return false;
+  const py::tuple three =
+      py::make_tuple(keys, raw(torch_, call(torch_.included)), raw(torch_, call(torch_.excluded)));
+  const int known = PySet_Contains(torch_.known.ptr(), three.ptr());
+  if (known < 0) throw py::error_already_set();
+  return known;
+}
+
+py::object Prepared::operator()(py::handle input) const {
+  if ((PyObject*)Py_TYPE(input.ptr()) != torch_.tensor.ptr() || !fits(input)) return py::none();
+  if (!watch.holds()) return py::bool_(false);
+  const bool grad = call(torch_.is_grad_enabled).ptr() == Py_True;
+  if (grad &&
+      (attribute(input, torch_.names.requires_grad).ptr() == Py_True || watch.requires_grad()))
+    return py::none();
+  const int threads = std::min(threads_, py::cast<int>(call(torch_.get_num_threads)));
+  std::vector<PyObject*> arguments;
+  for (py::handle argument : empty_) arguments.push_back(argument.ptr());
+  const size_t positional = arguments.size() - names_.size();
+  PyObject* made = PyObject_Vectorcall(torch_.empty.ptr(), arguments.data(), positional,
+                                       names_.size() ? names_.ptr() : nullptr);
+  if (!made) throw py::error_already_set();
+  py::object output = py::reinterpret_steal<py::object>(made);
+  run(watch.address(input), const_cast<void*>(watch.address(output)), threads);
+  return output;
+}
+
+void Prepared::run(const void* x, void* y, int threads) const {
+  if (epilogue_) {
+    EpilogueParams p = *epilogue_;
+    p.x.data = const_cast<void*>(x), p.y.data = y, p.threads = threads;
+    py::gil_scoped_release release;
+    return cpu::epilogue_forward(p);
+  }
+  const std::vector<const void*> data = watch.addresses();
+  NetworkParams p = network_;
+  p.x = x, p.y = y, p.threads = threads;
+  auto weights = weights_.begin();
+  const auto next = [&](auto& layer, const void** bias) {
+    layer.weight = data[weights->first];
+    *bias = weights->second < 0 ? nullptr : data[weights->second];
+    ++weights;
+  };
+  for (ConvParams& layer : p.convolutions) {
+    const void* bias;
+    next(layer, &bias);
+    layer.after.bias = const_cast<void*>(bias);
+  }
+  for (DenseParams& layer : p.denses) next(layer, &layer.bias);
+  py::gil_scoped_release release;
+  if (p.convolutions.size() != 1 || !p.denses.empty()) return cpu::network_forward(p);
+  ConvParams& only = p.convolutions[0];
+  only.x.data = const_cast<void*>(x), only.after.y.data = y, only.after.threads = threads;
+  cpu::convolution_forward(only);
+}
+
+int Prepared::traverse(visitproc visit, void* arg) const { return watch.traverse(visit, arg); }
+
+void Prepared::clear() { watch.clear(); }
+
+}  // namespace fastcnn
