@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
 
@@ -13,6 +13,25 @@ Pair: TypeAlias = int | Sequence[int]
 
 ORDERS = ("lrn_pool", "pool_lrn")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+Made = TypeVar("Made")
+
+
+def remembered(make: Callable[..., Made]) -> Callable[..., Made]:
+    """Returns ``make``, which makes the same of the same arguments, with what it made kept."""
+    kept = functools.lru_cache(maxsize=1024, typed=True)(make)
+
+    def made(*args: Any) -> Made:
+        if torch.compiler.is_compiling():  # a compiler looks past such a cache, with a warning
+            return make(*args)
+        try:
+            return kept(*args)
+        except TypeError:  # not hashable, or refused: make says what is wrong
+            pass
+        return make(*args)
+
+    return made
 
 
 def pair(name: str, value: Pair) -> tuple[int, int]:
@@ -241,14 +260,45 @@ class Stages:
             return "output" if self.relu else None
         return "r" if self.relu or has_bias or not self.lrn_first else "input"
 
+    def makes_r(self, has_bias: bool) -> bool:
+        """Returns whether an epilogue's forward makes a tensor for backward, besides y and the offsets."""
+        return self.residual(has_bias) == "r"
+
+    @property
+    def block_makes_r(self) -> bool:
+        """Returns the same for a block, of whose convolution's output nobody else knows."""
+        return self.lrn is not None
+
     def block_residual(self, device: str) -> str | None:
-        """The same for a block, of whose convolution's output nobody else knows.
+        """The same as :meth:`residual` for a block.
 
         On a GPU (a torch.device's type "cuda"), which waits for memory, that is kept, as "input": with the
         bias, backward makes r again, and forward need not write it. The CPU's kernels write r while it is in
         cache.
         """
         return "input" if device == "cuda" and self.lrn_first else self.residual(has_bias=True)
+
+
+def saved_tensor(
+    residual: str | None, x: torch.Tensor | None, y: torch.Tensor | None, r: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Returns the tensor that :meth:`Stages.residual` names, of the stages' input, output and r."""
+    return {"input": x, "output": y, "r": r, None: None}[residual]
+
+
+@remembered
+def stages_of(relu: bool, lrn: LRN | None, pool: MaxPool | None, order: str) -> Stages:
+    return Stages(relu, lrn, pool, order)
+
+
+@remembered
+def lrn_alone(size: int, alpha: float, beta: float, k: float) -> Stages:
+    return Stages(relu=False, lrn=LRN(size, alpha, beta, k))
+
+
+@remembered
+def pool_alone(kernel_size: Pair, stride: Pair | None, padding: Pair, dilation: Pair, ceil: bool) -> Stages:
+    return Stages(relu=False, pool=MaxPool(kernel_size, stride, padding, dilation, ceil))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .. import _native
-from ..stages import LRN, MaxPool, Stages, check, memory_format
-from ._convolution import convolve
+from ..stages import LRN, MaxPool, Stages, memory_format
+
+Results: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # y, r, offsets
 
 _NAMES = {
     torch.float32: "float32",
@@ -66,19 +67,27 @@ def allocate(
     dtype: torch.dtype,
     format: torch.memory_format,
     stages: Stages,
-    keep: bool,
     save: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """y, r if it is to be kept, and the offsets if backward will want them, for an input of this shape.
+    makes_r: bool,
+) -> Results:
+    """Returns memory for y, and if it is to be saved for r and the offsets, for an input of this shape.
 
-    empty: makes a tensor of a shape, dtype and format.
+    empty: makes a tensor of a shape, dtype and format. makes_r: whether there is an r, see :class:`Stages`.
     """
     out = stages.output_shape(shape)
     return (
         empty(out, dtype, format),
-        empty(out if stages.pool_first else shape, dtype, format) if keep else None,
+        empty(out if stages.pool_first else shape, dtype, format) if save and makes_r else None,
         empty(out, stages.pool.offset_dtype, format) if save and stages.pool else None,
     )
+
+
+def allocate_epilogue(
+    empty: Callable[..., Tensor], x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool
+) -> Results:
+    """Returns memory for an epilogue on x; keep_r: whether an r that backward needs is kept from it."""
+    makes_r = keep_r and stages.makes_r(bias is not None)
+    return allocate(empty, x.shape, x.dtype, memory_format(x), stages, save, makes_r)
 
 
 def params(
@@ -116,38 +125,3 @@ def params(
         0 if r_bias is None else r_bias.data_ptr(),
         threads,
     )
-
-
-def in_chunks(
-    empty: Callable[..., Tensor],
-    run: Callable[..., None],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    conv: Sequence[Any],
-    stages: Stages,
-    save: bool,
-    images: int,
-    convolve: Callable[..., Tensor] = convolve,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """A block by so many images at a time, convolved in weight's dtype.
-
-    empty: as allocate has it; run: fills y, r and offsets, given the convolution's part and its format.
-    """
-    outputs: tuple[Tensor, Tensor | None, Tensor | None] | None = None
-    for start in range(0, x.shape[0], images):
-        part = slice(start, start + images)
-        a = convolve(x[part].to(weight.dtype), weight, conv).to(x.dtype)
-        if outputs is None:
-            check(a, bias, stages)
-            format = memory_format(a)
-            keep = save and stages.lrn is not None
-            outputs = allocate(empty, (x.shape[0], *a.shape[1:]), a.dtype, format, stages, keep, save)
-        y, r, offsets = (None if t is None else t[part] for t in outputs)
-        assert y is not None
-        if r is not None and stages.block_residual(x.device.type) == "input":
-            r.copy_(a)
-            r = None
-        run(a, bias, stages, format, y, r, offsets)
-    assert outputs is not None  # an empty batch is not in chunks
-    return outputs

@@ -11,8 +11,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ...stages import Stages, memory_format
-from .._launch import allocate, empty_on
+from ...stages import Stages
+from .._launch import Results, allocate_epilogue, empty_on
 from . import general, pixels, planes
 
 
@@ -21,11 +21,8 @@ def kernels(x: Tensor, stages: Stages, backward: bool = False) -> ModuleType:
     return next((module for module in (pixels, planes) if module.takes(x, stages, backward)), general)
 
 
-def forward(
-    x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool = True
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    keep = save and keep_r and stages.residual(bias is not None) == "r"
-    y, r, offsets = allocate(empty_on(x.device), x.shape, x.dtype, memory_format(x), stages, keep, save)
+def forward(x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool = True) -> Results:
+    y, r, offsets = allocate_epilogue(empty_on(x.device), x, bias, stages, save, keep_r)
     if x.numel():
         bias = bias if bias is None else bias.contiguous()
         kernels(x, stages).forward(x, bias, stages, y, r, offsets)
