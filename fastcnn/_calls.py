@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _ops  # noqa: F401  registers the ops
-from ._autograd import Block, Epilogue, first
-from ._dispatch import can_bypass, needs_grad
+from ._direct import run
+from ._dispatch import can_bypass
 from .backends import PREFERENCE, choose, plain
 from .backends._convolution import Conv, sides
 from .stages import DTYPES, Pair, Stages, check
@@ -31,16 +31,11 @@ def epilogue(input: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
         return plain.epilogue(input, bias, stages)
     if can_bypass(input, bias):
         check(input, bias, stages)
-        backend = choose(input, stages)
-        if backend is not plain:
-            if needs_grad(input, bias):
-                return first(Epilogue.apply(input, bias, stages, backend))
-            return backend.epilogue_forward(input, bias, stages, save=False)[0]
-    elif _is_plain(input, stages):
+        return run(input, None, bias, stages)
+    if _is_plain(input, stages):
         check(input, bias, stages)
-    else:
-        return _fastcnn.epilogue(input, bias, *stages.flat())
-    return plain.epilogue(input, bias, stages)
+        return plain.epilogue(input, bias, stages)
+    return _fastcnn.epilogue(input, bias, *stages.flat())
 
 
 def block(
@@ -70,14 +65,10 @@ def block(
         return epilogue(F.conv2d(input, weight, bias, stride, padding, dilation, groups), None, stages)
     conv = _conv(weight, stride, padding, dilation, groups, margins)
     if can_bypass(input, weight, bias):
-        backend = choose(input, stages, weight)
-        if backend is not plain:
-            if needs_grad(input, weight, bias):
-                return first(Block.apply(input, weight, bias, conv, stages, recompute, backend))
-            return backend.conv_block_forward(input, weight, bias, conv, stages, save=False)[0]
-    elif not _is_plain(input, stages, weight):
-        return _fastcnn.conv2d_block(input, weight, bias, *conv, *stages.flat(), recompute)
-    return plain.conv2d_block(input, weight, bias, conv, stages, recompute)
+        return run(input, weight, bias, stages, conv, recompute)
+    if _is_plain(input, stages, weight):
+        return plain.conv2d_block(input, weight, bias, conv, stages, recompute)
+    return _fastcnn.conv2d_block(input, weight, bias, *conv, *stages.flat(), recompute)
 
 
 def _is_plain(x: Tensor, stages: Stages, weight: Tensor | None = None) -> bool:

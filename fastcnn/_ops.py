@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from . import backends
-from ._autograd import block_gradients, epilogue_gradients, none_for_empty, save_block, save_epilogue
-from ._dispatch import in_transform, needs_grad
+from ._autograd import How, epilogue_gradients, gradients, none_for_empty, save
+from ._direct import run
+from ._dispatch import can_bypass, in_transform, needs_grad
 from .backends import plain, reference
 from .backends._convolution import convolution_backward_fastest, convolve
 from .backends._launch import allocate, empty_on
@@ -120,8 +121,9 @@ def _(
 
 def _setup_epilogue(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, bias, *flat, _ = inputs
-    results = tuple(map(none_for_empty, output))
-    save_epilogue(ctx, x, bias is not None, Stages.unflat(*flat), results, backends.current_backend())
+    y, r, offsets = output
+    how = How(Stages.unflat(*flat), backend=backends.current_backend())
+    save(ctx, x, None, bias, how, (y, none_for_empty(r), none_for_empty(offsets)))
 
 
 torch.library.register_autograd(
@@ -147,7 +149,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tenso
     stages = Stages.unflat(relu, lrn, pool, order)
     a = convolve(x, weight, conv)
     check(a, bias, stages)
-    return _fake(a, stages, save and not recompute, stages.block_makes_r)
+    return _fake(a, stages, save and not recompute, stages.makes_r(in_block=True))
 
 
 @torch.library.impl("fastcnn::convolution_backward", "CompositeExplicitAutograd")
@@ -168,13 +170,14 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]
 
 
 def _setup_block(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, *conv, relu, lrn, pool, order, save, recompute = inputs
-    stages, results = Stages.unflat(relu, lrn, pool, order), tuple(map(none_for_empty, output))
-    recompute = recompute or not save
-    save_block(ctx, x, weight, bias, conv, stages, recompute, results, backends.current_backend())
+    x, weight, bias, *conv, relu, lrn, pool, order, saves, recompute = inputs
+    stages, recompute = Stages.unflat(relu, lrn, pool, order), recompute or not saves
+    y, r, offsets = output
+    how = How(stages, conv, recompute, backends.current_backend())
+    save(ctx, x, weight, bias, how, (y, none_for_empty(r), none_for_empty(offsets)))
 
 
-torch.library.register_autograd("fastcnn::conv2d_block_forward", block_gradients, setup_context=_setup_block)
+torch.library.register_autograd("fastcnn::conv2d_block_forward", gradients, setup_context=_setup_block)
 
 
 # The composite ops, and how they behave under autocast, vmap and the other function transforms.
@@ -186,6 +189,8 @@ def _epilogue(x: Tensor, bias: Tensor | None, *flat: Any) -> Tensor:
     check(x, bias, stages)
     if in_transform():  # they refuse, or pass over, an op with an autograd formula in Python
         return reference.epilogue(x, bias, stages)
+    if can_bypass(x, bias):  # autocast is behind, or an exported program runs
+        return run(x, None, bias, stages)
     if backends.choose(x, stages, inside_op=True) is plain:
         return plain.epilogue(x, bias, stages)
     return _ops.epilogue_forward(x, bias, *flat, needs_grad(x, bias))[0]
@@ -197,6 +202,8 @@ def _conv2d_block(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) ->
     if in_transform():
         return _ops.epilogue(convolve(x, weight, conv), bias, relu, lrn, pool, order)
     stages = Stages.unflat(relu, lrn, pool, order)
+    if can_bypass(x, weight, bias):
+        return run(x, weight, bias, stages, conv, recompute)
     if backends.choose(x, stages, weight, inside_op=True) is plain:
         return plain.conv2d_block(x, weight, bias, conv, stages, recompute)
     # To recompute is to compute the same again: with what backward needs, which is then dropped.

@@ -260,14 +260,12 @@ class Stages:
             return "output" if self.relu else None
         return "r" if self.relu or has_bias or not self.lrn_first else "input"
 
-    def makes_r(self, has_bias: bool) -> bool:
-        """Returns whether an epilogue's forward makes a tensor for backward, besides y and the offsets."""
-        return self.residual(has_bias) == "r"
+    def makes_r(self, has_bias: bool = True, in_block: bool = False) -> bool:
+        """Returns whether forward makes a tensor for backward besides y and the offsets.
 
-    @property
-    def block_makes_r(self) -> bool:
-        """Returns the same for a block, of whose convolution's output nobody else knows."""
-        return self.lrn is not None
+        A block does for each LRN, since nobody else knows its convolution's output.
+        """
+        return self.lrn is not None if in_block else self.residual(has_bias) == "r"
 
     def block_residual(self, device: str) -> str | None:
         """The same as :meth:`residual` for a block.
@@ -286,19 +284,9 @@ def saved_tensor(
     return {"input": x, "output": y, "r": r, None: None}[residual]
 
 
-@remembered
-def stages_of(relu: bool, lrn: LRN | None, pool: MaxPool | None, order: str) -> Stages:
-    return Stages(relu, lrn, pool, order)
-
-
-@remembered
-def lrn_alone(size: int, alpha: float, beta: float, k: float) -> Stages:
-    return Stages(relu=False, lrn=LRN(size, alpha, beta, k))
-
-
-@remembered
-def pool_alone(kernel_size: Pair, stride: Pair | None, padding: Pair, dilation: Pair, ceil: bool) -> Stages:
-    return Stages(relu=False, pool=MaxPool(kernel_size, stride, padding, dilation, ceil))
+stages_of = remembered(Stages)
+lrn_alone = remembered(lambda *numbers: Stages(relu=False, lrn=LRN(*numbers)))
+pool_alone = remembered(lambda *numbers: Stages(relu=False, pool=MaxPool(*numbers)))
 
 
 @functools.lru_cache(maxsize=1024)

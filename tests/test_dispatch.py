@@ -1,6 +1,7 @@
 """When a call may skip PyTorch's dispatcher, and that it does not when something listens there."""
 
 import contextlib
+import gc
 import weakref
 
 import pytest
@@ -124,7 +125,7 @@ def leaves(dtype=torch.float64):
 
 def light(y):
     """Whether our Function recorded it, without the dispatcher."""
-    return type(y.grad_fn).__name__ in ("BlockBackward", "EpilogueBackward")
+    return type(y.grad_fn).__name__ == "CallBackward"
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -189,11 +190,15 @@ def test_saved_tensors_pass_through_hooks_and_are_guarded():
 
 
 def test_r_is_freed_with_the_graph():
-    y = F.conv2d_block(*leaves(), **BLOCK)
-    r = next(t for t in y.grad_fn.saved_tensors if t is not None and t.shape == (2, 4, 7, 6))
-    freed = weakref.ref(r.untyped_storage())
-    del r, y
-    assert freed() is None
+    gc.disable()  # which would find a cycle of r and the node that it is an output of, and is saved by
+    try:
+        y = F.conv2d_block(*leaves(), **BLOCK)
+        assert any(t is not None and t.shape == (2, 4, 7, 6) for t in y.grad_fn.saved_tensors)
+        node = weakref.ref(y.grad_fn)
+        del y
+        assert node() is None
+    finally:
+        gc.enable()
 
 
 def test_checkpoint_recomputes_a_block():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from ..stages import Stages, check, memory_format
 from ._convolution import Conv, Gradients, conv_output_size, convolution_backward, convolve
 from ._launch import Results, allocate
+
+BlockGradients: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]  # of x, weight and bias
 
 
 def convolve_then(
@@ -28,7 +30,7 @@ def convolve_then(
     check(a, bias, stages)
     keep_r = stages.block_residual(a.device.type) == "r"
     y, r, offsets = epilogue_forward(a, bias, stages, save, keep_r)
-    return y, a if save and stages.block_makes_r and r is None else r, offsets
+    return y, a if save and stages.makes_r(in_block=True) and r is None else r, offsets
 
 
 def in_chunks(
@@ -54,7 +56,7 @@ def in_chunks(
         if outputs is None:
             check(a, bias, stages)
             format, shape = memory_format(a), (x.shape[0], *a.shape[1:])
-            outputs = allocate(empty, shape, a.dtype, format, stages, save, stages.block_makes_r)
+            outputs = allocate(empty, shape, a.dtype, format, stages, save, stages.makes_r(in_block=True))
         y, r, offsets = (None if t is None else t[part] for t in outputs)
         assert y is not None
         if r is not None and stages.block_residual(x.device.type) == "input":
@@ -77,7 +79,7 @@ def block_backward(
     stages: Stages,
     format: torch.memory_format,
     needed: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> BlockGradients:
     """Returns the gradients of x, weight and bias, None for what is not needed.
 
     At once where the backend has ``conv_block_backward`` and that takes the case; else the epilogue's, then
@@ -89,8 +91,8 @@ def block_backward(
     """
     at_once = getattr(backend, "conv_block_backward", None)
     if at_once is not None and stages.lrn is None:
-        grads: tuple[Tensor | None, Tensor | None, Tensor | None] | None
-        grads = at_once(grad_y, x, weight, y=saved, offsets=offsets, conv=conv, stages=stages, needed=needed)
+        given = {"y": saved, "offsets": offsets, "conv": conv, "stages": stages, "needed": needed}
+        grads: BlockGradients | None = at_once(grad_y, x, weight, **given)
         if grads is not None:
             return grads
     size = (x.shape[0], weight.shape[0], *conv_output_size(x, weight, conv))
