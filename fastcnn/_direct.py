@@ -1,4 +1,4 @@
-"""A call that bypasses PyTorch's dispatcher: one call of a backend, recorded by autograd where it has to be."""
+"""A call that bypasses PyTorch's dispatcher: one call of a backend, which autograd may record."""
 
 from __future__ import annotations
 

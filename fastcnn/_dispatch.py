@@ -17,6 +17,9 @@ for _key in (_Key.CPU, _Key.AutogradCPU, _Key.CUDA, _Key.AutogradCUDA):
 _DEVICES = {(_Keys(key) - _Keys(key)).raw_repr() for key in (_Key.CPU, _Key.CUDA)}
 _TYPES = (Tensor, torch.nn.Parameter)
 
+_keys = torch._C._dispatch_keys
+_included, _excluded = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
+
 # Pairs of included and excluded keys that were found to be transparent: a look-up instead of set algebra.
 _known: set[tuple[int, int]] = set()
 
@@ -46,16 +49,20 @@ def can_bypass(*tensors: Tensor | None) -> bool:
         return False
     if torch._C._len_torch_function_stack() or torch._C._autograd._profiler_enabled():
         return False
-    keys, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    keys = _included().raw_repr()
     for t in tensors:
         if t is not None:
             if type(t) not in _TYPES:
                 return False
-            keys = keys | torch._C._dispatch_keys(t)
-    pair = keys.raw_repr(), excluded.raw_repr()
-    if pair in _known:
-        return True
-    transparent = (keys - excluded - _TRANSPARENT).raw_repr() in _DEVICES
-    if transparent:
-        _known.add(pair)
-    return transparent
+            keys |= _keys(t).raw_repr()
+    pair = keys, _excluded().raw_repr()
+    return pair in _known or _is_transparent(*pair)
+
+
+def _is_transparent(keys: int, excluded: int) -> bool:
+    """Returns whether nothing but autograd lies before the device's key, and remembers that."""
+    rest = _Keys.from_raw_repr(keys) - _Keys.from_raw_repr(excluded) - _TRANSPARENT
+    if rest.raw_repr() not in _DEVICES:
+        return False
+    _known.add((keys, excluded))
+    return True
