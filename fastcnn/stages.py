@@ -176,8 +176,9 @@ class MaxPool:
 
     def windows(self, size: int, axis: int = 0) -> int:
         """How many windows there are over ``size`` rows (axis 0) or columns (axis 1); below 1 for none."""
-        kernel, stride, padding, dilation = (p[axis] for p in self.pairs)
-        span = size + 2 * padding - dilation * (kernel - 1) - 1
+        kernels, strides, paddings, dilations = self.pairs
+        stride, padding = strides[axis], paddings[axis]
+        span = size + 2 * padding - dilations[axis] * (kernels[axis] - 1) - 1
         if not self.ceil_mode:
             return span // stride + 1
         windows = -(-span // stride) + 1

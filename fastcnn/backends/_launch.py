@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ..stages import LRN, MaxPool, Stages, memory_format
+from ..stages import Stages
 
 Results: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # y, r, offsets
 
@@ -33,13 +33,17 @@ def address(t: Tensor | None) -> tuple[int, tuple[int, ...]] | None:
     return None if t is None else (t.data_ptr(), t.stride())
 
 
-def _lrn(lrn: LRN) -> tuple[int, float, float, float, int]:
-    return lrn.size, lrn.alpha, lrn.beta, lrn.k, lrn.groups
-
-
-def _pool(pool: MaxPool) -> tuple[int, ...]:
-    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = pool.pairs
-    return kh, kw, sh, sw, ph, pw, dh, dw
+@functools.lru_cache(maxsize=1024)
+def _numbers(stages: Stages) -> tuple[Any, ...]:
+    """Returns relu, LRN and pooling, each as the struct has it, whether pooling comes first, and the bytes of an offset."""
+    lrn, pool = stages.lrn, stages.pool
+    return (
+        stages.relu,
+        lrn and (lrn.size, lrn.alpha, lrn.beta, lrn.k, lrn.groups),
+        pool and [i for pair in pool.pairs for i in pair],
+        stages.pool_first,
+        pool.offset_dtype.itemsize if pool else 1,
+    )
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -82,14 +86,6 @@ def allocate(
     )
 
 
-def allocate_epilogue(
-    empty: Callable[..., Tensor], x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool
-) -> Results:
-    """Returns memory for an epilogue on x; keep_r: whether an r that backward needs is kept from it."""
-    makes_r = keep_r and stages.makes_r(bias is not None)
-    return allocate(empty, x.shape, x.dtype, memory_format(x), stages, save, makes_r)
-
-
 def params(
     x: Tensor,
     y: Tensor,
@@ -107,20 +103,18 @@ def params(
     threads: of the CPU. r_bias: what a GPU's backward has still to add to r.
     """
     one_pixel = x.shape[2:] == y.shape[2:] == (1, 1)  # both formats at once: vectors need channels then
+    *numbers, offset_bytes = _numbers(stages)
     return _native.load().EpilogueParams(
         _dtype(x.dtype),
         format == torch.channels_last or one_pixel,
-        stages.relu,
-        stages.lrn and _lrn(stages.lrn),
-        stages.pool and _pool(stages.pool),
-        stages.pool_first,
+        *numbers,
         x.shape,
         y.shape,
         address(x),
         address(y),
         address(r),
         address(offsets),
-        stages.pool.offset_dtype.itemsize if stages.pool else 1,
+        offset_bytes,
         0 if bias is None else bias.data_ptr(),
         0 if r_bias is None else r_bias.data_ptr(),
         threads,

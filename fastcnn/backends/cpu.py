@@ -14,7 +14,7 @@ from .. import _native
 from ..stages import DTYPES, Stages, memory_format
 from ._block import convolve_then, in_chunks
 from ._convolution import conv_output_size
-from ._launch import Results, allocate_epilogue, params
+from ._launch import Results, allocate, params
 from .reference import lrn_input
 
 
@@ -72,8 +72,9 @@ def _empty(shape: Sequence[int], dtype: torch.dtype, format: torch.memory_format
 def epilogue_forward(
     x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool = True
 ) -> Results:
-    outputs = allocate_epilogue(_empty, x, bias, stages, save, keep_r)
-    _run(x, bias, stages, memory_format(x), *outputs)
+    format, makes_r = memory_format(x), keep_r and stages.makes_r(bias is not None)
+    outputs = allocate(_empty, x.shape, x.dtype, format, stages, save, makes_r)
+    _run(x, bias, stages, format, *outputs)
     return outputs
 
 

@@ -15,7 +15,7 @@ from ..stages import DTYPES, Stages, memory_format
 from . import trust
 from ._block import convolve_then, in_chunks
 from ._convolution import conv_output_size, convolution_backward_fastest, convolve_fastest
-from ._launch import Results, address, allocate, allocate_epilogue, empty_on, on_device, params
+from ._launch import Results, address, allocate, empty_on, on_device, params
 from ._space_to_depth import by_torch, squares
 
 
@@ -107,8 +107,9 @@ def _where(x: Tensor) -> tuple[int, int]:
 def epilogue_forward(
     x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool = True
 ) -> Results:
-    outputs = allocate_epilogue(empty_on(x.device), x, bias, stages, save, keep_r)
-    _run(x, bias, stages, memory_format(x), *outputs)
+    format, makes_r = memory_format(x), keep_r and stages.makes_r(bias is not None)
+    outputs = allocate(empty_on(x.device), x.shape, x.dtype, format, stages, save, makes_r)
+    _run(x, bias, stages, format, *outputs)
     return outputs
 
 

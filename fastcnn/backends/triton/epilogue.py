@@ -11,8 +11,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ...stages import Stages
-from .._launch import Results, allocate_epilogue, empty_on
+from ...stages import Stages, memory_format
+from .._launch import Results, allocate, empty_on
 from . import general, pixels, planes
 
 
@@ -22,7 +22,8 @@ def kernels(x: Tensor, stages: Stages, backward: bool = False) -> ModuleType:
 
 
 def forward(x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool = True) -> Results:
-    y, r, offsets = allocate_epilogue(empty_on(x.device), x, bias, stages, save, keep_r)
+    format, makes_r = memory_format(x), keep_r and stages.makes_r(bias is not None)
+    y, r, offsets = allocate(empty_on(x.device), x.shape, x.dtype, format, stages, save, makes_r)
     if x.numel():
         bias = bias if bias is None else bias.contiguous()
         kernels(x, stages).forward(x, bias, stages, y, r, offsets)
