@@ -93,18 +93,8 @@ class ConvBlock2d(torch.nn.Conv2d):
 
     def forward(self, input: Tensor, margins: Sequence[int] = ()) -> Tensor:
         """margins: rows and columns of zeros, besides padding, at the top, left, bottom and right."""
-        return block(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.stages,
-            self.recompute,
-            margins,
-        )
+        conv = self.stride, self.padding, self.dilation, self.groups
+        return block(input, self.weight, self.bias, *conv, self.stages, self.recompute, margins)
 
     def extra_repr(self) -> str:
         stages = self.stages

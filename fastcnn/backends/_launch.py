@@ -35,7 +35,7 @@ def address(t: Tensor | None) -> tuple[int, tuple[int, ...]] | None:
 
 @functools.lru_cache(maxsize=1024)
 def _numbers(stages: Stages) -> tuple[Any, ...]:
-    """Returns relu, LRN and pooling, each as the struct has it, whether pooling comes first, and the bytes of an offset."""
+    """Returns what the struct has of them: the stages, whether pooling comes first, bytes of an offset."""
     lrn, pool = stages.lrn, stages.pool
     return (
         stages.relu,
