@@ -1,4 +1,4 @@
-"""Whether PyTorch's dispatcher has anything to do for a call, or may be left out."""
+"""Whether a call may bypass PyTorch's dispatcher, and whether autograd records it."""
 
 from __future__ import annotations
 
@@ -9,41 +9,60 @@ from torch.autograd import forward_ad
 _Keys = torch._C.DispatchKeySet
 _Key = torch._C.DispatchKey
 
-# What lies between a call on plain tensors and its kernel when there is no gradient to record; and what is
-# left without that, which is the device.
+# The dispatch keys between a call on plain tensors and its kernel, autograd's among them; without them only
+# the device's is left.
 _TRANSPARENT = _Keys(_Key.ADInplaceOrView) | _Keys(_Key.BackendSelect)
 for _key in (_Key.CPU, _Key.AutogradCPU, _Key.CUDA, _Key.AutogradCUDA):
     _TRANSPARENT = _TRANSPARENT | _Keys(_key)
 _DEVICES = {(_Keys(key) - _Keys(key)).raw_repr() for key in (_Key.CPU, _Key.CUDA)}
 _TYPES = (Tensor, torch.nn.Parameter)
 
+_keys = torch._C._dispatch_keys
+_included, _excluded = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
 
-def records(*tensors: Tensor | None) -> bool:
-    """Whether autograd will want to go backward through what is computed from these."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+# Pairs of included and excluded keys that were found to be transparent: a look-up instead of set algebra.
+_known: set[tuple[int, int]] = set()
 
 
-def transforms() -> bool:
-    """Whether torch.func transforms or forward-mode differentiation are active."""
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Returns whether autograd records what is computed from these."""
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
+
+
+def in_transform() -> bool:
+    """Returns whether torch.func transforms or forward-mode differentiation are active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def idle(*tensors: Tensor | None) -> bool:
-    """Whether an op on these tensors would go straight to its kernel.
+def can_bypass(*tensors: Tensor | None) -> bool:
+    """Returns whether the dispatcher would do nothing for an op on these tensors but record gradients.
 
-    True for plain tensors with nothing to record: no autocast, transform, tracing, compilation, mode,
-    profiler or subclass. To dispatch an op written in Python takes longer than the work on a small tensor
-    (`make choices`); where this is true their kernel may be called by itself.
+    True for plain tensors: no autocast, transform, tracing, compilation, mode, profiler or subclass. To
+    dispatch an op written in Python takes longer than the work on a small tensor (`make choices`); where this
+    is true a backend, or an autograd.Function around it, may be called by itself.
     """
     if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return False
     if torch._C._len_torch_function_stack() or torch._C._autograd._profiler_enabled():
         return False
-    keys, grad = torch._C._dispatch_tls_local_include_set(), torch.is_grad_enabled()
+    keys = _included().raw_repr()
     for t in tensors:
-        if t is None:
-            continue
-        if type(t) not in _TYPES or (grad and t.requires_grad):
-            return False
-        keys = keys | torch._C._dispatch_keys(t)
-    return (keys - torch._C._dispatch_tls_local_exclude_set() - _TRANSPARENT).raw_repr() in _DEVICES
+        if t is not None:
+            if type(t) not in _TYPES:
+                return False
+            keys |= _keys(t).raw_repr()
+    pair = keys, _excluded().raw_repr()
+    return pair in _known or _is_transparent(*pair)
+
+
+def _is_transparent(keys: int, excluded: int) -> bool:
+    """Returns whether nothing but autograd lies before the device's key, and remembers that."""
+    rest = _Keys.from_raw_repr(keys) - _Keys.from_raw_repr(excluded) - _TRANSPARENT
+    if rest.raw_repr() not in _DEVICES:
+        return False
+    _known.add((keys, excluded))
+    return True

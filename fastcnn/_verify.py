@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .backends import reference
-from .stages import LRN, MaxPool, Stages, memory_format
+from .stages import LRN, MaxPool, Stages, memory_format, saved_tensor
 from .testing import TOLERANCES, assert_within_twice, plain_epilogue, require
 
 Saved: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # y, r, offsets
@@ -84,7 +84,7 @@ def check_backward(
 ) -> None:
     """With the forward's own r and offsets, so that no near-tie in a window decides for one side."""
     y, r, offsets = saved
-    kept = {"input": x, "output": y, "r": r, None: None}[stages.residual(bias is not None)]
+    kept = saved_tensor(stages.residual(bias is not None), x, y, r)
     size = list(x.shape)
     rest = (stages, size, memory_format(x), True)
     grad_x, grad_bias = backend.epilogue_backward(grad, kept, offsets, *rest)

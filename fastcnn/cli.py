@@ -9,7 +9,6 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -118,15 +117,23 @@ def _taken_by_auto(device: str) -> str:
     """The backends that ``auto`` takes on a device, and why not its first choice where that declines."""
     from ._verify import FAMILIES
 
-    taken, reasons = set[str](), dict[str, str]()
+    taken, lines = set[str](), list[str]()
     formats = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-    for (family, stages), dtype, (layout, format) in product(FAMILIES.items(), DTYPES, formats.items()):
-        x = torch.empty(2, 48, 5, 5, dtype=dtype, device=device).contiguous(memory_format=format)
-        choice, declined = backends.automatic(x, stages)
-        taken.add(choice.__name__.rpartition(".")[2])
-        name = f"{family}, {str(dtype).removeprefix('torch.')}, {layout}"
-        reasons |= {f"{name}: {reason}": "" for reason in declined.values()}
-    return "\n  ".join([" or ".join(sorted(taken)), *reasons])
+    kinds = {
+        f"{str(dtype)[6:]}, {layout}": (dtype, formats[layout]) for dtype in DTYPES for layout in formats
+    }
+    for family, stages in FAMILIES.items():
+        reasons: dict[str, list[str]] = {}
+        for kind, (dtype, format) in kinds.items():
+            x = torch.empty(2, 48, 5, 5, dtype=dtype, device=device).contiguous(memory_format=format)
+            choice, declined = backends.automatic(x, stages)
+            taken.add(backends.name(choice))
+            for reason in declined.values():
+                reasons.setdefault(reason, []).append(kind)
+        for reason, named in reasons.items():
+            every = len(named) == len(kinds)
+            lines += [f"{family}: {reason}"] if every else [f"{family}, {kind}: {reason}" for kind in named]
+    return "\n  ".join([" or ".join(sorted(taken)), *lines])
 
 
 def _installed(package: str) -> str:

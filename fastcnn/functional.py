@@ -7,28 +7,13 @@ dtype and memory format. Other dtypes, where torch takes them, run torch's own f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import _ops
-from .backends import plain
-from .backends._convolution import sides
-from .stages import DTYPES, LRN, MaxPool, Pair, Stages
+from . import _calls
+from .stages import DTYPES, LRN, MaxPool, Pair, lrn_alone, pool_alone, stages_of
 
 __all__ = ["conv2d_block", "epilogue", "local_response_norm", "max_pool2d"]
-
-
-def _run(input: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
-    """The epilogue of (N, C, H, W), or of (C, H, W) as one image."""
-    if stages.empty and bias is None:
-        return input
-    if input.dim() == 3:
-        return _run(input.unsqueeze(0), bias, stages).squeeze(0)
-    if input.dtype not in DTYPES:
-        return plain.epilogue(input, bias, stages)
-    return _ops.epilogue(input, bias, stages)
 
 
 def epilogue(
@@ -60,7 +45,7 @@ def epilogue(
         ValueError: an unknown order.
         TypeError: lrn or pool is not a spec.
     """
-    return _run(input, bias, Stages(relu, lrn, pool, order))
+    return _calls.epilogue(input, bias, stages_of(relu, lrn, pool, order))
 
 
 def local_response_norm(
@@ -86,11 +71,11 @@ def local_response_norm(
         raise ValueError(f"Expected 3D or higher dimensionality input (got {input.dim()} dimensions)")
     if input.dtype not in DTYPES:
         return F.local_response_norm(input, size, alpha, beta, k)
-    stages = Stages(relu=False, lrn=LRN(size, alpha, beta, k))
+    stages = lrn_alone(size, alpha, beta, k)
     if input.dim() == 4:
-        return _run(input, None, stages)
+        return _calls.epilogue(input, None, stages)
     # (N, C, *) as (N, C, ., 1): a view, unless the dimensions past C are strided apart.
-    return _run(input.flatten(2).unsqueeze(-1), None, stages).view(input.shape)
+    return _calls.epilogue(input.flatten(2).unsqueeze(-1), None, stages).view(input.shape)
 
 
 def max_pool2d(
@@ -116,12 +101,13 @@ def max_pool2d(
     Raises:
         RuntimeError, TypeError: as torch, naming the argument and its value.
     """
-    pool = MaxPool(kernel_size, stride, padding, dilation, ceil_mode)
+    stages = pool_alone(kernel_size, stride, padding, dilation, ceil_mode)
     if input.dim() not in (3, 4):
         raise RuntimeError(f"max_pool2d: expected a 3D or 4D input, but got shape {tuple(input.shape)}")
     if return_indices or input.dtype not in DTYPES:
-        return F.max_pool2d(input, *pool.pairs, ceil_mode, return_indices=return_indices)  # type: ignore[call-overload]
-    return _run(input, None, Stages(relu=False, pool=pool))
+        assert stages.pool
+        return F.max_pool2d(input, *stages.pool.pairs, ceil_mode, return_indices=return_indices)  # type: ignore[call-overload]
+    return _calls.epilogue(input, None, stages)
 
 
 def conv2d_block(
@@ -155,56 +141,5 @@ def conv2d_block(
     Raises:
         RuntimeError, ValueError, TypeError: torch's for the convolution, epilogue's for the rest.
     """
-    conv = (stride, padding, dilation, groups)
-    return _conv2d_block(input, weight, bias, *conv, Stages(relu, lrn, pool, order), recompute)
-
-
-def _conv2d_block(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair | str,
-    dilation: Pair,
-    groups: int,
-    stages: Stages,
-    recompute: bool = False,
-    margins: Sequence[int] = (),
-) -> Tensor:
-    """margins: rows and columns of zeros, besides padding, at the top, left, bottom and right."""
-    fits = input.dim() in (3, 4) and weight.dim() == 4  # if not, torch's conv2d says what is wrong
-    fits = fits and (isinstance(padding, (int, str)) or len(padding) <= 2)
-    if not fits or input.dtype not in DTYPES or stages.empty:
-        if margins:
-            top, left, bottom, right = margins
-            input = F.pad(input, (left, right, top, bottom))
-        a = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-        return _run(a, None, stages)
-    around = _numbers(weight, stride, padding, dilation)
-    if margins:
-        around = [p + m for p, m in zip(sides(around), margins, strict=True)]
-    conv = (_ints(stride), around, _ints(dilation), groups)
-    if input.dim() == 3:
-        return _ops.conv2d_block(input.unsqueeze(0), weight, bias, conv, stages, recompute).squeeze(0)
-    return _ops.conv2d_block(input, weight, bias, conv, stages, recompute)
-
-
-def _ints(value: Pair) -> list[int]:
-    """An int or a sequence as a list; a wrong length is for the convolution itself to refuse."""
-    items = [value] if isinstance(value, int) else list(value)
-    return items * 2 if len(items) == 1 else items
-
-
-def _numbers(weight: Tensor, stride: Pair, padding: Pair | str, dilation: Pair) -> list[int]:
-    """Padding as the ops take it: of "same", an odd total gets its extra zeros right and below."""
-    if not isinstance(padding, str):
-        return _ints(padding)
-    if padding == "valid":
-        return [0, 0]
-    if padding != "same":
-        raise RuntimeError(f"padding must be 'same' or 'valid', but got {padding!r}")
-    if any(s != 1 for s in _ints(stride)):
-        raise RuntimeError(f"padding='same' is not supported for strided convolutions, got {stride}")
-    sizes = zip(_ints(dilation), weight.shape[2:], strict=True)
-    height, width = (d * (k - 1) for d, k in sizes)
-    return [height // 2, width // 2, -(-height // 2), -(-width // 2)]
+    stages = stages_of(relu, lrn, pool, order)
+    return _calls.block(input, weight, bias, stride, padding, dilation, groups, stages, recompute)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import functional as F
+from ._calls import block
 from .stages import LRN, MaxPool, Pair, Stages
 
 __all__ = ["ConvBlock2d", "LocalResponseNorm", "MaxPool2d"]
@@ -92,18 +93,8 @@ class ConvBlock2d(torch.nn.Conv2d):
 
     def forward(self, input: Tensor, margins: Sequence[int] = ()) -> Tensor:
         """margins: rows and columns of zeros, besides padding, at the top, left, bottom and right."""
-        return F._conv2d_block(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.stages,
-            self.recompute,
-            margins,
-        )
+        conv = self.stride, self.padding, self.dilation, self.groups
+        return block(input, self.weight, self.bias, *conv, self.stages, self.recompute, margins)
 
     def extra_repr(self) -> str:
         stages = self.stages

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
 
@@ -13,6 +13,25 @@ Pair: TypeAlias = int | Sequence[int]
 
 ORDERS = ("lrn_pool", "pool_lrn")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+Made = TypeVar("Made")
+
+
+def remembered(make: Callable[..., Made]) -> Callable[..., Made]:
+    """Returns ``make``, which makes the same of the same arguments, with what it made kept."""
+    kept = functools.lru_cache(maxsize=1024, typed=True)(make)
+
+    def made(*args: Any) -> Made:
+        if torch.compiler.is_compiling():  # a compiler looks past such a cache, with a warning
+            return make(*args)
+        try:
+            return kept(*args)
+        except TypeError:  # not hashable, or refused: make says what is wrong
+            pass
+        return make(*args)
+
+    return made
 
 
 def pair(name: str, value: Pair) -> tuple[int, int]:
@@ -157,8 +176,9 @@ class MaxPool:
 
     def windows(self, size: int, axis: int = 0) -> int:
         """How many windows there are over ``size`` rows (axis 0) or columns (axis 1); below 1 for none."""
-        kernel, stride, padding, dilation = (p[axis] for p in self.pairs)
-        span = size + 2 * padding - dilation * (kernel - 1) - 1
+        kernels, strides, paddings, dilations = self.pairs
+        stride, padding = strides[axis], paddings[axis]
+        span = size + 2 * padding - dilations[axis] * (kernels[axis] - 1) - 1
         if not self.ceil_mode:
             return span // stride + 1
         windows = -(-span // stride) + 1
@@ -241,14 +261,33 @@ class Stages:
             return "output" if self.relu else None
         return "r" if self.relu or has_bias or not self.lrn_first else "input"
 
+    def makes_r(self, has_bias: bool = True, in_block: bool = False) -> bool:
+        """Returns whether forward makes a tensor for backward besides y and the offsets.
+
+        A block does for each LRN, since nobody else knows its convolution's output.
+        """
+        return self.lrn is not None if in_block else self.residual(has_bias) == "r"
+
     def block_residual(self, device: str) -> str | None:
-        """The same for a block, of whose convolution's output nobody else knows.
+        """The same as :meth:`residual` for a block.
 
         On a GPU (a torch.device's type "cuda"), which waits for memory, that is kept, as "input": with the
         bias, backward makes r again, and forward need not write it. The CPU's kernels write r while it is in
         cache.
         """
         return "input" if device == "cuda" and self.lrn_first else self.residual(has_bias=True)
+
+
+def saved_tensor(
+    residual: str | None, x: torch.Tensor | None, y: torch.Tensor | None, r: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Returns the tensor that :meth:`Stages.residual` names, of the stages' input, output and r."""
+    return {"input": x, "output": y, "r": r, None: None}[residual]
+
+
+stages_of = remembered(Stages)
+lrn_alone = remembered(lambda *numbers: Stages(relu=False, lrn=LRN(*numbers)))
+pool_alone = remembered(lambda *numbers: Stages(relu=False, pool=MaxPool(*numbers)))
 
 
 @functools.lru_cache(maxsize=1024)

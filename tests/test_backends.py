@@ -20,9 +20,9 @@ def ran(monkeypatch):
     for name in ("cpu", "plain", "reference"):
         module = backends.module(name)
 
-        def spy(*args, forward=module.epilogue_forward, name=name):
+        def spy(*args, forward=module.epilogue_forward, name=name, **named):
             names.append(name)
-            return forward(*args)
+            return forward(*args, **named)
 
         monkeypatch.setattr(module, "epilogue_forward", spy)
     return names
@@ -37,25 +37,51 @@ def test_each_backend_is_there_or_says_why_not():
 
 
 def test_auto_takes_the_fastest_and_a_name_takes_that(ran):
-    F.epilogue(X)
+    F.local_response_norm(X, 3)
     with fastcnn.use_backend("reference"):
-        F.epilogue(X)
+        F.local_response_norm(X, 3)
         with fastcnn.use_backend("auto"):
-            F.epilogue(X)
-    F.epilogue(X)
+            F.local_response_norm(X, 3)
+    F.local_response_norm(X, 3)
     assert ran == ["cpu", "reference", "cpu", "cpu"]
+
+
+def test_auto_leaves_to_torch_what_it_does_as_fast_and_says_why():
+    large = torch.empty(4, 16, 32, 32)
+    for x, stages, weight in (
+        (X, Stages(), None),
+        (X, Stages(pool=MaxPool(2)), None),
+        (X, Stages(pool=MaxPool(2)), torch.empty(8, 4, 3, 3)),
+        (large, Stages(), None),
+    ):
+        backend, reasons = backends.automatic(x, stages, weight)
+        assert backend is backends.module("plain")
+        assert "as fast" in reasons["cpu"]
+        assert backends.choose(x, stages, weight, inside_op=True) is backends.module("cpu")
+    for x, stages in ((large, Stages(pool=MaxPool(2))), (X, Stages(lrn=LRN()))):
+        assert backends.automatic(x, stages) == (backends.module("cpu"), {})
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_what_is_left_to_torch_leaves_the_users_tensors(train):
+    x = torch.randn(1, 4, 5, 5, requires_grad=train)
+    before = x.detach().clone()
+    y = F.epilogue(x, pool=MaxPool(2))
+    assert torch.equal(y, torch.nn.functional.max_pool2d(x.relu(), 2))
+    assert torch.equal(F.epilogue(x), x.relu())
+    assert torch.equal(x, before)
 
 
 def test_the_choice_belongs_to_its_context(ran):
     def other():
-        F.epilogue(X)
+        F.local_response_norm(X, 3)
 
     fastcnn.set_backend("reference")
     try:
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
-        F.epilogue(X)
+        F.local_response_norm(X, 3)
     finally:
         fastcnn.set_backend("auto")
     assert ran == ["cpu", "reference"]

@@ -10,8 +10,9 @@ from torch.nn import functional as TF
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcnn
-from fastcnn import LRN, MaxPool, _native, _ops
+from fastcnn import LRN, MaxPool, _native
 from fastcnn import functional as F
+from fastcnn._calls import block
 from fastcnn.backends import _convolution, cuda
 from fastcnn.backends._convolution import (
     applies,
@@ -149,8 +150,7 @@ STAGES = {"lrn": LRN(3, 0.1), "pool": MaxPool(2)}
 
 
 def asymmetric(x, weight, bias=None, *, padding=(1, 0, 2, 3), recompute=False):
-    conv = ([2, 1], list(padding), [1, 1], 2)
-    return _ops.conv2d_block(x, weight, bias, conv, Stages(**STAGES), recompute)
+    return block(x, weight, bias, (2, 1), 0, 1, 2, Stages(**STAGES), recompute, padding)
 
 
 def leaves(dtype=torch.float64):
@@ -316,7 +316,7 @@ def test_the_first_block_of_2012_by_kernels_alone(by_space_to_depth, monkeypatch
 
 def test_the_padding_of_same_is_in_the_op():
     x, weight = torch.randn(1, 3, 8, 9), torch.randn(4, 3, 4, 2)
-    with Counted() as counted:
+    with Counted() as counted, fastcnn.use_backend("cpu"):
         found = F.conv2d_block(x, weight, padding="same", dilation=(1, 3))
     assert counted.names == ["conv2d_block_forward"]
     torch.testing.assert_close(found, TF.conv2d(x, weight, padding="same", dilation=(1, 3)).relu())
@@ -328,10 +328,10 @@ def test_margins_beside_named_padding(options):
     x, weight = torch.randn(1, 3, 8, 9), torch.randn(4, 3, 4, 3)
     x = x[0] if three else x
     conv = (1, "same", dilation, 1)
-    found = F._conv2d_block(x, weight, None, *conv, Stages(), margins=(1, 2, 0, 3))
+    found = block(x, weight, None, *conv, Stages(), margins=(1, 2, 0, 3))
     expected = F.conv2d_block(TF.pad(x, (2, 3, 1, 0)), weight, None, *conv)
     torch.testing.assert_close(found, expected)
-    long = F._conv2d_block(
+    long = block(
         x.to(torch.complex64),
         weight.to(torch.complex64),
         None,

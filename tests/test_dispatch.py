@@ -1,16 +1,20 @@
 """When a call may skip PyTorch's dispatcher, and that it does not when something listens there."""
 
 import contextlib
+import gc
+import weakref
 
 import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
+import fastcnn
 from fastcnn import LRN, MaxPool
 from fastcnn import functional as F
-from fastcnn._dispatch import idle
+from fastcnn._dispatch import can_bypass, needs_grad
 
 
 class Subclass(torch.Tensor):
@@ -35,14 +39,18 @@ class DispatchMode(TorchDispatchMode):
 @pytest.mark.parametrize("context", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
 def test_plain_tensors_need_no_dispatch(context):
     with context():
-        assert idle(torch.ones(1), None, torch.ones(1))
+        assert can_bypass(torch.ones(1), None, torch.ones(1))
 
 
-def test_parameters_need_it_only_where_gradients_are_recorded():
+def test_recording_gradients_is_no_reason_and_is_told_apart():
     weight = torch.nn.Parameter(torch.ones(1))
-    assert not idle(torch.ones(1), weight)
+    for _ in range(2):  # a look-up the second time
+        assert can_bypass(torch.ones(1), weight)
+    assert needs_grad(torch.ones(1), None, weight)
+    assert not needs_grad(torch.ones(1), None)
     with torch.no_grad():
-        assert idle(torch.ones(1), weight)
+        assert can_bypass(torch.ones(1), weight)
+        assert not needs_grad(torch.ones(1), weight)
 
 
 @pytest.mark.parametrize("tensor", [
@@ -52,8 +60,8 @@ def test_parameters_need_it_only_where_gradients_are_recorded():
     torch.ones(1).to_sparse(),
 ], ids=["subclass", "negative bit", "meta", "sparse"])  # fmt: skip
 def test_other_tensors_need_it(tensor):
-    assert not idle(tensor)
-    assert not idle(torch.ones(1), tensor)
+    assert not can_bypass(tensor)
+    assert not can_bypass(torch.ones(1), tensor)
 
 
 @pytest.mark.parametrize("context", [
@@ -65,7 +73,7 @@ def test_other_tensors_need_it(tensor):
 ], ids=["autocast", "function mode", "dispatch mode", "profiler", "forward-mode"])  # fmt: skip
 def test_whoever_listens_needs_it(context):
     with context():
-        assert not idle(torch.ones(1))
+        assert not can_bypass(torch.ones(1))
 
 
 @pytest.mark.parametrize("run", [
@@ -78,14 +86,14 @@ def test_whoever_transforms_needs_it(run):
 
 
 def watch(x):
-    assert not idle(x)
+    assert not can_bypass(x)
     return x + 1
 
 
 def test_a_mode_sees_the_ops():
     with DispatchMode() as mode, torch.no_grad():
-        F.max_pool2d(torch.ones(1, 2, 4, 4), 2)
-        F.conv2d_block(torch.ones(1, 2, 4, 4), torch.ones(3, 2, 3, 3))
+        F.local_response_norm(torch.ones(1, 2, 4, 4), 2)
+        F.conv2d_block(torch.ones(1, 2, 4, 4), torch.ones(3, 2, 3, 3), lrn=LRN())
     assert {"fastcnn.epilogue_forward.default", "fastcnn.conv2d_block_forward.default"} <= set(mode.seen)
 
 
@@ -103,3 +111,99 @@ def test_forward_mode_has_torchs_tangent():
 
     ours = jvp(lambda x: F.conv2d_block(x, weight, lrn=LRN(3), pool=MaxPool(2)))
     torch.testing.assert_close(ours, jvp(plain))
+
+
+BLOCK = {"padding": 1, "lrn": LRN(3, 0.1), "pool": MaxPool(2)}
+
+
+def leaves(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, 3, 7, 6), (4, 3, 3, 3), (4,)
+    tensors = (torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes)
+    return [t.requires_grad_() for t in tensors]
+
+
+def light(y):
+    """Whether our Function recorded it, without the dispatcher."""
+    return type(y.grad_fn).__name__ == "CallBackward"
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_are_recorded_without_the_dispatcher_and_are_the_ops(recompute):
+    given, results = leaves(), []
+    for context in (contextlib.nullcontext, DispatchMode):
+        with context():
+            y = F.conv2d_block(*given, recompute=recompute, **BLOCK)
+            z = F.local_response_norm(y, 3)
+        assert light(y) == light(z) == (context is contextlib.nullcontext)
+        results.append((z.detach(), *torch.autograd.grad(z.sin().sum(), given)))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_only_what_needs_gradients_gets_them():
+    x, weight, bias = leaves()
+    expected = torch.autograd.grad(F.conv2d_block(x, weight, bias, **BLOCK).sum(), (x, weight, bias))
+    for needed in ((0,), (1,), (2,), (0, 2), (1, 2)):
+        given = [t.detach().requires_grad_(i in needed) for i, t in enumerate((x, weight, bias))]
+        y = F.conv2d_block(*given, **BLOCK)
+        assert light(y)
+        y.sum().backward()
+        for i, t in enumerate(given):
+            assert t.grad is None if i not in needed else torch.equal(t.grad, expected[i])
+
+
+def test_backward_by_the_ops_where_somebody_listens_only_then():
+    given = leaves()
+    expected = torch.autograd.grad(F.conv2d_block(*given, **BLOCK).sum(), given)
+    y = F.conv2d_block(*given, **BLOCK)
+    with DispatchMode() as mode:
+        found = torch.autograd.grad(y.sum(), given)
+    assert "fastcnn.epilogue_backward.default" in mode.seen
+    y = F.conv2d_block(*given, **BLOCK)
+    batched = torch.autograd.grad(y, given, torch.ones(2, *y.shape, dtype=y.dtype), is_grads_batched=True)
+    for a, b, each in zip(found, expected, batched, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(each, torch.stack([b, b]))
+
+
+def test_saved_tensors_pass_through_hooks_and_are_guarded():
+    given, packed = leaves(), []
+    expected = torch.autograd.grad(F.conv2d_block(*given, **BLOCK).sum(), given)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: packed.append(t.shape) or t.numpy(force=True).copy(), torch.from_numpy
+    ):
+        y = F.conv2d_block(*given, **BLOCK)
+    assert light(y)
+    assert len(packed) == 4  # input, weight, r, offsets
+    for a, b in zip(torch.autograd.grad(y.sum(), given), expected, strict=True):
+        assert torch.equal(a, b)
+    y = F.epilogue(given[0], lrn=LRN(3))
+    assert light(y)
+    with fastcnn.use_backend("cpu"):
+        y = F.conv2d_block(*given, padding=1)
+    assert light(y)
+    with torch.no_grad():
+        y.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_r_is_freed_with_the_graph():
+    gc.disable()  # which would find a cycle of r and the node that it is an output of, and is saved by
+    try:
+        y = F.conv2d_block(*leaves(), **BLOCK)
+        assert any(t is not None and t.shape == (2, 4, 7, 6) for t in y.grad_fn.saved_tensors)
+        node = weakref.ref(y.grad_fn)
+        del y
+        assert node() is None
+    finally:
+        gc.enable()
+
+
+def test_checkpoint_recomputes_a_block():
+    given = leaves()
+    expected = torch.autograd.grad(F.conv2d_block(*given, **BLOCK).sum(), given)
+    y = checkpoint(lambda *args: F.conv2d_block(*args, **BLOCK), *given, use_reentrant=False)
+    for a, b in zip(torch.autograd.grad(y.sum(), given), expected, strict=True):
+        assert torch.equal(a, b)

@@ -32,7 +32,7 @@ def double(monkeypatch, tmp_path):
     """A device whose kernels nobody knows yet, with a cache of its own."""
     monkeypatch.setattr(cpu, "declined_reason", needs_trust)
     monkeypatch.setattr(cpu, "sources", lambda: "abc", raising=False)
-    monkeypatch.setattr(cpu, "_best_by_torch", lambda *_: False)
+    monkeypatch.setattr(cpu, "slower_reason", lambda *_: None)
     monkeypatch.setattr(trust, "_verdicts", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "fastcnn"

@@ -3,7 +3,9 @@
 A backend is a module with ``missing_reason()``, ``unsupported_reason(x, stages)``, ``epilogue_forward``,
 ``epilogue_backward`` and ``conv_block_forward``: allocation and launching only, no autograd. One that
 ``auto`` may take has ``declined_reason(x, stages, weight)``, too: why it leaves these stages, on x or on x
-convolved with weight, to the next.
+convolved with weight, to the next; and may have ``slower_reason``, with the same arguments: why torch's own
+functions do as well. It may also have ``convolution_backward`` and ``conv_block_backward``, see
+:mod:`._block`.
 """
 
 from __future__ import annotations
@@ -69,15 +71,22 @@ def use_backend(name: str) -> Iterator[None]:
         _current.reset(token)
 
 
-def choose(x: Tensor, stages: Stages, weight: Tensor | None = None) -> ModuleType:
+def name(backend: ModuleType) -> str:
+    """Returns the name of a backend's module."""
+    return backend.__name__.rpartition(".")[2]
+
+
+def choose(x: Tensor, stages: Stages, weight: Tensor | None = None, inside_op: bool = False) -> ModuleType:
     """The backend that will run these stages on x (N, C, H, W), or on its convolution with weight.
+
+    inside_op: whether an op of ours was called already, so that no call is saved by torch's own functions.
 
     Raises:
         RuntimeError: the one that was asked for by name can't; with its reason.
     """
     asked = current_backend()
     if asked == "auto":
-        return automatic(x, stages, weight)[0]
+        return automatic(x, stages, weight, inside_op)[0]
     backend = module(asked)
     reason = backend.unsupported_reason(x, stages)
     if reason is not None:
@@ -85,12 +94,16 @@ def choose(x: Tensor, stages: Stages, weight: Tensor | None = None) -> ModuleTyp
     return backend
 
 
-def automatic(x: Tensor, stages: Stages, weight: Tensor | None = None) -> tuple[ModuleType, dict[str, str]]:
+def automatic(
+    x: Tensor, stages: Stages, weight: Tensor | None = None, inside_op: bool = False
+) -> tuple[ModuleType, dict[str, str]]:
     """What ``auto`` takes, see :func:`choose`, and why not those that it prefers, by name."""
     reasons: dict[str, str] = {}
     for name in PREFERENCE.get(x.device.type, ()):
         backend = module(name)
         reason = backend.unsupported_reason(x, stages) or backend.declined_reason(x, stages, weight)
+        if reason is None and not inside_op and hasattr(backend, "slower_reason"):
+            reason = backend.slower_reason(x, stages, weight)
         if reason is None:
             return backend, reasons
         reasons[name] = reason

@@ -30,8 +30,8 @@ def sides(padding: Sequence[int]) -> list[int]:
 def conv_output_size(x: Tensor, weight: Tensor, conv: Conv) -> list[int]:
     """Returns [rows, columns] of the output; what makes no sense is for the convolution to refuse."""
     stride, padding, dilation, _ = conv
-    before, after = sides(padding)[:2], sides(padding)[2:]
-    sizes = zip(x.shape[2:], weight.shape[2:], stride, before, after, dilation, strict=False)
+    around = sides(padding)
+    sizes = zip(x.shape[2:], weight.shape[2:], stride, around[:2], around[2:], dilation, strict=False)
     return [(n + a + b - d * (k - 1) - 1) // max(1, s) + 1 for n, k, s, a, b, d in sizes]
 
 

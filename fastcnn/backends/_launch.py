@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .. import _native
-from ..stages import LRN, MaxPool, Stages, check, memory_format
-from ._convolution import convolve
+from ..stages import Stages
+
+Results: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # y, r, offsets
 
 _NAMES = {
     torch.float32: "float32",
@@ -32,13 +33,17 @@ def address(t: Tensor | None) -> tuple[int, tuple[int, ...]] | None:
     return None if t is None else (t.data_ptr(), t.stride())
 
 
-def _lrn(lrn: LRN) -> tuple[int, float, float, float, int]:
-    return lrn.size, lrn.alpha, lrn.beta, lrn.k, lrn.groups
-
-
-def _pool(pool: MaxPool) -> tuple[int, ...]:
-    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = pool.pairs
-    return kh, kw, sh, sw, ph, pw, dh, dw
+@functools.lru_cache(maxsize=1024)
+def _numbers(stages: Stages) -> tuple[Any, ...]:
+    """Returns what the struct has of them: the stages, whether pooling comes first, bytes of an offset."""
+    lrn, pool = stages.lrn, stages.pool
+    return (
+        stages.relu,
+        lrn and (lrn.size, lrn.alpha, lrn.beta, lrn.k, lrn.groups),
+        pool and [i for pair in pool.pairs for i in pair],
+        stages.pool_first,
+        pool.offset_dtype.itemsize if pool else 1,
+    )
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -66,17 +71,17 @@ def allocate(
     dtype: torch.dtype,
     format: torch.memory_format,
     stages: Stages,
-    keep: bool,
     save: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """y, r if it is to be kept, and the offsets if backward will want them, for an input of this shape.
+    makes_r: bool,
+) -> Results:
+    """Returns memory for y, and if it is to be saved for r and the offsets, for an input of this shape.
 
-    empty: makes a tensor of a shape, dtype and format.
+    empty: makes a tensor of a shape, dtype and format. makes_r: whether there is an r, see :class:`Stages`.
     """
     out = stages.output_shape(shape)
     return (
         empty(out, dtype, format),
-        empty(out if stages.pool_first else shape, dtype, format) if keep else None,
+        empty(out if stages.pool_first else shape, dtype, format) if save and makes_r else None,
         empty(out, stages.pool.offset_dtype, format) if save and stages.pool else None,
     )
 
@@ -98,56 +103,19 @@ def params(
     threads: of the CPU. r_bias: what a GPU's backward has still to add to r.
     """
     one_pixel = x.shape[2:] == y.shape[2:] == (1, 1)  # both formats at once: vectors need channels then
+    *numbers, offset_bytes = _numbers(stages)
     return _native.load().EpilogueParams(
         _dtype(x.dtype),
         format == torch.channels_last or one_pixel,
-        stages.relu,
-        stages.lrn and _lrn(stages.lrn),
-        stages.pool and _pool(stages.pool),
-        stages.pool_first,
+        *numbers,
         x.shape,
         y.shape,
         address(x),
         address(y),
         address(r),
         address(offsets),
-        stages.pool.offset_dtype.itemsize if stages.pool else 1,
+        offset_bytes,
         0 if bias is None else bias.data_ptr(),
         0 if r_bias is None else r_bias.data_ptr(),
         threads,
     )
-
-
-def in_chunks(
-    empty: Callable[..., Tensor],
-    run: Callable[..., None],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    conv: Sequence[Any],
-    stages: Stages,
-    save: bool,
-    images: int,
-    convolve: Callable[..., Tensor] = convolve,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """A block by so many images at a time, convolved in weight's dtype.
-
-    empty: as allocate has it; run: fills y, r and offsets, given the convolution's part and its format.
-    """
-    outputs: tuple[Tensor, Tensor | None, Tensor | None] | None = None
-    for start in range(0, x.shape[0], images):
-        part = slice(start, start + images)
-        a = convolve(x[part].to(weight.dtype), weight, conv).to(x.dtype)
-        if outputs is None:
-            check(a, bias, stages)
-            format = memory_format(a)
-            keep = save and stages.lrn is not None
-            outputs = allocate(empty, (x.shape[0], *a.shape[1:]), a.dtype, format, stages, keep, save)
-        y, r, offsets = (None if t is None else t[part] for t in outputs)
-        assert y is not None
-        if r is not None and stages.block_residual(x.device.type) == "input":
-            r.copy_(a)
-            r = None
-        run(a, bias, stages, format, y, r, offsets)
-    assert outputs is not None  # an empty batch is not in chunks
-    return outputs

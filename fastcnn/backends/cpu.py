@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .. import _native
-from ..stages import DTYPES, Stages, check, memory_format
-from ._convolution import conv_output_size, convolve
-from ._launch import allocate, in_chunks, params
-from .reference import convolve_then, lrn_input
+from ..stages import DTYPES, Stages, memory_format
+from ._block import convolve_then, in_chunks
+from ._convolution import conv_output_size
+from ._launch import Results, allocate, params
+from .reference import lrn_input
 
 
 def missing_reason() -> str | None:
@@ -40,6 +40,27 @@ def declined_reason(x: Tensor, stages: Stages, weight: Tensor | None) -> str | N
 # glibc's largest mmap threshold: what is bigger comes fresh from the system each time, and goes back.
 _FRESH_BYTES = 32 << 20
 
+# Values below which torch's own pooling is done before a launch of ours is ready; past it ours is, which is
+# by far the faster on each value (`make sweep`).
+_SMALL = 8192
+
+
+def slower_reason(x: Tensor, stages: Stages, weight: Tensor | None) -> str | None:
+    """Returns why torch's own functions do as well: there is no LRN, and few values to pool if any.
+
+    In a block oneDNN adds the bias as it writes: nothing is left but a ReLU in place, and the pooling. Its
+    values are counted as if it had neither stride nor margins.
+    """
+    if stages.lrn is not None or (weight is not None and _convolves_in(x.dtype) != x.dtype):
+        return None
+    values = x.numel() if weight is None else x.numel() // max(1, x.shape[1]) * weight.shape[0]
+    if type(values) is not int:  # a compiler's symbol, which no choice may depend on
+        return None
+    if stages.pool is not None:
+        return "torch's own functions pool few values as fast" if values < _SMALL else None
+    most = _FRESH_BYTES if weight is None or x.shape[0] == 1 else _CHUNK_BYTES
+    return "torch's own ReLU is as fast" if values * x.itemsize <= most else None
+
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, format: torch.memory_format) -> Tensor:
     tensor = torch.empty(shape, dtype=dtype, memory_format=format)
@@ -48,40 +69,11 @@ def _empty(shape: Sequence[int], dtype: torch.dtype, format: torch.memory_format
     return tensor
 
 
-# Values below which torch's own pooling is done before a launch of ours is ready; past it ours is, which is
-# by far the faster on each value (`make sweep`).
-_SMALL = 8192
-
-
-def _best_by_torch(values: int, dtype: torch.dtype, stages: Stages, save: bool) -> bool:
-    """Whether torch's own functions do as well: without LRN, and with few values to pool if any."""
-    if stages.lrn is not None:
-        return False
-    if stages.pool is None:
-        return values * dtype.itemsize <= _FRESH_BYTES
-    return values < _SMALL and not save
-
-
-def _by_torch(v: Tensor, stages: Stages, overwrite: bool) -> Tensor:
-    """ReLU and pooling; overwrite: whether v may be."""
-    if stages.relu:
-        v = v.relu_() if overwrite else v.relu()
-    if stages.pool is None:
-        return v
-    stages.output_shape(v.shape)  # refuses to pool to nothing, in our words
-    return F.max_pool2d(v, *stages.pool.pairs, stages.pool.ceil_mode)  # type: ignore[call-overload]
-
-
 def epilogue_forward(
     x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool = True
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    if _best_by_torch(x.numel(), x.dtype, stages, save):
-        v = x if bias is None else x + bias.view(-1, 1, 1)
-        y = _by_torch(v, stages, overwrite=v is not x)
-        return y.contiguous(memory_format=memory_format(x)), None, None
-    keep = save and keep_r and stages.residual(bias is not None) == "r"
-    format = memory_format(x)
-    outputs = allocate(_empty, x.shape, x.dtype, format, stages, keep, save)
+) -> Results:
+    format, makes_r = memory_format(x), keep_r and stages.makes_r(bias is not None)
+    outputs = allocate(_empty, x.shape, x.dtype, format, stages, save, makes_r)
     _run(x, bias, stages, format, *outputs)
     return outputs
 
@@ -161,7 +153,7 @@ def _images_at_once(values: int, dtype: torch.dtype) -> int:
 
 def conv_block_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> Results:
     if x.dtype != weight.dtype:
         return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)  # where torch refuses
     inner = _convolves_in(x.dtype)
@@ -169,9 +161,4 @@ def conv_block_forward(
     images = _images_at_once(image, x.dtype)
     if images < x.shape[0] or (inner != x.dtype and x.shape[0]):
         return in_chunks(_empty, _run, x, weight.to(inner), bias, conv, stages, save, images)
-    if _best_by_torch(image * x.shape[0], x.dtype, stages, save):
-        # oneDNN adds the bias as it writes: nothing is left but a ReLU in place, and pooling a few values.
-        y = convolve(x, weight, conv, bias)
-        check(y, bias, stages)
-        return _by_torch(y, stages, overwrite=True), None, None
     return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)

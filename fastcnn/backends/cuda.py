@@ -13,10 +13,10 @@ from torch import Tensor
 from .. import _native
 from ..stages import DTYPES, Stages, memory_format
 from . import trust
-from ._convolution import conv_output_size, convolve_fastest
-from ._launch import address, allocate, empty_on, in_chunks, on_device, params
+from ._block import convolve_then, in_chunks
+from ._convolution import conv_output_size, convolution_backward_fastest, convolve_fastest
+from ._launch import Results, address, allocate, empty_on, on_device, params
 from ._space_to_depth import by_torch, squares
-from .reference import convolve_then
 
 
 def missing_reason() -> str | None:
@@ -88,7 +88,7 @@ def _special(stages: Stages, dtype: torch.dtype, format: torch.memory_format, ch
     """Whether there are fast kernels for it, asked with a launch that has no memory."""
     empty = empty_on(torch.device("meta"))
     x = empty((2, channels, 21, 19), dtype, format)
-    outputs = allocate(empty, x.shape, dtype, format, stages, keep=False, save=False)
+    outputs = allocate(empty, x.shape, dtype, format, stages, save=False, makes_r=False)
     return bool(_native.load().cuda_is_special(params(x, *outputs, None, stages, format)))
 
 
@@ -106,10 +106,9 @@ def _where(x: Tensor) -> tuple[int, int]:
 
 def epilogue_forward(
     x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool = True
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    keep = save and keep_r and stages.residual(bias is not None) == "r"
-    format = memory_format(x)
-    outputs = allocate(empty_on(x.device), x.shape, x.dtype, format, stages, keep, save)
+) -> Results:
+    format, makes_r = memory_format(x), keep_r and stages.makes_r(bias is not None)
+    outputs = allocate(empty_on(x.device), x.shape, x.dtype, format, stages, save, makes_r)
     _run(x, bias, stages, format, *outputs)
     return outputs
 
@@ -155,6 +154,9 @@ def epilogue_backward(
         with on_device(grad_y):
             native.cuda_epilogue_backward(p, *_where(grad_y), sums.data_ptr())
     return grad_x, grad_bias
+
+
+convolution_backward = convolution_backward_fastest
 
 
 def copies(x: Tensor, side: int) -> bool:
@@ -204,7 +206,7 @@ def _chunk_bytes(device: int) -> int | None:
 
 def conv_block_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> Results:
     most = _chunk_bytes(x.get_device())
     if most is not None and x.dtype == weight.dtype:
         image = weight.shape[0] * math.prod(conv_output_size(x, weight, conv)) * x.dtype.itemsize

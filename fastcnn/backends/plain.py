@@ -6,7 +6,7 @@ and the models without fused blocks take it, too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils import checkpoint
 from ..stages import LRN, Stages, check
 from . import reference
 from ._convolution import padded
+from ._launch import Results
 from .reference import conv_block_forward as _conv_block_forward
 from .reference import epilogue_backward
 
@@ -31,15 +32,11 @@ def unsupported_reason(x: Tensor, stages: Stages) -> str | None:
     return None
 
 
-def declined_reason(x: Tensor, stages: Stages, weight: Tensor | None) -> str | None:
-    return None
-
-
 def epilogue(x: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
     """The stages on x (N, C, H, W)."""
     if bias is None:
-        return _apply(x, stages, overwrite=False)
-    return _apply(x + bias.view(-1, 1, 1), stages, overwrite=True)
+        return after_bias(x, stages)
+    return after_bias(x + bias.view(-1, 1, 1), stages, overwrite=True)
 
 
 def conv2d_block(
@@ -56,18 +53,28 @@ def conv2d_block(
         return checkpoint.checkpoint(conv2d_block, *again, use_reentrant=False, preserve_rng_state=False)
     x, conv, _ = padded(x, conv)
     a = F.conv2d(x, weight, bias, *conv)
-    check(a, None, stages)
-    return _apply(a, stages, overwrite=True)
+    if stages.lrn:  # which alone has to fit the channels
+        check(a, None, stages)
+    return after_bias(a, stages, overwrite=True)
 
 
-def _apply(v: Tensor, stages: Stages, overwrite: bool) -> Tensor:
-    """The stages after the bias; overwrite: whether v may be, as by an ``inplace`` ReLU."""
+def after_bias(
+    v: Tensor,
+    stages: Stages,
+    overwrite: bool = False,
+    normalise: Callable[[Tensor, LRN], Tensor] | None = None,
+) -> Tensor:
+    """Returns the stages after the bias.
+
+    overwrite: whether v may be, as by an ``inplace`` ReLU. normalise: instead of :func:`local_response_norm`.
+    """
+    normalise = normalise or local_response_norm
     if stages.relu:
         v = v.relu_() if overwrite else v.relu()
     if stages.pool and stages.pool_first:
         v = _max_pool(v, stages)
     if stages.lrn:
-        v = local_response_norm(v, stages.lrn)
+        v = normalise(v, stages.lrn)
     if stages.pool and not stages.pool_first:
         v = _max_pool(v, stages)
     return v
@@ -75,8 +82,11 @@ def _apply(v: Tensor, stages: Stages, overwrite: bool) -> Tensor:
 
 def _max_pool(v: Tensor, stages: Stages) -> Tensor:
     assert stages.pool
-    stages.output_shape(v.shape)  # refuses to pool to nothing, in our words
-    return F.max_pool2d(v, *stages.pool.pairs, stages.pool.ceil_mode)  # type: ignore[call-overload]
+    try:
+        return torch.max_pool2d(v, *stages.pool.pairs, stages.pool.ceil_mode)  # type: ignore[call-arg, arg-type]
+    except RuntimeError:
+        stages.pool.output_size(*v.shape[-2:])  # refuses to pool to nothing, in our words
+        raise
 
 
 def local_response_norm(x: Tensor, lrn: LRN) -> Tensor:
@@ -115,7 +125,7 @@ def _onnx_local_response_norm(x: Tensor, lrn: LRN) -> Tensor:
 
 def epilogue_forward(
     x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool = True
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> Results:
     if save:
         return reference.epilogue_forward(x, bias, stages, save, keep_r)
     return epilogue(x, bias, stages), None, None
@@ -123,7 +133,7 @@ def epilogue_forward(
 
 def conv_block_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> Results:
     if save:
         return _conv_block_forward(x, weight, bias, conv, stages, save)
     return conv2d_block(x, weight, bias, conv, stages, recompute=False), None, None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..stages import LRN, MaxPool, Stages, check, memory_format
-from ._convolution import convolve
+from ..stages import LRN, MaxPool, Stages, memory_format
+from ._block import convolve_then
+from ._launch import Results
 
 
 def unsupported_reason(x: Tensor, stages: Stages) -> str | None:
@@ -67,7 +68,7 @@ def _sees(starts: Tensor, size: int, kernel: int, dilation: int) -> Tensor:
     return ((at >= 0) & (at < size)).any(1)
 
 
-def _pool_backward(g: Tensor, offsets: Tensor, size: list[int], pool: MaxPool) -> Tensor:
+def _pool_backward(g: Tensor, offsets: Tensor, size: Sequence[int], pool: MaxPool) -> Tensor:
     """Each place of the window in turn gives its pooled gradients to the inputs it stands on."""
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = pool.pairs
     height = max(size[2] + 2 * ph, (g.shape[2] - 1) * sh + (kh - 1) * dh + 1)
@@ -83,7 +84,7 @@ def _pool_backward(g: Tensor, offsets: Tensor, size: list[int], pool: MaxPool) -
 
 def epilogue_forward(
     x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool = True
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> Results:
     format = memory_format(x)
     acc = _acc(x.dtype)
     v = x.to(acc)
@@ -106,7 +107,7 @@ def epilogue_forward(
     y = stored(v)
     if not save:
         return y, None, None
-    keep = keep_r and stages.residual(bias is not None) == "r"
+    keep = keep_r and stages.makes_r(bias is not None)
     if offsets is not None:
         offsets = offsets.contiguous(memory_format=format)
     return y, stored(r) if keep else None, offsets
@@ -125,7 +126,7 @@ def epilogue_backward(
     r: Tensor | None,
     offsets: Tensor | None,
     stages: Stages,
-    size: list[int],
+    size: Sequence[int],
     format: torch.memory_format,
     need_bias: bool,
     bias: Tensor | None = None,
@@ -154,27 +155,9 @@ def epilogue_backward(
     return g.to(grad_y.dtype).contiguous(memory_format=format), grad_bias
 
 
-def convolve_then(
-    epilogue_forward: Callable[..., tuple[Tensor, Tensor | None, Tensor | None]],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    conv: Sequence[Any],
-    stages: Stages,
-    save: bool,
-    convolve: Callable[..., Tensor] = convolve,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """A backend's epilogue on the convolution of x, which is kept as r where backward can do with that."""
-    a = convolve(x, weight, conv)
-    check(a, bias, stages)
-    keep_r = stages.block_residual(a.device.type) == "r"
-    y, r, offsets = epilogue_forward(a, bias, stages, save, keep_r)
-    return y, a if save and stages.lrn and r is None else r, offsets
-
-
 def conv_block_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> Results:
     return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)
 
 

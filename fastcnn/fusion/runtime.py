@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import functional
-from ..stages import DTYPES, Stages
+from .. import _calls
+from ..backends import plain
+from ..stages import DTYPES, LRN, Stages
 
 
 def _apart_is_right(x: Tensor, stages: Stages, per_image: bool) -> bool:
@@ -22,24 +23,18 @@ def _apart_is_right(x: Tensor, stages: Stages, per_image: bool) -> bool:
 
 
 def _apart(x: Tensor, stages: Stages) -> Tensor:
-    """The stages by torch's functions, one after another."""
+    """Returns the stages by torch's functions, each as the original calls it."""
 
-    def normalise(x: Tensor) -> Tensor:
-        lrn = stages.lrn
-        return x if lrn is None else F.local_response_norm(x, lrn.size, lrn.alpha, lrn.beta, lrn.k)
+    def normalise(x: Tensor, lrn: LRN) -> Tensor:
+        return F.local_response_norm(x, lrn.size, lrn.alpha, lrn.beta, lrn.k)
 
-    def pool(x: Tensor) -> Tensor:
-        spec = stages.pool
-        return x if spec is None else F.max_pool2d(x, *spec.pairs, ceil_mode=spec.ceil_mode)  # type: ignore[call-overload]
-
-    x = x.relu() if stages.relu else x
-    return normalise(pool(x)) if stages.pool_first else pool(normalise(x))
+    return plain.after_bias(x, stages, normalise=normalise)
 
 
 def epilogue(input: Tensor, stages: Stages, per_image: bool) -> Tensor:
     if _apart_is_right(input, stages, per_image):
         return _apart(input, stages)
-    return functional._run(input, None, stages)
+    return _calls.epilogue(input, None, stages)
 
 
 def block(
@@ -56,7 +51,7 @@ def block(
     conv = (stride, padding, dilation, groups)
     if _apart_is_right(input, stages, per_image):
         return _apart(F.conv2d(input, weight, bias, *conv), stages)
-    return functional._conv2d_block(input, weight, bias, *conv, stages)
+    return _calls.block(input, weight, bias, *conv, stages)
 
 
 def folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> Sequence[Tensor]:

@@ -9,16 +9,17 @@ import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...stages import DTYPES, Stages, memory_format
 from .. import trust
-from .._convolution import convolve_fastest
+from .._block import convolve_then
+from .._convolution import convolution_backward_fastest, convolve_fastest
 from .._fastest import fastest
-from ..reference import convolve_then
+from .._launch import Results
 
 
 def _interprets() -> bool:
@@ -98,7 +99,7 @@ def _fast(stages: Stages, dtype: torch.dtype, format: torch.memory_format, chann
 
 def epilogue_forward(
     x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool = True
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> Results:
     from . import epilogue
 
     _launched.add((x.device, stages, x.dtype, x.shape[1]))
@@ -120,18 +121,18 @@ def epilogue_backward(
     return epilogue.backward(grad_y, r, offsets, stages, size, format, need_bias, bias)
 
 
-Kept: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # y, r, offsets
+convolution_backward = convolution_backward_fastest
 
 
 def _in_two_kernels(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
-) -> Kept:
+) -> Results:
     return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save, convolve_fastest)
 
 
 def _in_one_kernel(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
-) -> Kept:
+) -> Results:
     from . import conv as kernels
 
     last = torch.channels_last in (memory_format(x), memory_format(weight))
@@ -147,7 +148,7 @@ WAYS = {"in two kernels": _in_two_kernels, "in one kernel": _in_one_kernel}
 
 def conv_block_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
-) -> Kept:
+) -> Results:
     from . import conv as kernels
 
     given = x, weight, bias, conv, stages, save

@@ -259,9 +259,8 @@ def block_forward(
     rows, columns = conv_output_size(x, weight, conv)
     shape = (x.shape[0], weight.shape[0], rows, columns)
     check(x.new_empty(0, *shape[1:]), bias, stages)
-    y, r, offsets = allocate(
-        empty_on(x.device), shape, x.dtype, format, stages, save and stages.lrn is not None, save
-    )
+    empty = empty_on(x.device)
+    y, r, offsets = allocate(empty, shape, x.dtype, format, stages, save, stages.makes_r(in_block=True))
     if y.numel():
         _launch(x, weight, bias, conv, stages, shape, y, r, offsets)
     return y, r, offsets

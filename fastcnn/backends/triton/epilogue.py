@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...stages import Stages, memory_format
-from .._launch import allocate, empty_on
+from .._launch import Results, allocate, empty_on
 from . import general, pixels, planes
 
 
@@ -21,11 +21,9 @@ def kernels(x: Tensor, stages: Stages, backward: bool = False) -> ModuleType:
     return next((module for module in (pixels, planes) if module.takes(x, stages, backward)), general)
 
 
-def forward(
-    x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool = True
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    keep = save and keep_r and stages.residual(bias is not None) == "r"
-    y, r, offsets = allocate(empty_on(x.device), x.shape, x.dtype, memory_format(x), stages, keep, save)
+def forward(x: Tensor, bias: Tensor | None, stages: Stages, save: bool, keep_r: bool = True) -> Results:
+    format, makes_r = memory_format(x), keep_r and stages.makes_r(bias is not None)
+    y, r, offsets = allocate(empty_on(x.device), x.shape, x.dtype, format, stages, save, makes_r)
     if x.numel():
         bias = bias if bias is None else bias.contiguous()
         kernels(x, stages).forward(x, bias, stages, y, r, offsets)

@@ -1,0 +1,121 @@
+"""The path of a call: from a layer or a function to one call of a backend.
+
+The ops in :mod:`._ops` are called where PyTorch's dispatcher has something to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import _ops  # noqa: F401  registers the ops
+from ._direct import run
+from ._dispatch import can_bypass
+from .backends import PREFERENCE, choose, plain
+from .backends._convolution import Conv, sides
+from .stages import DTYPES, Pair, Stages, check
+
+_fastcnn = torch.ops.fastcnn
+
+
+def epilogue(input: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
+    """Returns the stages on (N, C, H, W), or on (C, H, W) as one image."""
+    if stages.empty and bias is None:
+        return input
+    if input.dim() == 3:
+        return epilogue(input.unsqueeze(0), bias, stages).squeeze(0)
+    if input.dtype not in DTYPES:
+        return plain.epilogue(input, bias, stages)
+    if can_bypass(input, bias):
+        check(input, bias, stages)
+        return run(input, None, bias, stages)
+    if _is_plain(input, stages):
+        check(input, bias, stages)
+        return plain.epilogue(input, bias, stages)
+    return _fastcnn.epilogue(input, bias, *stages.flat())
+
+
+def block(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+    stages: Stages,
+    recompute: bool = False,
+    margins: Sequence[int] = (),
+) -> Tensor:
+    """Returns the stages on the convolution of (N, C, H, W), or of (C, H, W) as one image.
+
+    margins: rows and columns of zeros, besides padding, at the top, left, bottom and right.
+    """
+    if input.dim() == 3 and weight.dim() == 4:
+        given = stride, padding, dilation, groups, stages, recompute, margins
+        return block(input.unsqueeze(0), weight, bias, *given).squeeze(0)
+    fits = input.dim() == weight.dim() == 4 and (isinstance(padding, (int, str)) or len(padding) <= 2)
+    if not fits or input.dtype not in DTYPES or stages.empty:  # if it doesn't fit, conv2d says what is wrong
+        if margins:
+            top, left, bottom, right = margins
+            input = F.pad(input, (left, right, top, bottom))
+        return epilogue(F.conv2d(input, weight, bias, stride, padding, dilation, groups), None, stages)
+    conv = _conv(weight, stride, padding, dilation, groups, margins)
+    if can_bypass(input, weight, bias):
+        return run(input, weight, bias, stages, conv, recompute)
+    if _is_plain(input, stages, weight):
+        return plain.conv2d_block(input, weight, bias, conv, stages, recompute)
+    return _fastcnn.conv2d_block(input, weight, bias, *conv, *stages.flat(), recompute)
+
+
+def _is_plain(x: Tensor, stages: Stages, weight: Tensor | None = None) -> bool:
+    """Returns whether torch's own functions are called, of which whoever listens sees each.
+
+    ONNX has the stages as torch does. While compiling, and under autocast, which changes the dtype, the op
+    decides.
+    """
+    if torch.onnx.is_in_onnx_export():
+        return True
+    device = x.device.type
+    if torch.compiler.is_compiling() or (device in PREFERENCE and torch.is_autocast_enabled(device)):
+        return False
+    return choose(x, stages, weight) is plain
+
+
+def _conv(
+    weight: Tensor,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+    margins: Sequence[int],
+) -> Conv:
+    """Returns the convolution as backends take it, see :mod:`.backends._convolution`."""
+    if isinstance(padding, str):
+        padding = _named_padding(weight, stride, padding, dilation)
+    around = _ints(padding)
+    if margins:
+        around = tuple(p + m for p, m in zip(sides(around), margins, strict=True))
+    return _ints(stride), around, _ints(dilation), groups
+
+
+def _ints(value: Pair) -> tuple[int, ...]:
+    """Returns an int or a sequence as a tuple; a wrong length is for the convolution itself to refuse."""
+    items = (value,) if isinstance(value, int) else tuple(value)
+    return items * 2 if len(items) == 1 else items
+
+
+def _named_padding(weight: Tensor, stride: Pair, padding: str, dilation: Pair) -> tuple[int, ...]:
+    """Returns "same" or "valid" in numbers: an odd total gets its extra zeros right and below."""
+    if padding == "valid":
+        return 0, 0
+    if padding != "same":
+        raise RuntimeError(f"padding must be 'same' or 'valid', but got {padding!r}")
+    if any(s != 1 for s in _ints(stride)):
+        raise RuntimeError(f"padding='same' is not supported for strided convolutions, got {stride}")
+    sizes = zip(_ints(dilation), weight.shape[2:], strict=True)
+    height, width = (d * (k - 1) for d, k in sizes)
+    return height // 2, width // 2, -(-height // 2), -(-width // 2)
