@@ -160,12 +160,13 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Watch>(m, "Watch")
       .def("entry", &Watch::entry, "dictionary"_a, "key"_a, "value"_a)
       .def("absent", [](Watch& w, py::dict d, py::str key) { w.entry(d, key, py::object()); })
+      .def("attribute", &Watch::attribute)
       .def("size", &Watch::size)
       .def("type", &Watch::type)
       .def("tensor", &Watch::tensor, "dictionary"_a, "key"_a);
   py::class_<Prepared>(m, "Prepared", py::custom_type_setup(&collect_garbage))
-      .def(py::init<const Torch&, py::object, py::tuple, py::tuple, int>(), "torch"_a, "input"_a,
-           "empty"_a, "names"_a, "threads"_a, py::keep_alive<1, 2>())
+      .def(py::init<const Torch&, py::object>(), "torch"_a, "input"_a, py::keep_alive<1, 2>())
+      .def("output", &Prepared::output, "empty"_a, "names"_a, "threads"_a)
       .def_readonly("watch", &Prepared::watch)
       .def("convolution", &Prepared::convolution, "params"_a, "weight"_a, "bias"_a)
       .def(

@@ -21,18 +21,18 @@ py::object keys_of(const Torch& torch, py::handle tensor) {
 
 }  // namespace
 
-Prepared::Prepared(const Torch& torch, py::object input, py::tuple empty, py::tuple names,
-                   int threads)
+Prepared::Prepared(const Torch& torch, py::object input)
     : watch(torch.names),
       torch_(torch),
       keys_(keys_of(torch, input)),
       dtype_(attribute(input, torch.names.dtype)),
       shape_(attribute(input, torch.names.shape)),
-      stride_(call_method(input, torch.names.stride)),
-      empty_(std::move(empty)),
-      names_(std::move(names)),
-      threads_(threads) {
+      stride_(call_method(input, torch.names.stride)) {
   network_.N = py::cast<int64_t>(py::reinterpret_borrow<py::sequence>(shape_)[0]);
+}
+
+void Prepared::output(py::tuple empty, py::tuple names, int threads) {
+  empty_ = std::move(empty), names_ = std::move(names), threads_ = threads;
 }
 
 void Prepared::convolution(const ConvParams& params, int weight, int bias) {
@@ -55,9 +55,9 @@ bool Prepared::fits(py::handle input) const {
   if (!equal(keys, keys_) || attribute(input, names.dtype).ptr() != dtype_.ptr()) return false;
   if (!equal(attribute(input, names.shape), shape_)) return false;
   if (!equal(call_method(input, names.stride), stride_)) return false;
-  const py::tuple three =
-      py::make_tuple(keys, raw(torch_, call(torch_.included)), raw(torch_, call(torch_.excluded)));
-  const int known = PySet_Contains(torch_.known.ptr(), three.ptr());
+  const py::tuple pair =
+      py::make_tuple(keys | raw(torch_, call(torch_.included)), raw(torch_, call(torch_.excluded)));
+  const int known = PySet_Contains(torch_.known.ptr(), pair.ptr());
   if (known < 0) throw py::error_already_set();
   return known;
 }

@@ -19,7 +19,7 @@ namespace fastcnn {
 struct Torch {
   py::object tensor;                    // the class
   py::object keys, included, excluded;  // the dispatch keys of a tensor and of this thread
-  py::object known;                     // a set of such three that leave nothing to dispatch
+  py::object known;  // a set: (the first two together, the third) that leave nothing to dispatch
   py::object is_grad_enabled, get_num_threads, empty;
   std::vector<std::pair<py::object, py::object>> state;  // functions, and what they must return
   Names names;
@@ -27,9 +27,7 @@ struct Torch {
 
 class Prepared {
  public:
-  // input: one that was checked; empty: arguments for Torch::empty, the names of the last ones.
-  // threads: more are not worth waking.
-  Prepared(const Torch& torch, py::object input, py::tuple empty, py::tuple names, int threads);
+  Prepared(const Torch& torch, py::object input);  // one like those that it will take
 
   Watch watch;
 
@@ -37,6 +35,9 @@ class Prepared {
   void convolution(const ConvParams& params, int weight, int bias);
   void dense(const DenseParams& params, int weight, int bias);
   void epilogue(const EpilogueParams& params);
+
+  // Arguments for Torch::empty, and the names of the last ones; more threads are not worth waking.
+  void output(py::tuple empty, py::tuple names, int threads);
 
   // The output; None where this call has to be checked, False where all have to be from now on.
   py::object operator()(py::handle input) const;
@@ -51,7 +52,7 @@ class Prepared {
   const Torch& torch_;
   py::object keys_, dtype_, shape_, stride_;  // the input's
   py::tuple empty_, names_;
-  int threads_;
+  int threads_ = 1;
   NetworkParams network_;
   std::optional<EpilogueParams> epilogue_;
   std::vector<std::pair<int, int>> weights_;  // of each layer

@@ -53,6 +53,10 @@ class Watch {
   void entry(py::dict dictionary, py::str key, py::object value) {
     entries_.push_back({std::move(dictionary), std::move(key), std::move(value)});
   }
+  // An attribute of object must be this very one.
+  void attribute(py::object object, py::str name, py::object value) {
+    attributes_.push_back({std::move(object), std::move(name), std::move(value)});
+  }
   void size(py::object container) {  // must keep its number of elements
     const Py_ssize_t size = PyObject_Length(container.ptr());
     sizes_.push_back({std::move(container), size});
@@ -64,7 +68,8 @@ class Watch {
   // dictionary[key] must be this tensor, on the CPU, contiguous, of the same dtype and shape.
   void tensor(py::dict dictionary, py::str key) {
     py::object t = dictionary[key];
-    py::object dtype = attribute(t, names_.dtype), shape = attribute(t, names_.shape);
+    py::object dtype = fastcnn::attribute(t, names_.dtype);
+    py::object shape = fastcnn::attribute(t, names_.shape);
     tensors_.push_back({{std::move(dictionary), std::move(key), t}, dtype, shape});
   }
 
@@ -73,6 +78,8 @@ class Watch {
       if ((PyObject*)Py_TYPE(object.ptr()) != its.ptr()) return false;
     for (const Entry& e : entries_)
       if (!e.holds()) return false;
+    for (const Entry& e : attributes_)
+      if (fastcnn::attribute(e.owner, e.key).ptr() != e.value.ptr()) return false;
     for (const auto& [container, size] : sizes_)
       if (PyObject_Length(container.ptr()) != size) return false;
     for (const Tensor& t : tensors_)
@@ -82,7 +89,7 @@ class Watch {
 
   bool requires_grad() const {
     for (const Tensor& t : tensors_)
-      if (attribute(t.at.value, names_.requires_grad).ptr() == Py_True) return true;
+      if (fastcnn::attribute(t.at.value, names_.requires_grad).ptr() == Py_True) return true;
     return false;
   }
 
@@ -100,30 +107,33 @@ class Watch {
   }
 
   int traverse(visitproc visit, void* arg) const {
-    for (const Entry& e : entries_) {
-      Py_VISIT(e.dictionary.ptr());
-      Py_VISIT(e.value.ptr());
-    }
+    for (const std::vector<Entry>* entries : {&entries_, &attributes_})
+      for (const Entry& e : *entries) {
+        Py_VISIT(e.owner.ptr());
+        Py_VISIT(e.value.ptr());
+      }
     for (const auto& [container, _] : sizes_) Py_VISIT(container.ptr());
     for (const auto& [object, its] : types_) {
       Py_VISIT(object.ptr());
       Py_VISIT(its.ptr());
     }
     for (const Tensor& t : tensors_) {
-      Py_VISIT(t.at.dictionary.ptr());
+      Py_VISIT(t.at.owner.ptr());
       Py_VISIT(t.at.value.ptr());
     }
     return 0;
   }
 
-  void clear() { entries_.clear(), sizes_.clear(), types_.clear(), tensors_.clear(); }
+  void clear() {
+    entries_.clear(), attributes_.clear(), sizes_.clear(), types_.clear(), tensors_.clear();
+  }
 
  private:
   struct Entry {
-    py::object dictionary, key, value;
+    py::object owner, key, value;
 
     bool holds() const {
-      PyObject* there = PyDict_GetItemWithError(dictionary.ptr(), key.ptr());
+      PyObject* there = PyDict_GetItemWithError(owner.ptr(), key.ptr());
       if (!there && PyErr_Occurred()) throw py::error_already_set();
       return there == value.ptr();
     }
@@ -135,15 +145,15 @@ class Watch {
 
   bool is_as_it_was(const Tensor& t) const {
     const py::handle tensor = t.at.value;
-    return attribute(tensor, names_.dtype).ptr() == t.dtype.ptr() &&
-           attribute(tensor, names_.is_cpu).ptr() == Py_True &&
+    return fastcnn::attribute(tensor, names_.dtype).ptr() == t.dtype.ptr() &&
+           fastcnn::attribute(tensor, names_.is_cpu).ptr() == Py_True &&
            call_method(tensor, names_.is_contiguous).ptr() == Py_True &&
            call_method(tensor, names_.is_neg).ptr() == Py_False &&
-           equal(attribute(tensor, names_.shape), t.shape);
+           equal(fastcnn::attribute(tensor, names_.shape), t.shape);
   }
 
   const Names& names_;
-  std::vector<Entry> entries_;
+  std::vector<Entry> entries_, attributes_;
   std::vector<std::pair<py::object, Py_ssize_t>> sizes_;
   std::vector<std::pair<py::object, py::object>> types_;
   std::vector<Tensor> tensors_;

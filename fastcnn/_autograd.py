@@ -17,9 +17,9 @@ from . import backends
 from ._dispatch import can_bypass
 from .backends import reference
 from .backends._block import BlockGradients, block_backward, convolution_gradients
-from .backends._convolution import Conv, Gradients, conv_output_size, convolution_backward
+from .backends._convolution import Gradients, conv_output_size, convolution_backward
 from .backends._launch import Results
-from .stages import Stages, memory_format, saved_tensor
+from .stages import Conv, Stages, memory_format, saved_tensor
 
 _fastcnn = torch.ops.fastcnn
 

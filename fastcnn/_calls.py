@@ -15,8 +15,8 @@ from . import _ops  # noqa: F401  registers the ops
 from ._direct import run
 from ._dispatch import can_bypass
 from .backends import PREFERENCE, choose, plain
-from .backends._convolution import Conv, sides
-from .stages import DTYPES, Pair, Stages, check
+from .backends._convolution import sides
+from .stages import DTYPES, Conv, Pair, Stages, check
 
 _fastcnn = torch.ops.fastcnn
 
@@ -63,15 +63,15 @@ def block(
             top, left, bottom, right = margins
             input = F.pad(input, (left, right, top, bottom))
         return epilogue(F.conv2d(input, weight, bias, stride, padding, dilation, groups), None, stages)
-    conv = _conv(weight, stride, padding, dilation, groups, margins)
+    conv = conv_numbers(weight, stride, padding, dilation, groups, margins)
     if can_bypass(input, weight, bias):
         return run(input, weight, bias, stages, conv, recompute)
-    if _is_plain(input, stages, weight):
+    if _is_plain(input, stages, weight, conv):
         return plain.conv2d_block(input, weight, bias, conv, stages, recompute)
     return _fastcnn.conv2d_block(input, weight, bias, *conv, *stages.flat(), recompute)
 
 
-def _is_plain(x: Tensor, stages: Stages, weight: Tensor | None = None) -> bool:
+def _is_plain(x: Tensor, stages: Stages, weight: Tensor | None = None, conv: Conv | None = None) -> bool:
     """Returns whether torch's own functions are called, of which whoever listens sees each.
 
     ONNX has the stages as torch does. While compiling, and under autocast, which changes the dtype, the op
@@ -82,10 +82,10 @@ def _is_plain(x: Tensor, stages: Stages, weight: Tensor | None = None) -> bool:
     device = x.device.type
     if torch.compiler.is_compiling() or (device in PREFERENCE and torch.is_autocast_enabled(device)):
         return False
-    return choose(x, stages, weight) is plain
+    return choose(x, stages, weight, conv) is plain
 
 
-def _conv(
+def conv_numbers(
     weight: Tensor,
     stride: Pair,
     padding: Pair | str,

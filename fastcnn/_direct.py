@@ -11,8 +11,7 @@ from . import backends
 from ._autograd import How, gradients, save
 from ._dispatch import needs_grad
 from .backends import plain
-from .backends._convolution import Conv
-from .stages import Stages
+from .stages import Conv, Stages
 
 
 class Call(torch.autograd.Function):
@@ -43,7 +42,7 @@ def run(
     recompute: bool = False,
 ) -> Tensor:
     """Returns the stages on x, or on its convolution with weight, of tensors that :func:`can_bypass`."""
-    backend = backends.choose(x, stages, weight)
+    backend = backends.choose(x, stages, weight, conv)
     if backend is plain:
         if weight is None:
             return plain.epilogue(x, bias, stages)

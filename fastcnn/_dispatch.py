@@ -17,11 +17,11 @@ for _key in (_Key.CPU, _Key.AutogradCPU, _Key.CUDA, _Key.AutogradCUDA):
 _DEVICES = {(_Keys(key) - _Keys(key)).raw_repr() for key in (_Key.CPU, _Key.CUDA)}
 _TYPES = (Tensor, torch.nn.Parameter)
 
-_keys = torch._C._dispatch_keys
-_included, _excluded = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
+keys_of = torch._C._dispatch_keys
+included, excluded = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
 
 # Pairs of included and excluded keys that were found to be transparent: a look-up instead of set algebra.
-_known: set[tuple[int, int]] = set()
+known: set[tuple[int, int]] = set()
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
@@ -49,20 +49,20 @@ def can_bypass(*tensors: Tensor | None) -> bool:
         return False
     if torch._C._len_torch_function_stack() or torch._C._autograd._profiler_enabled():
         return False
-    keys = _included().raw_repr()
+    keys = included().raw_repr()
     for t in tensors:
         if t is not None:
             if type(t) not in _TYPES:
                 return False
-            keys |= _keys(t).raw_repr()
-    pair = keys, _excluded().raw_repr()
-    return pair in _known or _is_transparent(*pair)
+            keys |= keys_of(t).raw_repr()
+    pair = keys, excluded().raw_repr()
+    return pair in known or _is_transparent(*pair)
 
 
-def _is_transparent(keys: int, excluded: int) -> bool:
+def _is_transparent(keys: int, without: int) -> bool:
     """Returns whether nothing but autograd lies before the device's key, and remembers that."""
-    rest = _Keys.from_raw_repr(keys) - _Keys.from_raw_repr(excluded) - _TRANSPARENT
+    rest = _Keys.from_raw_repr(keys) - _Keys.from_raw_repr(without) - _TRANSPARENT
     if rest.raw_repr() not in _DEVICES:
         return False
-    _known.add((keys, excluded))
+    known.add((keys, without))
     return True

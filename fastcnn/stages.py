@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 import torch
 
 Pair: TypeAlias = int | Sequence[int]
+Conv: TypeAlias = Sequence[Any]  # stride, padding, dilation and groups; see backends/_convolution.py
 
 ORDERS = ("lrn_pool", "pool_lrn")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -9,7 +9,7 @@
 
 namespace fastcnn::FASTCNN_ISA {
 
-constexpr int64_t kImagesAtOnce = 8;
+constexpr int64_t kImagesAtOnce = 8;  // at most: what they are is then in the L2 cache
 
 // The weights of a network's convolutions, packed.
 class PackedWeights {
@@ -36,7 +36,9 @@ class PackedWeights {
 class ChainForward {
  public:
   ChainForward(const NetworkParams& net, const PackedWeights& packed, Scratch& scratch)
-      : net_(net), layers_(net.convolutions) {
+      : net_(net),
+        layers_(net.convolutions),
+        images_(clamp((net.N + net.threads - 1) / net.threads, 1, kImagesAtOnce)) {
     int64_t most = 0;
     convolutions_.reserve(layers_.size());
     for (size_t i = 0; i < layers_.size(); ++i) {
@@ -49,17 +51,17 @@ class ChainForward {
       convolutions_.emplace_back(p, packed[i], scratch);
     }
     for (const DenseParams& p : net.denses) most = std::max(most, p.outputs);
-    for (float*& buffer : buffers_) buffer = scratch.span<float>(kImagesAtOnce * most);
+    for (float*& buffer : buffers_) buffer = scratch.span<float>(images_ * most);
     const bool starts_dense = layers_.empty();
     inputs_ = starts_dense ? net.denses[0].inputs : layers_[0].x.n;
     outputs_ = net.denses.empty() ? layers_.back().after.y.n : net.denses.back().outputs;
   }
 
-  int64_t tasks() const { return (net_.N + kImagesAtOnce - 1) / kImagesAtOnce; }
+  int64_t tasks() const { return (net_.N + images_ - 1) / images_; }
 
   void run(int64_t task) {
-    const int64_t first = task * kImagesAtOnce;
-    const int64_t images = std::min(kImagesAtOnce, net_.N - first);
+    const int64_t first = task * images_;
+    const int64_t images = std::min(images_, net_.N - first);
     const float* from = static_cast<const float*>(net_.x) + first * inputs_;
     float* const end = static_cast<float*>(net_.y) + first * outputs_;
     size_t left = layers_.size() + net_.denses.size();
@@ -84,6 +86,7 @@ class ChainForward {
  private:
   const NetworkParams& net_;
   std::vector<ConvParams> layers_;
+  int64_t images_;  // of a task
   std::vector<DirectForward<F32>> convolutions_;
   float* buffers_[2];
   int64_t inputs_, outputs_;

@@ -206,8 +206,7 @@ inline void tile_planes(const Direct& d, Input x, const float* w, const float* b
           forget_origin(tap);
           Vec<float> values[kPixelVectors];
 #pragma GCC unroll 2
-          for (int v = 0; v < kPixelVectors; ++v)
-            values[v] = load<Vec<float>>(tap + v * kLanes);
+          for (int v = 0; v < kPixelVectors; ++v) values[v] = load<Vec<float>>(tap + v * kLanes);
 #pragma GCC unroll 7
           for (int o = 0; o < PLANES; ++o)
 #pragma GCC unroll 2

@@ -3,7 +3,7 @@
 A backend is a module with ``missing_reason()``, ``unsupported_reason(x, stages)``, ``epilogue_forward``,
 ``epilogue_backward`` and ``conv_block_forward``: allocation and launching only, no autograd. One that
 ``auto`` may take has ``declined_reason(x, stages, weight)``, too: why it leaves these stages, on x or on x
-convolved with weight, to the next; and may have ``slower_reason``, with the same arguments: why torch's own
+convolved with weight, to the next; and may have ``slower_reason(x, stages, weight, conv)``: why torch's own
 functions do as well. It may also have ``convolution_backward`` and ``conv_block_backward``, see
 :mod:`._block`.
 """
@@ -19,7 +19,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from ..stages import Stages
+from ..stages import Conv, Stages
 
 # "auto" takes the first that can and does not decline; last comes plain, which takes all. The CUDA kernels
 # decline where nobody has seen them be right (trust.py); so do Triton's, for who has no nvcc or an AMD GPU.
@@ -43,6 +43,9 @@ def _check_name(name: str) -> str:
     if name not in ("auto", *BACKENDS):
         raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, but got {name!r}")
     return name
+
+
+get_current = _current.get  # C++ calls it, too (small.py)
 
 
 def current_backend() -> str:
@@ -76,17 +79,24 @@ def name(backend: ModuleType) -> str:
     return backend.__name__.rpartition(".")[2]
 
 
-def choose(x: Tensor, stages: Stages, weight: Tensor | None = None, inside_op: bool = False) -> ModuleType:
+def choose(
+    x: Tensor,
+    stages: Stages,
+    weight: Tensor | None = None,
+    conv: Conv | None = None,
+    inside_op: bool = False,
+) -> ModuleType:
     """The backend that will run these stages on x (N, C, H, W), or on its convolution with weight.
 
-    inside_op: whether an op of ours was called already, so that no call is saved by torch's own functions.
+    conv: how that is. inside_op: whether an op of ours was called already, so that no call is saved by
+    torch's own functions.
 
     Raises:
         RuntimeError: the one that was asked for by name can't; with its reason.
     """
     asked = current_backend()
     if asked == "auto":
-        return automatic(x, stages, weight, inside_op)[0]
+        return automatic(x, stages, weight, conv, inside_op)[0]
     backend = module(asked)
     reason = backend.unsupported_reason(x, stages)
     if reason is not None:
@@ -95,7 +105,11 @@ def choose(x: Tensor, stages: Stages, weight: Tensor | None = None, inside_op: b
 
 
 def automatic(
-    x: Tensor, stages: Stages, weight: Tensor | None = None, inside_op: bool = False
+    x: Tensor,
+    stages: Stages,
+    weight: Tensor | None = None,
+    conv: Conv | None = None,
+    inside_op: bool = False,
 ) -> tuple[ModuleType, dict[str, str]]:
     """What ``auto`` takes, see :func:`choose`, and why not those that it prefers, by name."""
     reasons: dict[str, str] = {}
@@ -103,7 +117,7 @@ def automatic(
         backend = module(name)
         reason = backend.unsupported_reason(x, stages) or backend.declined_reason(x, stages, weight)
         if reason is None and not inside_op and hasattr(backend, "slower_reason"):
-            reason = backend.slower_reason(x, stages, weight)
+            reason = backend.slower_reason(x, stages, weight, conv)
         if reason is None:
             return backend, reasons
         reasons[name] = reason

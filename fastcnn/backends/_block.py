@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..stages import Stages, check, memory_format
-from ._convolution import Conv, Gradients, conv_output_size, convolution_backward, convolve
+from ..stages import Conv, Stages, check, memory_format
+from ._convolution import Gradients, conv_output_size, convolution_backward, convolve
 from ._launch import Results, allocate
 
 BlockGradients: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]  # of x, weight and bias

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..stages import memory_format
+from ..stages import Conv, memory_format
 from ._fastest import fastest
 from ._space_to_depth import depth_to_space, space_to_depth, squares
 
-Conv: TypeAlias = Sequence[Any]
 Gradients: TypeAlias = tuple[Tensor | None, Tensor | None]  # of x and of the weight
 
 

@@ -87,7 +87,7 @@ def allocate(
 
 
 def params(
-    x: Tensor,
+    x: Tensor | Sequence[int],
     y: Tensor,
     r: Tensor | None,
     offsets: Tensor | None,
@@ -99,18 +99,20 @@ def params(
 ) -> Any:
     """x and y: the input and output, or in backward their gradients; bias likewise.
 
-    Every tensor was checked, or allocated, by the caller: x, y (N, C, ., .), bias and r_bias (C,) contiguous.
+    x: its shape, where it is not in memory. Every tensor was checked, or allocated, by the caller: x, y
+    (N, C, ., .), bias and r_bias (C,) contiguous.
     threads: of the CPU. r_bias: what a GPU's backward has still to add to r.
     """
-    one_pixel = x.shape[2:] == y.shape[2:] == (1, 1)  # both formats at once: vectors need channels then
+    data, shape = (x, x.shape) if isinstance(x, Tensor) else (None, x)
+    one_pixel = shape[2:] == y.shape[2:] == (1, 1)  # both formats at once: vectors need channels then
     *numbers, offset_bytes = _numbers(stages)
     return _native.load().EpilogueParams(
-        _dtype(x.dtype),
+        _dtype(y.dtype),
         format == torch.channels_last or one_pixel,
         *numbers,
-        x.shape,
+        shape,
         y.shape,
-        address(x),
+        address(data),
         address(y),
         address(r),
         address(offsets),

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ..stages import DTYPES, Stages, memory_format
-from ._block import convolve_then, in_chunks
+from ..stages import DTYPES, Conv, Stages, memory_format
+from . import _direct
+from ._block import BlockGradients, convolve_then, in_chunks
 from ._convolution import conv_output_size
 from ._launch import Results, allocate, params
 from .reference import lrn_input
@@ -45,12 +46,14 @@ _FRESH_BYTES = 32 << 20
 _SMALL = 8192
 
 
-def slower_reason(x: Tensor, stages: Stages, weight: Tensor | None) -> str | None:
+def slower_reason(x: Tensor, stages: Stages, weight: Tensor | None, conv: Conv | None = None) -> str | None:
     """Returns why torch's own functions do as well: there is no LRN, and few values to pool if any.
 
     In a block oneDNN adds the bias as it writes: nothing is left but a ReLU in place, and the pooling. Its
     values are counted as if it had neither stride nor margins.
     """
+    if weight is not None and conv and _direct.geometry(x, weight, conv, stages):
+        return None
     if stages.lrn is not None or (weight is not None and _convolves_in(x.dtype) != x.dtype):
         return None
     values = x.numel() if weight is None else x.numel() // max(1, x.shape[1]) * weight.shape[0]
@@ -80,11 +83,11 @@ def epilogue_forward(
 
 # Values for which another thread is worth waking: below, it takes longer than the work (torch's own
 # grain for elementwise work is as large).
-_GRAIN = 32768
+GRAIN = 32768
 
 
 def _threads(x: Tensor) -> int:
-    return min(torch.get_num_threads(), 1 + x.numel() // _GRAIN)
+    return min(torch.get_num_threads(), 1 + x.numel() // GRAIN)
 
 
 def _run(
@@ -152,8 +155,11 @@ def _images_at_once(values: int, dtype: torch.dtype) -> int:
 
 
 def conv_block_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, conv: Conv, stages: Stages, save: bool
 ) -> Results:
+    sizes = _direct.geometry(x, weight, conv, stages)
+    if sizes and _direct.fits_bias(bias, weight):
+        return _direct.forward(x, weight, bias, conv, stages, save, sizes)
     if x.dtype != weight.dtype:
         return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)  # where torch refuses
     inner = _convolves_in(x.dtype)
@@ -162,3 +168,20 @@ def conv_block_forward(
     if images < x.shape[0] or (inner != x.dtype and x.shape[0]):
         return in_chunks(_empty, _run, x, weight.to(inner), bias, conv, stages, save, images)
     return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)
+
+
+def conv_block_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor | None,
+    offsets: Tensor | None,
+    conv: Conv,
+    stages: Stages,
+    needed: Sequence[bool],
+) -> BlockGradients | None:
+    """Returns all gradients at once where the forward convolved directly; else None."""
+    sizes = _direct.geometry(x, weight, conv, stages)
+    if sizes is None:
+        return None
+    return _direct.backward(grad_y, x, weight, y, offsets, conv, stages, needed, sizes)

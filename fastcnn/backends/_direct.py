@@ -1,0 +1,147 @@
+"""The direct convolution on the CPU, for few channels and small maps, with the block's other stages.
+
+A convolution through oneDNN costs some 50 us in descriptors and allocation, and thin ones use a fraction of
+its lanes. Ours, csrc/cpu/direct.h, is one call, and so is its backward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from ..stages import Conv, Stages, memory_format
+from ._block import BlockGradients
+from ._convolution import conv_output_size, sides
+from ._launch import Results, address, allocate, empty_on, params
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_empty = empty_on(torch.device("cpu"))
+
+
+class Geometry:
+    """A convolution's sizes: of its output, of a group, and the products that it takes."""
+
+    def __init__(self, x: Tensor, weight: Tensor, conv: Conv) -> None:
+        self.images, self.channels = x.shape[0], weight.shape[0]
+        self.rows, self.columns = conv_output_size(x, weight, conv)
+        self.taps = math.prod(weight.shape[1:])
+        self.products = self.images * self.channels * self.rows * self.columns * self.taps
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.images, self.channels, self.rows, self.columns
+
+
+def _fits(x: Tensor, weight: Tensor, conv: Conv, stages: Stages) -> bool:
+    """Returns whether the kernel knows this; what is no convolution at all is for torch to refuse."""
+    stride, padding, dilation, groups = conv
+    if stages.lrn or x.dtype not in _DTYPES or weight.dtype != x.dtype or not weight.is_contiguous():
+        return False
+    if not (len(stride) == len(dilation) == 2 and len(padding) in (2, 4)):
+        return False
+    if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0 or groups < 1 or 0 in weight.shape:
+        return False
+    return x.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0
+
+
+def fits_bias(bias: Tensor | None, weight: Tensor) -> bool:
+    """Returns whether bias is one of this weight's."""
+    if bias is None:
+        return True
+    return bias.shape == weight.shape[:1] and bias.dtype == weight.dtype and bias.device == weight.device
+
+
+# Products of one call up to which a library's set-up costs more than it saves, and channels of a group up to
+# which its lanes are mostly idle (`make sweep`). Half precision has matrix units in a library.
+_FEW_PRODUCTS = {torch.float32: 4 << 20, torch.bfloat16: 1 << 20, torch.float16: 1 << 20}
+_FEW_CHANNELS = 16
+_THIN_PRODUCTS = 64 << 20
+
+
+def geometry(x: Tensor, weight: Tensor, conv: Conv, stages: Stages) -> Geometry | None:
+    """Returns the sizes of a convolution that is best done directly, else None."""
+    if not _fits(x, weight, conv, stages):
+        return None
+    sizes = Geometry(x, weight, conv)
+    if sizes.images == 0 or sizes.rows < 1 or sizes.columns < 1:
+        return None
+    if stages.pool and min(stages.pool.windows(sizes.rows, 0), stages.pool.windows(sizes.columns, 1)) < 1:
+        return None
+    few = sizes.products <= _FEW_PRODUCTS[x.dtype]
+    thin = x.dtype == torch.float32 and weight.shape[1] <= _FEW_CHANNELS
+    return sizes if few or (thin and sizes.products <= sizes.images * _THIN_PRODUCTS) else None
+
+
+GRAIN = 1 << 19  # products for which another thread is worth waking
+
+
+def most_threads(products: int) -> int:
+    return 1 + products // GRAIN
+
+
+def threads(products: int) -> int:
+    return min(torch.get_num_threads(), most_threads(products))
+
+
+def convolution(x: Tensor, weight: Tensor, conv: Conv, after: Any) -> Any:
+    """Returns the kernel's parameters; after: the stages', of the convolution's output."""
+    stride, padding, dilation, groups = conv
+    return _native.load().ConvParams(
+        after,
+        x.shape,
+        address(x),
+        weight.data_ptr(),
+        weight.shape[2:],
+        stride,
+        sides(padding)[:2],
+        dilation,
+        groups,
+    )
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    conv: Conv,
+    stages: Stages,
+    save: bool,
+    sizes: Geometry,
+) -> Results:
+    """Returns y, no r, and the offsets if they are to be saved."""
+    format = memory_format(x)
+    y, _, offsets = allocate(_empty, sizes.shape, x.dtype, format, stages, save, makes_r=False)
+    bias = None if bias is None else bias.contiguous()
+    after = params(sizes.shape, y, None, offsets, bias, stages, format, threads(sizes.products))
+    _native.load().convolution_forward(convolution(x, weight, conv, after))
+    return y, None, offsets
+
+
+def backward(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor | None,
+    offsets: Tensor | None,
+    conv: Conv,
+    stages: Stages,
+    needed: Sequence[bool],
+    sizes: Geometry,
+) -> BlockGradients:
+    """Returns the gradients of x, weight and bias, None for what is not needed; y: where there is a ReLU."""
+    grad_x, grad_weight = (
+        torch.empty_like(t, memory_format=memory_format(t)) if need else None
+        for t, need in zip((x, weight), needed, strict=False)
+    )
+    grad_bias = grad_y.new_empty(weight.shape[0]) if needed[2] else None
+    after = params(
+        sizes.shape, grad_y, y, offsets, None, stages, memory_format(x), threads(3 * sizes.products)
+    )
+    results = [0 if t is None else t.data_ptr() for t in (grad_weight, grad_bias)]
+    _native.load().convolution_backward(convolution(x, weight, conv, after), address(grad_x), *results)
+    return grad_x, grad_weight, grad_bias

@@ -1,0 +1,365 @@
+"""Prepared calls: what was checked once runs as one native call while nothing has changed.
+
+On a small tensor the checks, and each operation's set-up, take far longer than the arithmetic. A module
+remembers for each shape of its input what its call comes to: a block, a lone LRN or pooling, or a network
+of blocks and dense layers. Before each call C++ (csrc/watch.h) looks whether all that this depends on is the
+same object as then, and how the tensors are laid out. Whoever listens to PyTorch's dispatcher, or records
+gradients, gets the usual path. Weights are read where they are, at every call.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as torch_module
+
+from . import _dispatch, _native, backends
+from ._calls import conv_numbers
+from .backends import _direct, cpu
+from .backends._launch import params
+from .stages import MaxPool, Stages, memory_format
+
+Prepare = Callable[[Any, Tensor], Any]  # makes a prepared call of a module and an input; None: there is none
+
+_SHAPES = 8  # of inputs that a module remembers
+_TIMES = 64  # that a module's calls are prepared: what keeps changing is not worth it
+
+
+class Calls:
+    """A module's prepared calls, by the input's shape; of a shape seen once, None."""
+
+    def __init__(self, owner: dict[str, Any]) -> None:
+        self.owner = owner  # the module's attributes: a copy that shares ours has others
+        self.prepared: dict[torch.Size, Any] = {}
+        self.left = _TIMES
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a copy, or a pickled module, has none
+
+
+def run(module: nn.Module, input: Tensor, prepare: Prepare) -> Tensor | None:
+    """Returns the module's output by a prepared call; None where the module has to be called as usual."""
+    if torch.compiler.is_compiling() or type(input) is not Tensor:
+        return None
+    owner = module.__dict__
+    calls: Calls | None = owner.get("_fastcnn_calls")
+    if calls is None or calls.owner is not owner:
+        calls = owner["_fastcnn_calls"] = Calls(owner)
+    shape = input.shape
+    prepared = calls.prepared.get(shape)
+    if prepared is not None:
+        output = prepared(input)
+        if output is not False:
+            return output
+        calls.prepared[shape] = None
+    elif calls.left and _may_be_prepared(module, input):
+        _prepare(calls, shape, functools.partial(prepare, module, input))
+    return None
+
+
+def _may_be_prepared(module: nn.Module, input: Tensor) -> bool:
+    if torch.is_grad_enabled() and (module.training or input.requires_grad):
+        return False
+    if input.device.type != "cpu" or backends.current_backend() != "auto" or cpu.missing_reason():
+        return False
+    if not _dispatch.can_bypass(input):
+        return False
+    return not (torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()))
+
+
+def _prepare(calls: Calls, shape: torch.Size, prepare: Callable[[], Any]) -> None:
+    """From the second time that a shape is seen; the oldest of too many shapes is forgotten."""
+    if shape not in calls.prepared:
+        if len(calls.prepared) >= _SHAPES:
+            calls.prepared.pop(next(iter(calls.prepared)), None)
+        calls.prepared[shape] = None
+        return
+    calls.left -= 1
+    prepared = prepare()
+    if prepared is not None:
+        calls.prepared[shape] = prepared
+
+
+@functools.cache
+def _torch() -> Any:
+    """Returns how C++ looks at tensors, and what it asks of this thread."""
+    return _native.load().Torch(
+        Tensor,
+        _dispatch.keys_of,
+        _dispatch.included,
+        _dispatch.excluded,
+        _dispatch.known,
+        torch.is_grad_enabled,
+        torch.get_num_threads,
+        torch.empty,
+        [
+            (torch.compiler.is_compiling, False),
+            (torch._C._len_torch_function_stack, 0),
+            (torch._C._autograd._profiler_enabled, False),
+            (functools.partial(getattr, forward_ad, "_current_level"), -1),
+            (backends.get_current, "auto"),
+        ],
+    )
+
+
+class Changing(Exception):
+    """What a call depends on can't be watched, or there is no native call for it."""
+
+
+def require(condition: Any) -> None:
+    if not condition:
+        raise Changing
+
+
+class Making:
+    """A prepared call in the making: C++'s, and the shape and dtype that the layers so far give."""
+
+    def __init__(self, input: Tensor) -> None:
+        self.call = _native.load().Prepared(_torch(), input)
+        self.watch = self.call.watch
+        self.x = input
+        self.tensors = self.products = 0
+
+    def value(self, module: nn.Module, *names: str) -> list[Any]:
+        """Returns attributes of a module, which must stay the same objects, and can't be changed in place."""
+        values = []
+        for name in names:
+            value = module.__dict__.get(name)
+            require(name in module.__dict__ and _is_frozen(value) and getattr(module, name) is value)
+            self.watch.entry(module.__dict__, name, value)
+            values.append(value)
+        return values
+
+    def tensor(self, module: nn.Module, name: str) -> tuple[Tensor | None, int]:
+        """Returns a parameter and its number; it must stay the same object and be laid out as it is."""
+        parameters = module._parameters
+        require(name in parameters)
+        t = parameters[name]
+        if t is None:
+            self.watch.entry(parameters, name, None)
+            return None, -1
+        require(type(t) in (Tensor, nn.Parameter) and t.is_contiguous() and t.device.type == "cpu")
+        require(t.dtype == self.x.dtype and not t.is_neg())
+        self.watch.tensor(parameters, name)
+        self.tensors += 1
+        return t, self.tensors - 1
+
+    def convolution(self, module: nn.Conv2d, stages: Stages, margins: Sequence[int] = ()) -> None:
+        """Adds a convolution with bias, ReLU and pooling."""
+        stride, padding, dilation, groups, mode = self.value(module, *_CONV_NAMES)
+        self.parameters_of(module)
+        (weight, at), (bias, bias_at) = (self.tensor(module, name) for name in ("weight", "bias"))
+        require(weight is not None and weight.dim() == 4 and self.x.dim() == 4 and mode == "zeros")
+        assert weight is not None
+        numbers = conv_numbers(weight, stride, padding, dilation, groups, margins)
+        sizes = _direct.geometry(self.x, weight, numbers, stages)
+        require(sizes and _direct.fits_bias(bias, weight))
+        assert sizes is not None
+        y = torch.empty(stages.output_shape(sizes.shape), dtype=self.x.dtype, device="meta")
+        format = memory_format(self.x)
+        y = y.contiguous(memory_format=format)
+        after = params(sizes.shape, y, None, None, None, stages, format)
+        self.call.convolution(_direct.convolution(self.x, weight, numbers, after), at, bias_at)
+        self.x, self.products = y, self.products + sizes.products
+
+    def parameters_of(self, module: nn.Module) -> None:
+        self.watch.entry(module.__dict__, "_parameters", module._parameters)
+
+    def dense(self, module: nn.Linear, relu: bool) -> None:
+        self.parameters_of(module)
+        (weight, at), (_, bias_at) = (self.tensor(module, name) for name in ("weight", "bias"))
+        require(weight is not None and self.x.dim() == 2 and weight.shape[1] == self.x.shape[1])
+        assert weight is not None
+        outputs, inputs = weight.shape
+        require(inputs * outputs <= _DENSE)
+        self.call.dense(inputs, outputs, relu, at, bias_at)
+        self.x = self.x.new_empty(self.x.shape[0], outputs, device="meta")
+        self.products += self.x.shape[0] * inputs * outputs
+
+    def finished(self) -> Any:
+        """Returns C++'s call."""
+        rest = (self.x.dtype,) if self.x.dim() != 4 else (self.x.dtype, memory_format(self.x))
+        names = ("dtype", "memory_format")[: len(rest)]
+        self.call.output((tuple(self.x.shape), *rest), names, _direct.most_threads(self.products))
+        return self.call
+
+
+_DENSE = 1 << 20  # weights of a dense layer that is part of a network: more are a matrix product's affair
+
+
+def _is_frozen(value: Any) -> bool:
+    """Returns whether nothing in a value can be changed in place."""
+    if isinstance(value, tuple):
+        return all(map(_is_frozen, value))
+    return value is None or isinstance(value, (bool, int, float, str, Stages)) or callable(value)
+
+
+def _made(make: Callable[[Making], None], input: Tensor) -> Any:
+    making = Making(input)
+    try:
+        make(making)
+    except (Changing, RuntimeError):  # what is wrong with a shape the usual path says
+        return None
+    return making.finished()
+
+
+def block(module: Any, input: Tensor) -> Any:
+    """Prepares a :class:`fastcnn.nn.ConvBlock2d`."""
+
+    def make(making: Making) -> None:
+        (stages,) = making.value(module, "stages")
+        making.convolution(module, stages)
+
+    return _made(make, input)
+
+
+def epilogue(names: Sequence[str], stages_of: Callable[..., Stages], module: nn.Module, input: Tensor) -> Any:
+    """Prepares a lone LRN or pooling of (N, C, H, W), whose attributes of these names make its stages."""
+
+    def make(making: Making) -> None:
+        stages = stages_of(*making.value(module, *names))
+        require(input.dim() == 4 and input.numel() and cpu.unsupported_reason(input, stages) is None)
+        require(not stages.lrn or input.shape[1] % stages.lrn.groups == 0)
+        format = memory_format(input)
+        shape = stages.output_shape(input.shape)
+        y = torch.empty(shape, dtype=input.dtype, device="meta", memory_format=format)
+        making.call.epilogue(params(input, y, None, None, None, stages, format))
+        making.x, making.products = y, input.numel() * (_direct.GRAIN // cpu.GRAIN)
+
+    return _made(make, input)
+
+
+# Networks. Modules are taken as torch wrote them: of exactly these classes, with their own forward.
+
+_IN_EVALUATION = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+def chain(
+    modules: Callable[[Any], Sequence[nn.Module]], names: Sequence[str], module: Any, input: Tensor
+) -> Any:
+    """Prepares a network.
+
+    modules: what the module calls, one after another, given its input; names: its attributes that this
+    depends on.
+    """
+
+    def make(making: Making) -> None:
+        require(input.dtype == torch.float32 and input.dim() == 4 and input.is_contiguous() and len(input))
+        making.value(module, "training", *names)
+        require(not module.training)
+        making.watch.entry(module.__dict__, "_modules", module._modules)
+        making.watch.size(module._modules)
+        for name, child in module._modules.items():
+            making.watch.entry(module._modules, name, child)
+        for hooks in _GLOBAL_HOOKS:
+            require(not hooks)
+            making.watch.size(hooks)
+        making.watch.attribute(nn.Module, "__call__", nn.Module.__call__)
+        leaves = [leaf for m in modules(module) for leaf in _leaves(m, making.watch)]
+        margins = module.margins(input) if "margins" in names else ()
+        _add_layers(making, leaves, margins)
+
+    return _made(make, input)
+
+
+_GLOBAL_HOOKS = (
+    torch_module._global_forward_hooks,
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_backward_hooks,
+    torch_module._global_backward_pre_hooks,
+)
+
+
+def _leaves(m: Any, watch: Any) -> Iterator[Any]:
+    """Yields the layers in m, watching that each is called as it is, and calls nothing else."""
+    own = m.__dict__
+    require("forward" not in own)
+    watch.type(m)
+    watch.absent(own, "forward")
+    watch.attribute(type(m), "forward", type(m).forward)
+    for hooks in ("_forward_hooks", "_forward_pre_hooks"):
+        require(not own[hooks])
+        watch.entry(own, hooks, own[hooks])
+        watch.size(own[hooks])
+    if not _is_sequence(m):
+        yield m
+        return
+    watch.entry(own, "_modules", m._modules)
+    watch.size(m._modules)
+    for name, child in m._modules.items():
+        watch.entry(m._modules, name, child)
+        yield from _leaves(child, watch)
+
+
+def _is_sequence(m: nn.Module) -> bool:
+    return _written(m).forward in (nn.Sequential.forward, *_SEQUENCES)
+
+
+_SEQUENCES: list[Any] = []  # forwards of other containers that call one module after another
+
+
+def _written(m: nn.Module) -> Any:
+    """Returns the class that a module has, or had before it was fused."""
+    return getattr(type(m), "_fastcnn_written", type(m))
+
+
+def _add_layers(making: Making, leaves: Sequence[Any], margins: Sequence[int]) -> None:
+    from .nn import ConvBlock2d
+
+    rest: Sequence[Any] = [leaf for leaf in leaves if not _does_nothing(leaf, making)]
+    require(rest and isinstance(rest[0], nn.Conv2d))
+    while rest:
+        layer, *rest = rest
+        kind = type(layer)
+        if kind is ConvBlock2d:
+            (stages,) = making.value(layer, "stages")
+            making.convolution(layer, stages, margins)
+        elif kind is nn.Conv2d:
+            relu, pool, rest = _after_convolution(making, rest)
+            making.convolution(layer, Stages(relu, None, pool), margins)
+        elif kind is nn.Flatten:
+            require(making.value(layer, "start_dim", "end_dim") == [1, -1])
+            making.x = making.x.flatten(1)
+        elif kind is nn.Linear:
+            relu = bool(rest) and type(rest[0]) is nn.ReLU
+            making.dense(layer, relu)
+            rest = rest[relu:]
+        elif kind is nn.AdaptiveAvgPool2d:
+            (size,) = making.value(layer, "output_size")
+            require((size, size) == making.x.shape[2:] or size == making.x.shape[2:])
+        else:
+            raise Changing
+        margins = ()
+
+
+def _does_nothing(leaf: nn.Module, making: Making) -> bool:
+    if type(leaf) in _IN_EVALUATION:
+        require(making.value(leaf, "training") == [False])
+        return True
+    return type(leaf) is nn.Identity
+
+
+def _after_convolution(making: Making, rest: Sequence[Any]) -> tuple[bool, MaxPool | None, Sequence[Any]]:
+    """Returns whether a ReLU follows, the pooling that does, in either order, and what comes then."""
+    from .nn import MaxPool2d
+
+    relu, pool = False, None
+    for i, m in enumerate(rest):
+        if type(m) is nn.ReLU and not relu:
+            relu = True
+        elif type(m) in (nn.MaxPool2d, MaxPool2d) and pool is None:
+            *spec, indices = making.value(m, *_POOL_NAMES, "return_indices")
+            require(not indices)
+            pool = MaxPool(*spec)
+        else:
+            return relu, pool, rest[i:]
+    return relu, pool, ()
+
+
+_CONV_NAMES = ("stride", "padding", "dilation", "groups", "padding_mode")
+_POOL_NAMES = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
