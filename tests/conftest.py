@@ -1,7 +1,8 @@
 """Where there is no GPU, Triton's kernels are tested in its interpreter: it must know before its import."""
 
-import importlib.util
+import functools
 import os
+import sys
 
 import torch
 
@@ -9,16 +10,19 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-def patch_once_a_launch():
+def pytest_runtest_setup(item):
+    interpreter = sys.modules.get("triton.runtime.interpreter")
+    if hasattr(interpreter, "GridExecutor") and hasattr(interpreter, "_patch_lang"):
+        patch_once_a_launch(interpreter)
+
+
+@functools.cache
+def patch_once_a_launch(interpreter):
     """Spares Triton's interpreter more than half of its time.
 
     It patches triton.language at each call of a device function, though what the first call from a module
     has patched stays so until the launch ends.
     """
-    from triton.runtime import interpreter
-
-    if not (hasattr(interpreter, "GridExecutor") and hasattr(interpreter, "_patch_lang")):
-        return  # another Triton's, which is left alone
     launch, patch, patched = interpreter.GridExecutor.__call__, interpreter._patch_lang, set()
 
     def launch_anew(*args, **kwargs):
@@ -33,7 +37,3 @@ def patch_once_a_launch():
         return None
 
     interpreter.GridExecutor.__call__, interpreter._patch_lang = launch_anew, patch_a_module
-
-
-if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
-    patch_once_a_launch()
