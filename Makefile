@@ -117,8 +117,9 @@ choices: .venv/built  ## time the CPU kernels' design choices beside what they r
 report: .venv/built  ## write README's table, docs/benchmarks.md and the pictures from bench/results
 	$(BIN)/python bench/report.py $(ARGS)
 
-sweep: .venv/built  ## time random shapes of every op against plain torch
-	$(BIN)/python bench/sweep.py
+sweep: .venv/built  ## time random shapes of ops and networks against plain torch; ARGS="--quick" for a minute of it
+	$(BIN)/python bench/sweep.py $(ARGS)
+	$(BIN)/python bench/report.py
 
 # With the Python that has torch for the GPU, whose extension it builds in place; no network is needed.
 gpu:  ## on a machine with an NVIDIA GPU: build, test, sanitize and time all of it, nine minutes

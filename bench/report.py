@@ -23,6 +23,7 @@ import report_cpu
 import report_gpu
 import report_growth
 import report_memory
+import report_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -61,7 +62,7 @@ def overview(cpu: dict) -> str:
     return f"""# Benchmarks
 
 From `bench/results/*.json`, by `make report`, which CI compares. `make bench-cpu`, `make growth`,
-`make memory` and `make gpu` measure anew.
+`make memory` and `make gpu` measure anew. [sweep.md](sweep.md) has random shapes beside plain torch.
 
 - [Against peers on the CPU](#against-peers-on-the-cpu), [near the roof?](#near-the-roof)
 - [How cost grows](#how-cost-grows), [memory of a training step](#memory-of-a-training-step)
@@ -109,6 +110,7 @@ def files() -> dict[str, str]:
         "docs/cpu.md": marked("docs/cpu.md", results=report_cpu.floors(results), choices=choices),
         "fastcnn/backends/trusted.json": report_gpu.allowed(RESULTS),
         "docs/benchmarks.md": document(cpu, results, growth, memory),
+        "docs/sweep.md": report_sweep.page(read("sweep", "make sweep")),
         "docs/speed.svg": figures.svg(figures.speed(results)),
         "docs/peers.svg": figures.svg(figures.peers(results)),
         "docs/roofline.svg": figures.svg(figures.roofline(results, report_cpu.rates(cpu))),

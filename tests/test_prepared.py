@@ -1,0 +1,518 @@
+"""Changes modules that were called before: results are those of a plain twin changed alike."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from prepared import (
+    CONVS,
+    NETS,
+    SUBJECTS,
+    alike,
+    classifier,
+    conv,
+    convs,
+    dense,
+    outcome,
+    pair,
+    parent,
+    recorded,
+    same,
+    warm,
+)
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+import fastcnn
+from fastcnn import LRN, MaxPool
+from fastcnn.stages import Stages
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return x * 2
+
+
+def tenths(t):
+    return torch.full_like(t, 0.1)
+
+
+def set_data(t, make):
+    t.data = make(t.data)
+
+
+def renewed(layer, name, value):
+    """Replaces a parameter by another, or by None."""
+    setattr(layer, name, None if value is None else nn.Parameter(value))
+
+
+def fewer_outputs(layer):
+    for p in layer.parameters(recurse=False):
+        p.data = p.data[:2]
+
+
+def unrecorded(layer, change):
+    layer.requires_grad_(False)
+    change(layer.weight)
+
+
+def denses(m):
+    return [layer for layer in m.modules() if type(layer) is nn.Linear]
+
+
+def as_attribute(layer, register):
+    value = layer._parameters.pop("weight").detach() * 2
+    layer.register_buffer("weight", value) if register else setattr(layer, "weight", value)
+
+
+def doubled_state(m, assign):
+    m.load_state_dict({name: value * 2 for name, value in m.state_dict().items()}, assign=assign)
+
+
+def pruned(layer, permanent):
+    mask = torch.arange(layer.weight.numel()).reshape(layer.weight.shape) % 3 > 0
+    prune.custom_from_mask(layer, "weight", mask)
+    if permanent:
+        prune.remove(layer, "weight")
+
+
+def parametrized(layer, name, keep):
+    parametrize.register_parametrization(layer, name, Doubled())
+    if not keep:
+        parametrize.remove_parametrizations(layer, name)
+
+
+def converted_by_swapping(m):
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        m.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def grouped(layer):
+    layer.groups = layer.in_channels
+    layer.weight = nn.Parameter(
+        layer.weight[: 2 * layer.in_channels, :1].repeat(2, 1, 1, 1)[: len(layer.bias)]
+    )
+
+
+# By name; a name that ends in "!" is of a change after which calls are refused.
+PARAMETERS = {
+    "mul_": lambda m: conv(m).weight.mul_(3),
+    "bias add_": lambda m: conv(m).bias.add_(1),
+    "last parameter add_": lambda m: list(m.parameters())[-1].add_(1),
+    "data mul_": lambda m: conv(m).weight.data.mul_(3),
+    "detach mul_": lambda m: conv(m).weight.detach().mul_(3),
+    "by numpy": lambda m: conv(m).weight.detach().numpy().fill(0.1),
+    "data set": lambda m: set_data(conv(m).weight, tenths),
+    "bias data set": lambda m: set_data(conv(m).bias, tenths),
+    "data transposed": lambda m: set_data(conv(m).weight, lambda w: w.transpose(2, 3)),
+    "data flipped in strides": lambda m: set_data(conv(m).weight, lambda w: torch.stack([w, -w], -1)[..., 1]),
+    "data expanded": lambda m: set_data(conv(m).weight, lambda w: w[:1].expand(w.shape)),
+    "bias expanded": lambda m: set_data(conv(m).bias, lambda b: b[:1].expand(b.shape)),
+    "bias strided": lambda m: set_data(conv(m).bias, lambda b: torch.stack([b, -b], -1)[:, 1]),
+    "data unaligned": lambda m: set_data(
+        conv(m).weight, lambda w: torch.cat([w.new_ones(1), w.flatten() * 2])[1:].view(w.shape)
+    ),
+    "data channels_last": lambda m: set_data(
+        conv(m).weight, lambda w: w.contiguous(memory_format=torch.channels_last)
+    ),
+    "data of one in double!": lambda m: set_data(conv(m).weight, torch.Tensor.double),
+    "data of the bias in double!": lambda m: set_data(conv(m).bias, torch.Tensor.double),
+    "set_": lambda m: conv(m).weight.set_(tenths(conv(m).weight)),
+    "storage copy_": lambda m: conv(m).weight.untyped_storage().copy_(
+        tenths(conv(m).weight).untyped_storage()
+    ),
+    "share_memory": lambda m: (m.share_memory(), conv(m).weight.mul_(2)),
+    "as_strided_": lambda m: conv(m).weight.data.as_strided_(conv(m).weight.shape, (0, 0, 1, 1)),
+    "t_": lambda m: unrecorded(conv(m), lambda w: w.transpose_(2, 3)),
+    "new": lambda m: renewed(conv(m), "weight", tenths(conv(m).weight)),
+    "new of another layer": lambda m: renewed(convs(m)[-1], "weight", tenths(convs(m)[-1].weight)),
+    "new dense": lambda m: [renewed(x, "weight", tenths(x.weight)) for x in denses(m)],
+    "new, no gradient": lambda m: conv(m).register_parameter(
+        "weight", nn.Parameter(tenths(conv(m).weight), requires_grad=False)
+    ),
+    "in _parameters": lambda m: conv(m)._parameters.update(weight=nn.Parameter(tenths(conv(m).weight))),
+    "bias None": lambda m: renewed(conv(m), "bias", None),
+    "bias in _parameters None": lambda m: conv(m)._parameters.update(bias=None),
+    "all biases None": lambda m: [renewed(layer, "bias", None) for layer in convs(m)],
+    "a tensor": lambda m: as_attribute(conv(m), False),
+    "a buffer": lambda m: as_attribute(conv(m), True),
+    "deleted!": lambda m: delattr(conv(m), "weight"),
+    "load_state_dict": lambda m: doubled_state(m, False),
+    "load_state_dict, assign": lambda m: doubled_state(m, True),
+    "requires_grad False": lambda m: m.requires_grad_(False),
+    "requires_grad of one": lambda m: conv(m).requires_grad_(False),
+    "requires_grad of a bias": lambda m: (m.requires_grad_(False), conv(m).bias.requires_grad_()),
+    "half": lambda m: m.half(),
+    "bfloat16": lambda m: m.bfloat16(),
+    "double": lambda m: m.double(),
+    "double and back": lambda m: m.double().float(),
+    "double by swapping": converted_by_swapping,
+    "one layer in bfloat16!": lambda m: conv(m).bfloat16() and set_data(conv(m).bias, torch.Tensor.float),
+    "meta": lambda m: m.to("meta"),
+    "to_empty": lambda m: (m.to_empty(device="cpu"), [p.fill_(0.01) for p in m.parameters()]),
+    "channels_last": lambda m: m.to(memory_format=torch.channels_last),
+    "swap_tensors": lambda m: torch.utils.swap_tensors(
+        conv(m).weight, nn.Parameter(tenths(conv(m).weight))
+    ),
+    "tied": lambda m: (setattr(convs(m)[-1], "bias", conv(m).bias), conv(m).bias.add_(1))
+    if convs(m)[-1].bias.shape == conv(m).bias.shape
+    else None,
+    "nan": lambda m: conv(m).weight[0, 0, 0, 0].fill_(torch.nan),
+    "inf": lambda m: conv(m).weight[0, 0, 0, 0].fill_(torch.inf),
+    "inf and 0": lambda m: (conv(m).weight.zero_(), conv(m).bias[0].fill_(torch.inf)),
+    "parametrization": lambda m: parametrized(conv(m), "weight", True),
+    "parametrization of a bias": lambda m: parametrized(conv(m), "bias", True),
+    "parametrization removed": lambda m: parametrized(conv(m), "weight", False),
+    "weight_norm": lambda m: (
+        parametrizations.weight_norm(conv(m)),
+        conv(m).parametrizations.weight.original0.mul_(2),
+    ),
+    "spectral_norm": lambda m: parametrizations.spectral_norm(conv(m)),
+    "pruned": lambda m: pruned(conv(m), False),
+    "pruned for good": lambda m: pruned(conv(m), True),
+    "optimizer": lambda m: [
+        setattr(p, "grad", torch.ones_like(p)) for p in m.parameters()
+    ] and torch.optim.SGD(m.parameters(), 0.01).step(),
+    "vector_to_parameters": lambda m: nn.utils.vector_to_parameters(
+        nn.utils.parameters_to_vector(m.parameters()) * 2, m.parameters()
+    ),
+    "padding": lambda m: setattr(conv(m), "padding", (1, 1)),
+    "padding as int": lambda m: setattr(conv(m), "padding", 1),
+    "padding as word?": lambda m: setattr(conv(m), "padding", "same"),
+    "recompute": lambda m: setattr(conv(m), "recompute", True),
+    "subclass": lambda m: setattr(conv(m), "__class__", doubling(type(conv(m)))),
+    "subclass with __call__": lambda m: setattr(conv(m), "__class__", calling(type(conv(m)))),
+    "forward of an instance": lambda m: by_hand(conv(m)),
+}  # fmt: skip
+
+
+def doubling(cls):
+    return type("Subclass", (cls,), {"forward": lambda self, *args: cls.forward(self, *args) * 2})
+
+
+def calling(cls):
+    return type("Subclass", (cls,), {"__call__": lambda self, *args: cls.__call__(self, *args) * 2})
+
+
+def by_hand(layer):
+    own = layer.forward
+    layer.forward = lambda *args: own(*args) * 2
+
+
+# The large network takes as long as the others together, and every third change.
+CHANGED = [(n, c) for n in CONVS for c in (list(PARAMETERS)[::3] if n == "caffe" else PARAMETERS)]
+
+
+@pytest.mark.parametrize(("name", "change"), CHANGED)
+def test_parameters(name, change):
+    ours, plain, x = pair(name)
+    for m in (ours, plain):
+        torch.manual_seed(2)  # spectral_norm's
+        with torch.no_grad():
+            PARAMETERS[change](m)
+    same(ours, plain, x, change)
+
+
+def set_pool(m, **options):
+    """Changes the pooling after the first convolution, whichever way it is done."""
+    layer = conv(m)
+    if hasattr(layer, "stages"):
+        pool = MaxPool(**({"kernel_size": layer.stages.pool.kernel_size} | options))
+        layer.stages = Stages(layer.stages.relu, None, pool)
+    else:
+        pool = next(child for child in m.modules() if isinstance(child, nn.MaxPool2d))
+        vars(pool).update({"stride": options.get("kernel_size", pool.stride)} | options)
+
+
+def replaced(m, old, new):
+    holder, name = parent(m, old)
+    setattr(holder, name, new)
+
+
+def filled(layer):
+    with torch.no_grad():
+        [p.fill_(0.01) for p in layer.parameters()]
+    return layer
+
+
+OF_A_BLOCK = {
+    "stride": lambda m: setattr(m, "stride", (2, 1)),
+    "dilation": lambda m: setattr(m, "dilation", (2, 2)),
+    "groups!": lambda m: setattr(m, "groups", 2),
+    "groups and weight": lambda m: (setattr(m, "groups", 2), set_data(m.weight, lambda w: w[:, :2])),
+    "other kernel": lambda m: set_data(m.weight, lambda w: w[..., :2, :1]),
+    "fewer outputs": fewer_outputs,
+    "resize_": lambda m: (m.requires_grad_(False), m.weight.resize_(2, 4, 3, 3), m.bias.resize_(2)),
+    "no ReLU": lambda m: setattr(m, "stages", Stages(False, None, m.stages.pool)),
+    "no pooling": lambda m: setattr(m, "stages", Stages(True, None, None)),
+    "other pooling": lambda m: setattr(m, "stages", Stages(True, None, MaxPool(3, 1, 1))),
+    "ceil_mode": lambda m: setattr(m, "stages", Stages(True, None, MaxPool(2, 2, ceil_mode=True))),
+}
+OF_A_NET = {
+    "pool": lambda m: set_pool(m, kernel_size=2, padding=1),
+    "dense replaced": lambda m: replaced(m, dense(m), filled(copy.deepcopy(dense(m)))),
+    "dense replaced by a subclass": lambda m: setattr(dense(m), "__class__", doubling(nn.Linear)),
+    "convolution replaced": lambda m: replaced(m, conv(m), filled(copy.deepcopy(conv(m)))),
+    "in _modules": lambda m: parent(m, dense(m))[0]._modules.update(
+        {parent(m, dense(m))[1]: filled(copy.deepcopy(dense(m)))}
+    ),
+    "appended": lambda m: classifier(m).append(Doubled()),
+    "dense wrapped": lambda m: replaced(m, dense(m), nn.Sequential(Doubled(), dense(m))),
+    "removed": lambda m: classifier(m).pop(-1),
+    "relu replaced": lambda m: setattr(
+        *parent(m, [r for r in m.modules() if type(r) is nn.ReLU][-1]), nn.Tanh()
+    ),
+    "a child added": lambda m: (
+        m.add_module("other", Doubled()) if not isinstance(m, nn.Sequential) else m.append(nn.Identity())
+    ),
+    "fused again": lambda m: fastcnn.fuse(m),
+    "unfused": lambda m: fastcnn.unfuse(m),
+    "forward of a dense layer": lambda m: by_hand(dense(m)),
+    "train": lambda m: m.train(),
+    "train, eval": lambda m: m.train().eval(),
+    "train of a part": lambda m: conv(m).train(),
+    "train of the classifier": lambda m: classifier(m).train(),
+    "train of all but a part": lambda m: (m.train(), conv(m).eval()),
+}
+OF_LENET = {
+    "dropout in eval": lambda m: [setattr(d, "p", 0.5) for d in dropouts(m)],
+    "dropout in training": lambda m: [setattr(d, "p", 0.5) for d in dropouts(m.train())],
+    "dropout alone in training": lambda m: [setattr(d.train(), "p", 0.5) for d in dropouts(m)],
+    "dropout of all": lambda m: [setattr(d.train(), "p", 1.0) for d in dropouts(m)],
+    "avgpool replaced?": lambda m: setattr(m, "avgpool", Doubled()),
+    "classifier replaced": lambda m: setattr(m, "classifier", nn.Sequential(nn.Softmax(-1))),
+    "features replaced": lambda m: setattr(m, "features", nn.Sequential(*m.features, Doubled())),
+    "margins replaced?": lambda m: setattr(m, "margins", lambda input: (2, 2, 2, 2)),
+}
+OF_A_SEQUENTIAL = {
+    "padding_mode": lambda m: (
+        setattr(m[0], "padding_mode", "circular"),
+        setattr(m[0], "_reversed_padding_repeated_twice", [1, 1, 1, 1]),
+    ),
+    "relu in place": lambda m: setattr(m[1], "inplace", True),
+    "pool attributes": lambda m: (setattr(m[2], "kernel_size", 3), setattr(m[2], "padding", 1)),
+    "ceil_mode": lambda m: setattr(m[2], "ceil_mode", True),
+    "dilation!": lambda m: setattr(m[2], "dilation", 4),
+    "indices!": lambda m: setattr(m[2], "return_indices", True),
+    "groups": lambda m: (setattr(m[0], "groups", 2), set_data(m[0].weight, lambda w: w[:, :2])),
+    "the same layer twice": lambda m: m.__setitem__(3, m[0]),
+    "one weight of two layers": lambda m: (setattr(m[3], "weight", m[0].weight), m[0].weight.data.mul_(2)),
+    "one weight of two dense": lambda m: (setattr(m[9], "weight", m[7].weight), m[7].weight.data.mul_(2)),
+    "flatten": lambda m: setattr(m[6], "start_dim", -3),
+    "flatten of less!": lambda m: setattr(m[6], "start_dim", 2),
+    "a convolution of another class": lambda m: setattr(m[3], "__class__", doubling(nn.Conv2d)),
+    "no ReLU": lambda m: m.__setitem__(1, nn.Identity()),
+    "without a ReLU": lambda m: m.__delitem__(4),
+    "inserted": lambda m: m.insert(3, Doubled()),
+    "extended": lambda m: m.extend([nn.ReLU(), nn.Linear(64, 3)]) and filled(m[-1]),
+    "a part fused": lambda m: m.__setitem__(0, nn.Sequential(m[0], Doubled())),
+}
+OF_A_POOL = {
+    "kernel_size": lambda m: setattr(m, "kernel_size", (2, 3)),
+    "stride": lambda m: setattr(m, "stride", 1),
+    "padding": lambda m: setattr(m, "padding", (0, 1)),
+    "padding too large!": lambda m: setattr(m, "padding", 2),
+    "dilation": lambda m: setattr(m, "dilation", 2),
+    "ceil_mode": lambda m: setattr(m, "ceil_mode", True),
+    "forward of an instance": by_hand,
+    "subclass": lambda m: setattr(m, "__class__", doubling(type(m))),
+    "no stride": lambda m: setattr(m, "stride", None),
+}
+OF_A_NORM = {
+    "size": lambda m: setattr(m, "size", 2),
+    "alpha": lambda m: setattr(m, "alpha", 0.5),
+    "beta": lambda m: setattr(m, "beta", 0.6),
+    "k": lambda m: setattr(m, "k", 2),
+    "forward of an instance": by_hand,
+    "subclass": lambda m: setattr(m, "__class__", doubling(type(m))),
+}
+
+
+def dropouts(m):
+    return [child for child in m.modules() if isinstance(child, nn.Dropout)]
+
+
+OTHERS = [
+    (name, change, table)
+    for names, table in (
+        (("block",), OF_A_BLOCK),
+        (NETS, OF_A_NET),
+        (NETS[:3], OF_LENET),
+        (("fuse",), OF_A_SEQUENTIAL),
+        (("pool",), OF_A_POOL),
+        (("lrn",), OF_A_NORM),
+    )
+    for name in names
+    for change in table
+]
+
+
+@pytest.mark.parametrize(("name", "change", "table"), OTHERS, ids=[f"{n}-{c}" for n, c, _ in OTHERS])
+def test_options_and_layers(name, change, table):
+    ours, plain, x = pair(name)
+    for m in (ours, plain):
+        table[change](m)
+    same(ours, plain, x, change)
+
+
+def test_a_block_with_lrn_and_another_order():
+    torch.manual_seed(0)
+    block, x = (
+        fastcnn.nn.ConvBlock2d(4, 6, 3, lrn=LRN(3, 1.0), pool=MaxPool(2)).eval(),
+        torch.randn(2, 4, 9, 9),
+    )
+    warm(block, x)
+    for stages in (Stages(True, LRN(3, 1.0), MaxPool(2), "pool_lrn"), Stages(True, LRN(2, 0.5), None)):
+        block.stages = stages
+        with torch.no_grad():
+            a = nn.functional.conv2d(x, block.weight, block.bias)
+            torch.testing.assert_close(block(x), fastcnn.testing.plain_epilogue(a, None, stages))
+
+
+# Hooks: each multiplies something, and is counted.
+
+HOOKS = {
+    "forward": lambda m, seen: m.register_forward_hook(lambda m, i, o: seen.append(1) or o * 2),
+    "forward, first": lambda m, seen: m.register_forward_hook(lambda *a: seen.append(1), prepend=True),
+    "with kwargs": lambda m, seen: m.register_forward_hook(
+        lambda m, i, k, o: seen.append(1) or o * 2, with_kwargs=True
+    ),
+    "always": lambda m, seen: m.register_forward_hook(
+        lambda m, i, o: seen.append(1) or (o * 2 if o is not None else None), always_call=True
+    ),
+    "pre": lambda m, seen: m.register_forward_pre_hook(lambda m, i: seen.append(1) or (i[0] * 2, *i[1:])),
+    "pre, watching": lambda m, seen: m.register_forward_pre_hook(lambda m, i: seen.append(1)),
+    "pre with kwargs": lambda m, seen: m.register_forward_pre_hook(
+        lambda m, i, k: seen.append(1) or ((i[0] * 2, *i[1:]), k), with_kwargs=True
+    ),
+    "full backward": lambda m, seen: m.register_full_backward_hook(
+        lambda m, i, o: seen.append(1) or tuple(None if g is None else g * 2 for g in i)
+    ),
+    "full backward pre": lambda m, seen: m.register_full_backward_pre_hook(
+        lambda m, o: seen.append(1) or tuple(g * 2 for g in o)
+    ),
+    "global forward": lambda m, seen: nn.modules.module.register_module_forward_hook(
+        lambda m, i, o: seen.append(1) or (o * 2 if isinstance(m, HOOKED) else None)
+    ),
+    "global pre": lambda m, seen: nn.modules.module.register_module_forward_pre_hook(
+        lambda m, i: seen.append(1) or ((i[0] * 2, *i[1:]) if isinstance(m, HOOKED) else None)
+    ),
+    "global backward": lambda m, seen: nn.modules.module.register_module_full_backward_hook(
+        lambda m, i, o: seen.append(1) or None
+    ),
+}  # fmt: skip
+HOOKED = (nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.LocalResponseNorm)
+PLACES = {
+    "root": (lambda m: m, [name for name in SUBJECTS if name != "caffe"]),
+    "conv": (conv, CONVS),
+    "last conv": (lambda m: convs(m)[-1], NETS),
+    "dense": (dense, NETS),
+    "features": (lambda m: m.features, NETS[:3]),
+    "dropout": (lambda m: dropouts(m)[0], NETS[:3]),
+}
+# A ConvBlock2d has a ReLU and pooling behind its convolution, so other layers are hooked in a plain network.
+ALIKE = [
+    (name, place, hook)
+    for place, (_, names) in PLACES.items()
+    for name in names
+    for hook in HOOKS
+    if place in ("root", "dense", "dropout") and not ("global" in hook and name in NETS[:3])
+]
+
+
+@pytest.mark.parametrize(("name", "place", "hook"), ALIKE)
+def test_hooks(name, place, hook):
+    ours, plain, x = pair(name)
+    found, counts = [], []
+    for m in (ours, plain):
+        seen = []
+        handle = HOOKS[hook](PLACES[place][0](m), seen)
+        with torch.no_grad():
+            outputs = m(x), m(x)
+        found.append((outputs, outcome(lambda m=m: recorded(m, x))))
+        counts.append(len(seen))
+        handle.remove()
+    alike(*found)
+    assert counts[0] == counts[1]
+    same(ours, plain, x)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "hook"),
+    [(n, p, h) for p, (_, names) in PLACES.items() for n in names for h in HOOKS if "backward" not in h],
+)
+def test_hooks_are_called_at_each_call(name, place, hook):
+    ours, _, x = pair(name)
+    seen = []
+    with torch.no_grad():
+        before = ours(x)
+        handle = HOOKS[hook](PLACES[place][0](ours), seen)
+        try:
+            changed = ours(x)
+            count = len(seen)
+            again = ours(x)
+        finally:
+            handle.remove()
+        assert count > 0
+        assert len(seen) == 2 * count
+        assert torch.equal(changed, again)
+        if hook in ("forward", "with kwargs", "always", "pre", "global forward") and place != "dropout":
+            assert not torch.equal(changed, before) or name == "lrn"
+        assert torch.equal(ours(x), before)
+        assert len(seen) == 2 * count
+
+
+def test_an_always_called_hook_is_called_when_the_call_fails():
+    ours, _, x = pair("relu")
+    seen = []
+    ours.features.c3.register_forward_hook(lambda *args: seen.append(1), always_call=True)
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        ours.features.c3(x)
+    assert seen == [1]
+
+
+# Copies.
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "pickle": lambda m: pickle.loads(pickle.dumps(m)),
+    "deepcopy of a copy": lambda m: copy.deepcopy(copy.copy(m)),
+    "after pickle, deepcopy": lambda m: copy.deepcopy(pickle.loads(pickle.dumps(m))),
+}
+
+
+@pytest.mark.parametrize("change", ["mul_", "new", "data set", "bias None", "deleted!", "padding", "double"])
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("name", ["relu", "fuse"])
+def test_copies_are_changed_apart(name, how, change):
+    ours, plain, x = pair(name)
+    copies = COPIES[how](ours), COPIES[how](plain)
+    same(*copies, x)
+    with torch.no_grad():
+        [PARAMETERS[change](m) for m in (ours, plain)]
+    same(ours, plain, x, change)
+    if change.endswith("!"):
+        return
+    same(*copies, x)
+    with torch.no_grad():
+        [PARAMETERS["data mul_"](m) for m in copies]
+    same(*copies, x)
+    same(ours, plain, x)
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_calls_leave_no_trace(name):
+    ours, _, x = pair(name)
+    fresh = SUBJECTS[name].build(True).eval()
+    assert list(ours.state_dict()) == list(fresh.state_dict())
+    assert repr(ours) == repr(fresh)
+    for kind in (nn.Module.named_modules, nn.Module.named_parameters, nn.Module.named_buffers):
+        assert [n for n, _ in kind(ours)] == [n for n, _ in kind(fresh)]
+    assert ours.state_dict().get("_extra_state") is None
+    assert len(pickle.dumps(ours)) < len(pickle.dumps(fresh)) + 200
+    assert ours(x).shape == fresh(x).shape
