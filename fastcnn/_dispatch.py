@@ -15,6 +15,7 @@ _TRANSPARENT = _Keys(_Key.ADInplaceOrView) | _Keys(_Key.BackendSelect)
 for _key in (_Key.CPU, _Key.AutogradCPU, _Key.CUDA, _Key.AutogradCUDA):
     _TRANSPARENT = _TRANSPARENT | _Keys(_key)
 _DEVICES = {(_Keys(key) - _Keys(key)).raw_repr() for key in (_Key.CPU, _Key.CUDA)}
+_AUTOGRAD = _Key.AutogradFunctionality
 _TYPES = (Tensor, torch.nn.Parameter)
 
 _keys = torch._C._dispatch_keys
@@ -25,12 +26,13 @@ _known: set[tuple[int, int]] = set()
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
-    """Returns whether autograd records what is computed from these."""
-    if torch.is_grad_enabled():
-        for t in tensors:
-            if t is not None and t.requires_grad:
-                return True
-    return False
+    """Returns whether autograd records what is computed from these.
+
+    Not in inference mode nor inside of an op's kernel, though gradients may be enabled there.
+    """
+    if not torch.is_grad_enabled() or torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD):
+        return False
+    return any(t is not None and t.requires_grad for t in tensors)
 
 
 def in_transform() -> bool:
