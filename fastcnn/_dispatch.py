@@ -18,7 +18,8 @@ _DEVICES = {(_Keys(key) - _Keys(key)).raw_repr() for key in (_Key.CPU, _Key.CUDA
 _AUTOGRAD = _Key.AutogradFunctionality
 _TYPES = (Tensor, torch.nn.Parameter)
 
-_keys = torch._C._dispatch_keys
+_keys, _profiler_enabled = torch._C._dispatch_keys, torch._C._autograd._profiler_enabled
+_function_modes = torch._C._len_torch_function_stack
 _included, _excluded = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
 
 # Pairs of included and excluded keys that were found to be transparent: a look-up instead of set algebra.
@@ -47,9 +48,9 @@ def can_bypass(*tensors: Tensor | None) -> bool:
     dispatch an op written in Python takes longer than the work on a small tensor (`make choices`); where this
     is true a backend, or an autograd.Function around it, may be called by itself.
     """
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+    if torch.compiler.is_dynamo_compiling():
         return False
-    if torch._C._len_torch_function_stack() or torch._C._autograd._profiler_enabled():
+    if forward_ad._current_level >= 0 or _function_modes() or _profiler_enabled():
         return False
     keys = _included().raw_repr()
     for t in tensors:

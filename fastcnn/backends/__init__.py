@@ -84,7 +84,7 @@ def choose(x: Tensor, stages: Stages, weight: Tensor | None = None, inside_op: b
     Raises:
         RuntimeError: the one that was asked for by name can't; with its reason.
     """
-    asked = current_backend()
+    asked = _current.get()
     if asked == "auto":
         return automatic(x, stages, weight, inside_op)[0]
     backend = module(asked)
