@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from . import _ops  # noqa: F401  registers the ops
 from ._direct import run
 from ._dispatch import can_bypass
-from .backends import PREFERENCE, choose, plain
+from .backends import PREFERENCE, choose, cpu, current_backend, plain
 from .backends._convolution import sides
 from .stages import DTYPES, Conv, Pair, Stages, check
 
@@ -29,10 +29,11 @@ def epilogue(input: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
         return epilogue(input.unsqueeze(0), bias, stages).squeeze(0)
     if input.dtype not in DTYPES:
         return plain.epilogue(input, bias, stages)
-    if can_bypass(input, bias):
+    fast = _torch_is_as_fast(input, stages)
+    if not fast and can_bypass(input, bias):
         check(input, bias, stages)
         return run(input, None, bias, stages)
-    if _is_plain(input, stages):
+    if fast or _is_plain(input, stages):
         check(input, bias, stages)
         return plain.epilogue(input, bias, stages)
     return _fastcnn.epilogue(input, bias, *stages.flat())
@@ -64,11 +65,28 @@ def block(
             input = F.pad(input, (left, right, top, bottom))
         return epilogue(F.conv2d(input, weight, bias, stride, padding, dilation, groups), None, stages)
     conv = conv_numbers(weight, stride, padding, dilation, groups, margins)
-    if can_bypass(input, weight, bias):
+    fast = _torch_is_as_fast(input, stages, weight, conv)
+    if not fast and can_bypass(input, weight, bias):
         return run(input, weight, bias, stages, conv, recompute)
-    if _is_plain(input, stages, weight, conv):
+    if fast or _is_plain(input, stages, weight, conv):
         return plain.conv2d_block(input, weight, bias, conv, stages, recompute)
     return _fastcnn.conv2d_block(input, weight, bias, *conv, *stages.flat(), recompute)
+
+
+def _torch_is_as_fast(
+    x: Tensor, stages: Stages, weight: Tensor | None = None, conv: Conv | None = None
+) -> bool:
+    """Returns whether :func:`choose` would leave this to torch's own functions as it is small.
+
+    It is asked first since it costs the least, and to call them needs no :func:`can_bypass`.
+    """
+    if torch.compiler.is_compiling() or stages.lrn is not None or not x.is_cpu:
+        return False
+    if current_backend() != "auto" or torch.is_autocast_enabled("cpu"):
+        return False
+    return (
+        cpu.unsupported_reason(x, stages) is None and cpu.slower_reason(x, stages, weight, conv) is not None
+    )
 
 
 def _is_plain(x: Tensor, stages: Stages, weight: Tensor | None = None, conv: Conv | None = None) -> bool:

@@ -15,22 +15,25 @@ _TRANSPARENT = _Keys(_Key.ADInplaceOrView) | _Keys(_Key.BackendSelect)
 for _key in (_Key.CPU, _Key.AutogradCPU, _Key.CUDA, _Key.AutogradCUDA):
     _TRANSPARENT = _TRANSPARENT | _Keys(_key)
 _DEVICES = {(_Keys(key) - _Keys(key)).raw_repr() for key in (_Key.CPU, _Key.CUDA)}
+_AUTOGRAD = _Key.AutogradFunctionality
 _TYPES = (Tensor, torch.nn.Parameter)
 
 keys_of = torch._C._dispatch_keys
 included, excluded = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
+_profiler_enabled, _function_modes = torch._C._autograd._profiler_enabled, torch._C._len_torch_function_stack
 
 # Pairs of included and excluded keys that were found to be transparent: a look-up instead of set algebra.
 known: set[tuple[int, int]] = set()
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
-    """Returns whether autograd records what is computed from these."""
-    if torch.is_grad_enabled():
-        for t in tensors:
-            if t is not None and t.requires_grad:
-                return True
-    return False
+    """Returns whether autograd records what is computed from these.
+
+    Not in inference mode nor inside of an op's kernel, though gradients may be enabled there.
+    """
+    if not torch.is_grad_enabled() or torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD):
+        return False
+    return any(t is not None and t.requires_grad for t in tensors)
 
 
 def in_transform() -> bool:
@@ -45,9 +48,9 @@ def can_bypass(*tensors: Tensor | None) -> bool:
     dispatch an op written in Python takes longer than the work on a small tensor (`make choices`); where this
     is true a backend, or an autograd.Function around it, may be called by itself.
     """
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+    if torch.compiler.is_dynamo_compiling():
         return False
-    if torch._C._len_torch_function_stack() or torch._C._autograd._profiler_enabled():
+    if forward_ad._current_level >= 0 or _function_modes() or _profiler_enabled():
         return False
     keys = included().raw_repr()
     for t in tensors:

@@ -22,7 +22,7 @@ from . import _dispatch, _native, backends
 from ._calls import conv_numbers
 from .backends import _direct, cpu
 from .backends._launch import params
-from .stages import MaxPool, Stages, memory_format
+from .stages import MaxPool, Stages, lrn_alone, memory_format, pool_alone
 
 Prepare = Callable[[Any, Tensor], Any]  # makes a prepared call of a module and an input; None: there is none
 
@@ -114,6 +114,9 @@ class Changing(Exception):
 def require(condition: Any) -> None:
     if not condition:
         raise Changing
+
+
+_CONV_NAMES = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 
 class Making:
@@ -218,6 +221,15 @@ def block(module: Any, input: Tensor) -> Any:
     return _made(make, input)
 
 
+_POOL_NAMES = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+
+
+def _pool_alone(*spec: Any) -> Stages:
+    *pool, return_indices = spec
+    require(not return_indices)
+    return pool_alone(*pool)
+
+
 def epilogue(names: Sequence[str], stages_of: Callable[..., Stages], module: nn.Module, input: Tensor) -> Any:
     """Prepares a lone LRN or pooling of (N, C, H, W), whose attributes of these names make its stages."""
 
@@ -232,6 +244,10 @@ def epilogue(names: Sequence[str], stages_of: Callable[..., Stages], module: nn.
         making.x, making.products = y, input.numel() * (_direct.GRAIN // cpu.GRAIN)
 
     return _made(make, input)
+
+
+local_response_norm = functools.partial(epilogue, ("size", "alpha", "beta", "k"), lrn_alone)
+max_pool2d = functools.partial(epilogue, (*_POOL_NAMES, "return_indices"), _pool_alone)
 
 
 # Networks. Modules are taken as torch wrote them: of exactly these classes, with their own forward.
@@ -297,10 +313,17 @@ def _leaves(m: Any, watch: Any) -> Iterator[Any]:
 
 
 def _is_sequence(m: nn.Module) -> bool:
-    return _written(m).forward in (nn.Sequential.forward, *_SEQUENCES)
+    return _written(m).forward in (nn.Sequential.forward, *SEQUENCES)
 
 
-_SEQUENCES: list[Any] = []  # forwards of other containers that call one module after another
+SEQUENCES: list[Any] = []  # forwards of other containers that call one module after another
+
+
+def _children(m: Any) -> Sequence[nn.Module]:
+    return [m]
+
+
+sequence = functools.partial(chain, _children, ())
 
 
 def _written(m: nn.Module) -> Any:
@@ -353,13 +376,7 @@ def _after_convolution(making: Making, rest: Sequence[Any]) -> tuple[bool, MaxPo
         if type(m) is nn.ReLU and not relu:
             relu = True
         elif type(m) in (nn.MaxPool2d, MaxPool2d) and pool is None:
-            *spec, indices = making.value(m, *_POOL_NAMES, "return_indices")
-            require(not indices)
-            pool = MaxPool(*spec)
+            pool = _pool_alone(*making.value(m, *_POOL_NAMES, "return_indices")).pool
         else:
             return relu, pool, rest[i:]
     return relu, pool, ()
-
-
-_CONV_NAMES = ("stride", "padding", "dilation", "groups", "padding_mode")
-_POOL_NAMES = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")

@@ -99,6 +99,38 @@ def test_backward_runs_where_forward_ran(monkeypatch):
     assert called
 
 
+def test_a_block_goes_backward_at_once_where_the_backend_can(monkeypatch):
+    """And in two steps where it has no such function, or that leaves the case."""
+    cpu = backends.module("cpu")
+    x, weight, bias = (
+        torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 8, 8), (4, 3, 3, 3), (4,))
+    )
+
+    def gradients(**stages):
+        with fastcnn.use_backend("cpu"):
+            y = F.conv2d_block(x, weight, bias, padding=1, **stages)
+        return y.detach(), torch.autograd.grad(y.sum(), (x, weight, bias))
+
+    expected, asked = gradients(pool=MaxPool(2)), []
+    answers = [None, (torch.zeros_like(x), torch.zeros_like(weight), torch.ones_like(bias))]
+
+    def at_once(grad_y, x, weight, y, offsets, conv, stages, needed):
+        asked.append((grad_y.shape, y, offsets.shape, conv, stages, tuple(needed)))
+        return answers[len(asked) - 1]
+
+    monkeypatch.setattr(cpu, "conv_block_backward", at_once, raising=False)
+    for a, b in zip(gradients(pool=MaxPool(2))[1], expected[1], strict=True):
+        assert torch.equal(a, b)
+    assert [t.unique().tolist() for t in gradients(pool=MaxPool(2))[1]] == [[0], [0], [1]]
+    shape, y, *rest = asked[0]
+    assert shape == (2, 4, 4, 4)
+    assert torch.equal(y, expected[0])
+    conv = ((1, 1), (1, 1), (1, 1), 1)
+    assert rest == [(2, 4, 4, 4), conv, Stages(pool=MaxPool(2)), (True, True, True)]
+    gradients(lrn=LRN())
+    assert len(asked) == 2
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="'gpu'"):
         fastcnn.set_backend("gpu")

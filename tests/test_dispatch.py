@@ -153,6 +153,27 @@ def test_only_what_needs_gradients_gets_them():
             assert t.grad is None if i not in needed else torch.equal(t.grad, expected[i])
 
 
+def test_nothing_is_recorded_where_torch_records_nothing():
+    given = leaves()
+    with torch.inference_mode(), torch.enable_grad():
+        assert F.conv2d_block(*given, **BLOCK).grad_fn is None
+        assert F.epilogue(given[0], lrn=LRN(3)).is_inference()
+    with torch._C._AutoDispatchBelowAutograd():  # as in the kernel of a user's op
+        assert F.conv2d_block(*given, **BLOCK).grad_fn is None
+
+
+def test_a_hessian():
+    x, weight, _ = leaves()
+
+    def loss(weight):
+        return F.conv2d_block(x.detach(), weight, **BLOCK).square().sum()
+
+    weight = weight.detach()[:1]
+    each, batched = (torch.autograd.functional.hessian(loss, weight, vectorize=v) for v in (False, True))
+    torch.testing.assert_close(each, batched)
+    assert each.abs().sum() > 0
+
+
 def test_backward_by_the_ops_where_somebody_listens_only_then():
     given = leaves()
     expected = torch.autograd.grad(F.conv2d_block(*given, **BLOCK).sum(), given)

@@ -173,9 +173,9 @@ class DirectBackward {
     double sum = 0;
     for (int64_t i = 0; i < H * W; ++i) sum += da_[i];
     gradients_.of_bias(task)[c] += float(sum);
-    if (pixels_)
+    if (p.grad_weight)
       for (int64_t i = 0; i < H * W; ++i) pixels_[i * lanes_ + o] = da_[i];
-    if (!planes_) return;
+    if (!p.grad_x.data) return;
     float* plane = planes_ + c * turned_.H * turned_.W;
     if (p.sh * p.sw > 1) std::fill(plane, plane + turned_.H * turned_.W, 0.f);
     const int64_t down = (p.kh - 1) * p.dh - p.top, right = (p.kw - 1) * p.dw - p.left;

@@ -94,7 +94,7 @@ def choose(
     Raises:
         RuntimeError: the one that was asked for by name can't; with its reason.
     """
-    asked = current_backend()
+    asked = _current.get()
     if asked == "auto":
         return automatic(x, stages, weight, conv, inside_op)[0]
     backend = module(asked)

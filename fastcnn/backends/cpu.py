@@ -28,7 +28,7 @@ def unsupported_reason(x: Tensor, stages: Stages) -> str | None:
         return f"input is on {x.device}, not on the CPU"
     if x.dtype not in DTYPES:
         return f"input is {x.dtype}, not one of {DTYPES}"
-    reason = missing_reason()
+    reason = _native.missing_reason()
     if reason is None:
         _native.load()  # raises if it is broken, even where torch's own functions would do
     return reason

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.fx import Graph
 from torch.nn.modules import module as torch_module
 
+from .. import small
 from . import chains
 from .chains import described
 from .depends import Dependencies, dependencies, written
@@ -232,10 +233,15 @@ def _new(cls: Any, *arguments: Any) -> nn.Module:
 @functools.cache
 def class_of(cls: Any) -> type[nn.Module]:
     """A class of the same name with the fused forward."""
+    is_sequence = cls.forward is nn.Sequential.forward
 
     @functools.wraps(cls.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         _make_pickled(self)
+        if is_sequence and len(args) == 1 and not kwargs and self._fastcnn_fusion is not None:
+            y = small.run(self, args[0], small.sequence)
+            if y is not None:
+                return y
         if not self._fastcnn_usable():
             return cls.forward(self, *args, **kwargs)
         fused = self._fastcnn_fusion.forwards[self.training]

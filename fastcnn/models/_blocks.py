@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import small
 from .._plain import GroupedLRN
 from ..fusion import fuse
 from ..nn import ConvBlock2d
@@ -190,6 +191,9 @@ class ConvNet(torch.nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(self.features, Features):
+            y = small.run(self, input, _prepare)
+            if y is not None:
+                return y
             maps = self.features(input, self.margins(input))
         else:
             maps = self.features(self.with_margins(input))
@@ -229,6 +233,16 @@ class Features(torch.nn.Sequential):
 
     def _get_name(self) -> str:
         return "Sequential"
+
+
+def _called(net: ConvNet) -> list[torch.nn.Module]:
+    """Returns what a network calls, one after another."""
+    return [net.features, net.avgpool, _FLATTEN, net.classifier]
+
+
+_FLATTEN = torch.nn.Flatten()
+_prepare = partial(small.chain, _called, ("margins",))
+small.SEQUENCES.append(Features.forward)
 
 
 def margins_of(
