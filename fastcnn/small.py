@@ -21,17 +21,19 @@ from torch.nn.modules import module as torch_module
 from . import _dispatch, _native, backends
 from ._calls import conv_numbers
 from .backends import _direct, cpu
+from .backends._convolution import output_format
 from .backends._launch import params
 from .stages import MaxPool, Stages, lrn_alone, memory_format, pool_alone
 
 Prepare = Callable[[Any, Tensor], Any]  # makes a prepared call of a module and an input; None: there is none
 
 _SHAPES = 8  # of inputs that a module remembers
-_TIMES = 64  # that a module's calls are prepared: what keeps changing is not worth it
+_TIMES = 1000  # that a module's calls are prepared, 0.1 s in all: what keeps changing is not worth it
+_PAUSE = 100  # calls, after one that couldn't be prepared
 
 
 class Calls:
-    """A module's prepared calls, by the input's shape; of a shape seen once, None."""
+    """A module's prepared calls, by the input's shape; or how many calls go by before one is tried again."""
 
     def __init__(self, owner: dict[str, Any]) -> None:
         self.owner = owner  # the module's attributes: a copy that shares ours has others
@@ -50,16 +52,22 @@ def run(module: nn.Module, input: Tensor, prepare: Prepare) -> Tensor | None:
     calls: Calls | None = owner.get("_fastcnn_calls")
     if calls is None or calls.owner is not owner:
         calls = owner["_fastcnn_calls"] = Calls(owner)
-    shape = input.shape
-    prepared = calls.prepared.get(shape)
-    if prepared is not None:
+    prepared = calls.prepared.get(input.shape, 0)
+    if type(prepared) is not int:
         output = prepared(input)
         if output is not False:
             return output
-        calls.prepared[shape] = None
-    elif calls.left and _may_be_prepared(module, input):
-        _prepare(calls, shape, functools.partial(prepare, module, input))
-    return None
+        prepared = 0
+    if prepared or not calls.left or not _may_be_prepared(module, input):
+        calls.prepared[input.shape] = max(0, prepared - 1)
+        return None
+    calls.left -= 1
+    call = prepare(module, input)
+    calls.prepared[input.shape] = _PAUSE if call is None else call
+    if len(calls.prepared) > _SHAPES:
+        calls.prepared.pop(next(iter(calls.prepared)), None)
+    output = None if call is None else call(input)
+    return None if output is False else output
 
 
 def _may_be_prepared(module: nn.Module, input: Tensor) -> bool:
@@ -70,19 +78,6 @@ def _may_be_prepared(module: nn.Module, input: Tensor) -> bool:
     if not _dispatch.can_bypass(input):
         return False
     return not (torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()))
-
-
-def _prepare(calls: Calls, shape: torch.Size, prepare: Callable[[], Any]) -> None:
-    """From the second time that a shape is seen; the oldest of too many shapes is forgotten."""
-    if shape not in calls.prepared:
-        if len(calls.prepared) >= _SHAPES:
-            calls.prepared.pop(next(iter(calls.prepared)), None)
-        calls.prepared[shape] = None
-        return
-    calls.left -= 1
-    prepared = prepare()
-    if prepared is not None:
-        calls.prepared[shape] = prepared
 
 
 @functools.cache
@@ -123,6 +118,7 @@ class Making:
     """A prepared call in the making: C++'s, and the shape and dtype that the layers so far give."""
 
     def __init__(self, input: Tensor) -> None:
+        self.in_chain = False  # whose maps are NCHW
         self.call = _native.load().Prepared(_torch(), input)
         self.watch = self.call.watch
         self.x = input
@@ -164,7 +160,8 @@ class Making:
         require(sizes and _direct.fits_bias(bias, weight))
         assert sizes is not None
         y = torch.empty(stages.output_shape(sizes.shape), dtype=self.x.dtype, device="meta")
-        format = memory_format(self.x)
+        format = output_format(self.x, weight)
+        require(not self.in_chain or format == torch.contiguous_format)
         y = y.contiguous(memory_format=format)
         after = params(sizes.shape, y, None, None, None, stages, format)
         self.call.convolution(_direct.convolution(self.x, weight, numbers, after), at, bias_at)
@@ -266,6 +263,7 @@ def chain(
 
     def make(making: Making) -> None:
         require(input.dtype == torch.float32 and input.dim() == 4 and input.is_contiguous() and len(input))
+        making.in_chain = True
         making.value(module, "training", *names)
         require(not module.training)
         making.watch.entry(module.__dict__, "_modules", module._modules)
@@ -319,11 +317,7 @@ def _is_sequence(m: nn.Module) -> bool:
 SEQUENCES: list[Any] = []  # forwards of other containers that call one module after another
 
 
-def _children(m: Any) -> Sequence[nn.Module]:
-    return [m]
-
-
-sequence = functools.partial(chain, _children, ())
+sequence = functools.partial(chain, list, ())  # of a Sequential
 
 
 def _written(m: nn.Module) -> Any:

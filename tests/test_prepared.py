@@ -27,6 +27,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import fastcnn
 from fastcnn import LRN, MaxPool
 from fastcnn.stages import Stages
+from fastcnn.testing import assert_close
 
 
 class Doubled(nn.Module):
@@ -462,7 +463,7 @@ def test_hooks_are_called_at_each_call(name, place, hook):
         assert torch.equal(changed, again)
         if hook in ("forward", "with kwargs", "always", "pre", "global forward") and place != "dropout":
             assert not torch.equal(changed, before) or name == "lrn"
-        assert torch.equal(ours(x), before)
+        assert_close(ours(x), before)  # maybe summed in another order
         assert len(seen) == 2 * count
 
 

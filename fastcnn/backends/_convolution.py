@@ -34,6 +34,25 @@ def conv_output_size(x: Tensor, weight: Tensor, conv: Conv) -> list[int]:
     return [(n + a + b - d * (k - 1) - 1) // max(1, s) + 1 for n, k, s, a, b, d in sizes]
 
 
+def output_format(x: Tensor, weight: Tensor) -> torch.memory_format:
+    """Returns the format that torch's convolution on the CPU gives its output."""
+    last = _is_channels_last(x) or _is_channels_last(weight)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _is_channels_last(t: Tensor) -> bool:
+    """Returns what torch says by the strides alone, where one channel would fit either format."""
+    (_, c, h, w), (sn, sc, sh, sw) = t.shape, t.stride()
+    least = sc * max(c, 1)
+    if sc == 0 or sw < least:
+        return False
+    least = sw * max(w, 1)
+    if sh < least:
+        return False
+    least = sh * max(h, 1)
+    return sn >= least and least != sc
+
+
 def padded(x: Tensor, conv: Conv) -> tuple[Tensor, Conv, list[int]]:
     """Returns x with the zeros that one side has more than its opposite, conv without, and F.pad's sizes."""
     stride, padding, dilation, groups = conv

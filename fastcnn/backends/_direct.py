@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ..stages import Conv, Stages, memory_format
+from ..stages import Conv, Stages
 from ._block import BlockGradients
-from ._convolution import conv_output_size, sides
+from ._convolution import conv_output_size, output_format, sides
 from ._launch import Results, address, allocate, empty_on, params
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -114,7 +114,7 @@ def forward(
     sizes: Geometry,
 ) -> Results:
     """Returns y, no r, and the offsets if they are to be saved."""
-    format = memory_format(x)
+    format = output_format(x, weight)
     y, _, offsets = allocate(_empty, sizes.shape, x.dtype, format, stages, save, makes_r=False)
     bias = None if bias is None else bias.contiguous()
     after = params(sizes.shape, y, None, offsets, bias, stages, format, threads(sizes.products))
@@ -134,14 +134,11 @@ def backward(
     sizes: Geometry,
 ) -> BlockGradients:
     """Returns the gradients of x, weight and bias, None for what is not needed; y: where there is a ReLU."""
-    grad_x, grad_weight = (
-        torch.empty_like(t, memory_format=memory_format(t)) if need else None
-        for t, need in zip((x, weight), needed, strict=False)
-    )
+    format = output_format(x, weight)
+    grad_x = torch.empty_like(x, memory_format=format) if needed[0] else None
+    grad_weight = torch.empty_like(weight) if needed[1] else None
     grad_bias = grad_y.new_empty(weight.shape[0]) if needed[2] else None
-    after = params(
-        sizes.shape, grad_y, y, offsets, None, stages, memory_format(x), threads(3 * sizes.products)
-    )
+    after = params(sizes.shape, grad_y, y, offsets, None, stages, format, threads(3 * sizes.products))
     results = [0 if t is None else t.data_ptr() for t in (grad_weight, grad_bias)]
     _native.load().convolution_backward(convolution(x, weight, conv, after), address(grad_x), *results)
     return grad_x, grad_weight, grad_bias
