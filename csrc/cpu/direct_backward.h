@@ -202,6 +202,8 @@ class DirectBackward {
         if (place < 0 || place >= pool.kh * pool.kw) continue;
         row = h * pool.sh - pool.ph + place / pool.kw * pool.dh;
         column = w * pool.sw - pool.pw + place % pool.kw * pool.dw;
+        // What a saved-tensor hook brought back may name any place.
+        if (row < 0 || row >= after_.H || column < 0 || column >= after_.W) continue;
       }
       da_[row * after_.W + column] += T::get(g[w * after_.y.w]);
     }

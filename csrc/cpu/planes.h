@@ -113,7 +113,7 @@ class PlanePool {
                     pool_.kw, p_.OW, out, place);
       }
       for (int64_t i = 0; p_.offsets.data && i < windows; ++i) {
-        leave_padding(inside.begin * pool_.kw, place + i * p_.OW);
+        if (inside.count() > 0) leave_padding(inside.begin * pool_.kw, place + i * p_.OW);
         write_places(place + i * p_.OW, n, c, oh + i);
       }
       out += windows * p_.OW;
