@@ -6,6 +6,7 @@
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <limits>
 
 #include "maxima.h"
@@ -23,7 +24,7 @@ constexpr int kLanes = lanes<float>;
 constexpr int kPixelVectors = 2;           // of a channel's pixels, at a time
 constexpr int kTilePlanes = kSums / 4;     // output channels, at a time: 7 or 3
 constexpr int64_t kBandBytes = 96 * 1024;  // of a band's convolution: it stays in the L2 cache
-constexpr int64_t kTapsAtOnce = 256;       // products in one sum: longer ones lose digits
+constexpr int64_t kTapsAtOnce = 64;        // products in one sum, at least
 
 // The input that a band sees, in float32: c channels of rows of `pitch` values.
 struct Input {
@@ -44,9 +45,12 @@ struct Direct {
         group_in(p.C / p.groups),
         group_out(p.after.C / p.groups),
         taps(group_in * p.kh * p.kw),
-        channels_at_once(std::max<int64_t>(1, kTapsAtOnce / (p.kh * p.kw))),
+        channels_at_once(std::max<int64_t>(1, taps_at_once() / (p.kh * p.kw))),
         width((p.after.W - 1) * p.sw + (p.kw - 1) * p.dw + 1),
         by_pixels(leaves_fewer_idle()) {}
+
+  // Products in one sum: a long one loses digits, and so do many short ones, least at the root.
+  int64_t taps_at_once() const { return std::max(kTapsAtOnce, int64_t(std::sqrt(double(taps)))); }
 
   // Padded rows that so many rows of the convolution read.
   int64_t input_rows(int64_t rows) const { return (rows - 1) * p.sh + (p.kh - 1) * p.dh + 1; }

@@ -13,6 +13,7 @@
 namespace fastcnn::FASTCNN_ISA {
 
 constexpr int64_t kGradientTasks = 16;
+constexpr int64_t kPixelsAtOnce = 256;  // products in one sum of a weight's gradient
 
 // The convolution that makes dx of da's planes.
 inline ConvParams turned(const ConvParams& p) {
@@ -139,7 +140,7 @@ class DirectBackward {
         turned_(gradients.of_input()),
         of_input_(turned_, gradients.packed(), scratch) {
     lanes_ = round_up(direct_.group_out, kLanes);
-    rows_ = std::max<int64_t>(1, kTapsAtOnce / std::max<int64_t>(1, after_.W));
+    rows_ = std::max<int64_t>(1, kPixelsAtOnce / std::max<int64_t>(1, after_.W));
     da_ = scratch.span<float>(after_.H * after_.W);
     pixels_ = scratch.span<float>(p.grad_weight ? after_.H * after_.W * lanes_ : 0);
     input_ = scratch.span<float>(
