@@ -24,7 +24,8 @@ void network_forward(const NetworkParams& p) {
   check(p.x && p.y, "x and y must be given");
   for (const ConvParams& layer : p.convolutions) check_convolution(layer);
   for (const DenseParams& layer : p.denses) check(layer.weight, "weight must be given");
-  if (p.N) choose(-1, p.threads).network_forward(p);
+  const int variant = p.convolutions.empty() ? -1 : p.convolutions[0].after.variant;
+  if (p.N) choose(variant, p.threads).network_forward(p);
 }
 
 }  // namespace fastcnn::cpu
