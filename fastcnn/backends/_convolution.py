@@ -53,20 +53,42 @@ def _is_channels_last(t: Tensor) -> bool:
     return sn >= least and least != sc
 
 
-def padded(x: Tensor, conv: Conv) -> tuple[Tensor, Conv, list[int]]:
-    """Returns x with the zeros that one side has more than its opposite, conv without, and F.pad's sizes."""
+def padded(x: Tensor, weight: Tensor, conv: Conv) -> tuple[Tensor, Conv, list[int]]:
+    """Returns x with the zeros that one side has more than its opposite, conv without, and F.pad's sizes.
+
+    Where torch would read past x's columns, x has exactly those that the convolution takes.
+    """
     stride, padding, dilation, groups = conv
-    if len(padding) != 4:
+    one_column = _reads_too_far(x, weight, conv)
+    if len(padding) != 4 and not one_column:
         return x, conv, []
-    top, left, bottom, right = padding
+    top, left, bottom, right = sides(padding)
     rows, columns = min(top, bottom), min(left, right)
+    if one_column:
+        right = (weight.shape[3] - 1) * dilation[1] + 1 - left - x.shape[3]
+        stride, columns = (stride[0], 1), 0
     sizes = [left - columns, right - columns, top - rows, bottom - rows]
     return F.pad(x, sizes) if any(sizes) else x, (stride, (rows, columns), dilation, groups), sizes
 
 
+def _reads_too_far(x: Tensor, weight: Tensor, conv: Conv) -> bool:
+    """Returns whether oneDNN may read memory that was never written.
+
+    With AVX-512 or AMX it does in half precision, where a stride leaves a single output column and columns
+    of x over: values are up to 1e37, others at each call (torch 2.13, oneDNN 3.12).
+    """
+    stride, padding, dilation, _ = conv
+    if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if len(stride) != 2 or stride[1] < 2 or len(padding) not in (2, 4) or min(padding) < 0:
+        return False
+    rows, *columns = conv_output_size(x, weight, conv)
+    return rows > 0 and columns == [1] and padding[1] <= (weight.shape[3] - 1) * dilation[1]
+
+
 def convolve(x: Tensor, weight: Tensor, conv: Conv, bias: Tensor | None = None) -> Tensor:
     """Returns the convolution, in x's dtype under autocast too."""
-    x, (stride, padding, dilation, groups), _ = padded(x, conv)
+    x, (stride, padding, dilation, groups), _ = padded(x, weight, conv)
     return torch.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
 
 
@@ -74,7 +96,7 @@ def convolution_backward(
     grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, needed: Sequence[bool]
 ) -> Gradients:
     """Returns the gradients of x and weight, None for what is not needed; torch can differentiate it."""
-    x, (stride, padding, dilation, groups), sizes = padded(x, conv)
+    x, (stride, padding, dilation, groups), sizes = padded(x, weight, conv)
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [*needed, False]
     )

@@ -51,7 +51,7 @@ def conv2d_block(
     if recompute and torch.is_grad_enabled() and not torch.onnx.is_in_onnx_export():
         again = (x, weight, bias, conv, stages, False)
         return checkpoint.checkpoint(conv2d_block, *again, use_reentrant=False, preserve_rng_state=False)
-    x, conv, _ = padded(x, conv)
+    x, conv, _ = padded(x, weight, conv)
     a = F.conv2d(x, weight, bias, *conv)
     if stages.lrn:  # which alone has to fit the channels
         check(a, None, stages)
