@@ -161,7 +161,7 @@ class Making:
         require(weight is not None and weight.dim() == 4 and self.x.dim() == 4 and mode == "zeros")
         assert weight is not None
         numbers = conv_numbers(weight, stride, padding, dilation, groups, margins)
-        sizes = _direct.geometry(self.x, weight, numbers, stages)
+        sizes = _direct.geometry(self.x, weight, numbers, stages, prepared=True)
         require(sizes and _direct.fits_bias(bias, weight))
         assert sizes is not None
         y = torch.empty(stages.output_shape(sizes.shape), dtype=self.x.dtype, device="meta")
