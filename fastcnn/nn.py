@@ -116,3 +116,6 @@ class ConvBlock2d(torch.nn.Conv2d):
         if self.recompute:
             parts.append("recompute=True")
         return ", ".join(parts)
+
+
+small.know(ConvBlock2d, MaxPool2d)

@@ -73,7 +73,12 @@ def run(module: nn.Module, input: Tensor, prepare: Prepare) -> Tensor | None:
 def _may_be_prepared(module: nn.Module, input: Tensor) -> bool:
     if torch.is_grad_enabled() and (module.training or input.requires_grad):
         return False
-    if input.device.type != "cpu" or backends.current_backend() != "auto" or cpu.missing_reason():
+    if (
+        input.dim() != 4
+        or input.device.type != "cpu"
+        or backends.current_backend() != "auto"
+        or cpu.missing_reason()
+    ):
         return False
     if not _dispatch.can_bypass(input):
         return False
@@ -156,7 +161,7 @@ class Making:
         require(weight is not None and weight.dim() == 4 and self.x.dim() == 4 and mode == "zeros")
         assert weight is not None
         numbers = conv_numbers(weight, stride, padding, dilation, groups, margins)
-        sizes = _direct.geometry(self.x, weight, numbers, stages)
+        sizes = _direct.geometry(self.x, weight, numbers, stages, prepared=True)
         require(sizes and _direct.fits_bias(bias, weight))
         assert sizes is not None
         y = torch.empty(stages.output_shape(sizes.shape), dtype=self.x.dtype, device="meta")
@@ -291,16 +296,17 @@ _GLOBAL_HOOKS = (
 
 def _leaves(m: Any, watch: Any) -> Iterator[Any]:
     """Yields the layers in m, watching that each is called as it is, and calls nothing else."""
-    own = m.__dict__
-    require("forward" not in own)
+    own, cls = m.__dict__, type(m)
+    is_sequence = _written(m).forward in _SEQUENCES
+    require("forward" not in own and (is_sequence or cls.forward is _FORWARDS.get(cls)))
     watch.type(m)
     watch.absent(own, "forward")
-    watch.attribute(type(m), "forward", type(m).forward)
+    watch.attribute(_written(m), "forward", _written(m).forward)
     for hooks in ("_forward_hooks", "_forward_pre_hooks"):
         require(not own[hooks])
         watch.entry(own, hooks, own[hooks])
         watch.size(own[hooks])
-    if not _is_sequence(m):
+    if not is_sequence:
         yield m
         return
     watch.entry(own, "_modules", m._modules)
@@ -310,11 +316,27 @@ def _leaves(m: Any, watch: Any) -> Iterator[Any]:
         yield from _leaves(child, watch)
 
 
-def _is_sequence(m: nn.Module) -> bool:
-    return _written(m).forward in (nn.Sequential.forward, *SEQUENCES)
+# As torch has them: nobody's that were put in their place.
+_SEQUENCES = [nn.Sequential.forward]  # forwards that call one module after another
+_FORWARDS: dict[type[nn.Module], Any] = {
+    cls: cls.forward
+    for cls in (
+        nn.Conv2d,
+        nn.ReLU,
+        nn.MaxPool2d,
+        nn.AdaptiveAvgPool2d,
+        nn.Flatten,
+        nn.Linear,
+        nn.Identity,
+        *_IN_EVALUATION,
+    )
+}
 
 
-SEQUENCES: list[Any] = []  # forwards of other containers that call one module after another
+def know(*layers: type[nn.Module], sequences: Sequence[type[nn.Module]] = ()) -> None:
+    """Registers layers, and containers that call one module after another, as parts of networks."""
+    _FORWARDS.update({cls: cls.forward for cls in layers})
+    _SEQUENCES.extend(cls.forward for cls in sequences)
 
 
 sequence = functools.partial(chain, list, ())  # of a Sequential

@@ -107,6 +107,16 @@ def with_isa(monkeypatch, isa):
         monkeypatch.setattr(module, "params", params)
 
 
+@pytest.fixture
+def directly(monkeypatch):
+    """What the kernels can do they do, however fast."""
+
+    def geometry(x, weight, conv, stages, *_, **__):
+        return _direct.Geometry(x, weight, conv) if _direct._fits(x, weight, conv, stages) else None
+
+    monkeypatch.setattr(_direct, "geometry", geometry)
+
+
 def forward(case, x, weight, bias):
     sizes = _direct.Geometry(x, weight, case.conv)
     return _direct.forward(x, weight, bias, case.conv, case.stages, True, sizes)
@@ -253,30 +263,29 @@ def test_windows_of_nothing_but_padding(size, outputs):
         assert_close(ours, right, factor=10)
 
 
-def test_places_that_a_hook_made_up_are_ignored():
-    stages, conv = Stages(False, None, MaxPool(3, 1, 1)), ((1, 1), (0, 0), (1, 1), 1)
+def test_places_that_a_hook_made_up_are_within_memory():
+    stages, conv = Stages(False, None, MaxPool(3, 1, 1, 2)), ((1, 1), (0, 0), (1, 1), 1)
     x, weight = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 1, 1)
     case = SimpleNamespace(conv=conv, stages=stages)
     y, _, offsets = forward(case, x, weight, None)
-    for place in range(256):
-        offsets.fill_(place)
-        grads = backward(case, torch.ones_like(y), x, weight, y, offsets)
-        expected = expected_gradients(case, torch.ones_like(y), x, weight, y, offsets)
-        assert_close(grads[0], expected[0])
+    for place in range(256):  # what is outside AddressSanitizer sees
+        grads = backward(case, torch.ones_like(y), x, weight, y, offsets.fill_(place))
+        assert all(g.abs().max() < 1e3 for g in grads)
 
 
 def test_what_is_declined():
     x, weight, conv = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), ((1, 1), (1, 1), (1, 1), 1)
-    assert _direct.geometry(x, weight, conv, Stages())
+    stages = Stages(pool=MaxPool(2))
+    assert _direct.geometry(x, weight, conv, stages)
     for declined in [
-        (x, weight.transpose(2, 3), conv, Stages()),
-        (x, weight.contiguous(memory_format=torch.channels_last), conv, Stages()),
-        (x, weight.double(), conv, Stages()),
-        (x.double(), weight.double(), conv, Stages()),
-        (x[:0], weight, conv, Stages()),
-        (x, weight[:, :2], conv, Stages()),
+        (x, weight.transpose(2, 3), conv, stages),
+        (x, weight.contiguous(memory_format=torch.channels_last), conv, stages),
+        (x, weight.double(), conv, stages),
+        (x.double(), weight.double(), conv, stages),
+        (x[:0], weight, conv, stages),
+        (x, weight[:, :2], conv, stages),
         (x, weight[:3, :1], ((1, 1), (1, 1), (1, 1), 3), Stages(pool=MaxPool(9))),
-        (x, weight, ((1, 1), (1, 1), (9, 9), 1), Stages()),
+        (x, weight, ((1, 1), (1, 1), (9, 9), 1), stages),
     ]:
         assert _direct.geometry(*declined) is None
 
@@ -307,7 +316,7 @@ def networks(draw):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_drawn_networks(isa, monkeypatch):
+def test_drawn_networks(isa, directly, monkeypatch):
     with_isa(monkeypatch, isa)
 
     @settings(max_examples=60, deadline=None, phases=PHASES)
@@ -345,7 +354,7 @@ def leaves(thin, dtype):
 
 
 @pytest.mark.parametrize("given", BLOCKS, ids=lambda g: f"{g['thin']}-{g['dtype']}-{bool(g['pool'])}")
-def test_a_block_is_plain_layers(given):
+def test_a_block_is_plain_layers(given, directly):
     tensors, conv = leaves(given["thin"], given["dtype"])
     wide = [t.detach().double().requires_grad_() for t in tensors]
     plainly = [t.detach().float().requires_grad_() for t in tensors]
@@ -368,7 +377,7 @@ def test_a_block_is_plain_layers(given):
 
 
 @pytest.mark.parametrize("thin", THIN)
-def test_second_derivatives(thin):
+def test_second_derivatives(thin, directly):
     tensors, conv = leaves(thin, torch.float32)
     wide = [t.detach().double().requires_grad_() for t in tensors]
     seconds = []
@@ -385,7 +394,7 @@ def test_second_derivatives(thin):
     lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t,
     lambda t: torch.stack([t, t], -1)[..., 0],
 ], ids=["clone", "channels_last", "strided"])  # fmt: skip
-def test_saved_tensors_come_back_laid_out_otherwise(back):
+def test_saved_tensors_come_back_laid_out_otherwise(back, directly):
     tensors, conv = leaves("rgb", torch.float32)
     expected = torch.autograd.grad(F.conv2d_block(*tensors, *conv, pool=MaxPool(2)).sin().sum(), tensors)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, back):
@@ -397,7 +406,7 @@ def test_saved_tensors_come_back_laid_out_otherwise(back):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("formats", list(itertools.product(FORMATS, FORMATS)))
 @pytest.mark.parametrize("size", [(1, 1), (9, 9)])
-def test_the_output_is_laid_out_as_torchs(channels, formats, size):
+def test_the_output_is_laid_out_as_torchs(channels, formats, size, directly):
     shapes = (2, channels, *size), (5, channels, 1, 1), (1, channels, 1, 1)
     x, *weights = (torch.randn(s).contiguous(memory_format=formats[i > 0]) for i, s in enumerate(shapes))
     for weight in weights:

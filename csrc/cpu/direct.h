@@ -262,8 +262,6 @@ class DirectForward {
         scratch.span<float>(direct_.by_pixels ? kTilePlanes * plane_ : rows_ * after_.W * lanes);
     const int64_t values = bands_.band * after_.OW * lanes;
     pooled_ = scratch.span<float>(geometry_.pooled ? values : 0);
-    dense_ =
-        scratch.span<float>(direct_.by_pixels ? 0 : bands_.band * std::max(after_.W, after_.OW));
     spans_ = scratch.span<const float*>(after_.pool.kh * after_.pool.kw);
     places_ = scratch.span<int32_t>(after_.pool.kh * after_.pool.kw);
     place_ = scratch.span<int32_t>(after_.offsets.data ? values : 0);
@@ -295,7 +293,10 @@ class DirectForward {
     const int64_t rows =
         kBandBytes / (int64_t(sizeof(float)) * lanes * std::max<int64_t>(1, p.after.W));
     const int64_t step = geometry_.pooled ? p.after.pool.sh : 1;
-    return std::max<int64_t>(1, rows / step);
+    const int64_t most = std::max<int64_t>(1, rows / step);
+    if (after_.N > 1) return most;
+    const int64_t bands = round_up((after_.OH + most - 1) / most, after_.threads);
+    return std::max<int64_t>(1, (after_.OH + bands - 1) / bands);  // as many for each thread
   }
 
   int64_t rows_of_band() const {
@@ -377,10 +378,31 @@ class DirectForward {
         for (int64_t q = 0; q < pixels; ++q) write_places(place_ + q * n, 1, real, q * y.w + c);
       return;
     }
-    for (int64_t l = 0; l < real; ++l) {
-      for (int64_t q = 0; q < pixels; ++q) dense_[q] = in[q * n + l];
-      write(dense_, pixels, out + (c + l) * y.c);
-      if (after_.offsets.data) write_places(place_ + l, n, pixels, (c + l) * y.c);
+    for (int64_t l = 0; l < real; l += kLanes) {
+      const int64_t channels = std::min<int64_t>(kLanes, real - l);
+      for (int64_t q = 0; q < pixels; q += kLanes)
+        write_block(in + q * n + l, n, channels, std::min(pixels - q, int64_t(kLanes)),
+                    out + (c + l) * y.c + q);
+    }
+    for (int64_t l = 0; l < real && after_.offsets.data; ++l)
+      write_places(place_ + l, n, pixels, (c + l) * y.c);
+  }
+
+  // Some pixels of so many channels, from pixel-major order to a row for each channel.
+  void write_block(const float* in, int64_t n, int64_t channels, int64_t pixels, T* out) const {
+    Vec<float> v[kLanes] = {};
+    if (pixels == kLanes) {
+#pragma GCC unroll 16
+      for (int q = 0; q < kLanes; ++q) v[q] = load<Vec<float>>(in + q * n);
+    } else {
+      for (int64_t q = 0; q < pixels; ++q) v[q] = load<Vec<float>>(in + q * n);
+    }
+    transpose<float>(v);
+    for (int64_t l = 0; l < channels; ++l, out += after_.y.c) {
+      if (pixels == kLanes)
+        store(out, T::narrow(v[l]));
+      else
+        store_first(out, T::narrow(v[l]), pixels);
     }
   }
 
@@ -425,7 +447,7 @@ class DirectForward {
   Bands bands_;
   int64_t rows_, plane_;
   PlanePool<float> pool_;
-  float *in_, *bias_, *sums_, *pooled_, *dense_;
+  float *in_, *bias_, *sums_, *pooled_;
   const float** spans_;
   int32_t *places_, *place_;
   int64_t n_ = 0;

@@ -14,6 +14,7 @@ namespace fastcnn::FASTCNN_ISA {
 
 constexpr int64_t kGradientTasks = 16;
 constexpr int64_t kPixelsAtOnce = 256;  // products in one sum of a weight's gradient
+constexpr int64_t kTaskSums = 1 << 18;  // of all tasks: more take longer to add up than they help
 
 // The convolution that makes dx of da's planes.
 inline ConvParams turned(const ConvParams& p) {
@@ -59,7 +60,10 @@ class Gradients {
     sums_.reset(new float[tasks() * size_]());
   }
 
-  int64_t images() const { return (p.after.N + kGradientTasks - 1) / kGradientTasks; }
+  int64_t images() const {
+    const int64_t tasks = clamp(kTaskSums / size_, 1, kGradientTasks);
+    return (p.after.N + tasks - 1) / tasks;
+  }
   int64_t tasks() const { return (p.after.N + images() - 1) / images(); }
   const ConvParams& of_input() const { return turned_; }
   const float* packed() const { return packed_.get(); }
@@ -135,14 +139,22 @@ class DirectBackward {
   DirectBackward(const ConvParams& params, const Gradients<T>& gradients, Scratch& scratch)
       : p(params),
         after_(params.after),
+        pool_(params.after.pool),
         gradients_(gradients),
         direct_(params),
         turned_(gradients.of_input()),
-        of_input_(turned_, gradients.packed(), scratch) {
-    lanes_ = round_up(direct_.group_out, kLanes);
-    rows_ = std::max<int64_t>(1, kPixelsAtOnce / std::max<int64_t>(1, after_.W));
-    da_ = scratch.span<float>(after_.H * after_.W);
-    pixels_ = scratch.span<float>(p.grad_weight ? after_.H * after_.W * lanes_ : 0);
+        of_input_(turned_, gradients.packed(), scratch),
+        lanes_(round_up(direct_.group_out, kLanes)),
+        pixels_(after_.H * after_.W),
+        plane_(round_up(pixels_, kLanes)),
+        rows_(std::max<int64_t>(1, kPixelsAtOnce / std::max<int64_t>(1, after_.W))) {
+    da_ = scratch.span<float>(kLanes * plane_);
+    g_ = scratch.span<float>(pool_.kh ? after_.OH * after_.OW : 0);
+    r_ = scratch.span<float>(after_.OH * after_.OW);
+    steps_ = scratch.span<int64_t>(pool_.kh * pool_.kw);
+    for (int64_t i = 0; steps_ && i < pool_.kh * pool_.kw; ++i)
+      steps_[i] = i / pool_.kw * pool_.dh * after_.W + i % pool_.kw * pool_.dw;
+    by_pixel_ = scratch.span<float>(p.grad_weight ? plane_ * lanes_ : 0);
     input_ = scratch.span<float>(
         p.grad_weight ? direct_.group_in * direct_.input_rows(after_.H) * direct_.width : 0);
     planes_ = scratch.span<float>(p.grad_x.data ? turned_.C * turned_.H * turned_.W : 0);
@@ -156,7 +168,7 @@ class DirectBackward {
     const int64_t end = std::min(after_.N, first + gradients_.images());
     for (n_ = first; n_ < end; ++n_) {
       for (int64_t g = 0; g < p.groups; ++g) {
-        for (int64_t o = 0; o < direct_.group_out; ++o) spread(task, g, o);
+        for (int64_t o = 0; o < direct_.group_out; o += kLanes) spread(task, g, o);
         if (p.grad_weight) multiply(task, g);
       }
       if (!p.grad_x.data) continue;
@@ -166,86 +178,116 @@ class DirectBackward {
   }
 
  private:
-  // da of a channel: its bias's share, and the layouts that the two products want.
+  // da of as many channels as lanes, from channel o of group g on: their biases' shares, and the
+  // layouts that the two products want.
   void spread(int64_t task, int64_t g, int64_t o) {
-    const int64_t c = g * direct_.group_out + o, H = after_.H, W = after_.W;
-    std::fill(da_, da_ + H * W, 0.f);
-    for (int64_t h = 0; h < after_.OH; ++h) unpool_row(c, h);
-    double sum = 0;
-    for (int64_t i = 0; i < H * W; ++i) sum += da_[i];
-    gradients_.of_bias(task)[c] += float(sum);
-    if (p.grad_weight)
-      for (int64_t i = 0; i < H * W; ++i) pixels_[i * lanes_ + o] = da_[i];
-    if (!p.grad_x.data) return;
-    float* plane = planes_ + c * turned_.H * turned_.W;
+    const int64_t first = g * direct_.group_out + o;
+    const int64_t channels = std::min<int64_t>(kLanes, direct_.group_out - o);
+    for (int64_t l = 0; l < channels; ++l) {
+      float* da = da_ + l * plane_;
+      spread_plane(first + l, da);
+      gradients_.of_bias(task)[first + l] += float(total(da, pixels_));
+      if (p.grad_x.data) write_plane(da, planes_ + (first + l) * turned_.H * turned_.W);
+    }
+    for (int64_t q = 0; p.grad_weight && q < pixels_; q += kLanes) {
+      Vec<float> v[kLanes] = {};
+      for (int64_t l = 0; l < channels; ++l) v[l] = load<Vec<float>>(da_ + l * plane_ + q);
+      transpose<float>(v);
+      for (int64_t i = 0; i < kLanes; ++i) store(by_pixel_ + (q + i) * lanes_ + o, v[i]);
+    }
+  }
+
+  // The gradients of channel c of y, at the places that they came from.
+  void spread_plane(int64_t c, float* da) {
+    float* g = pool_.kh ? g_ : da;
+    read_plane(after_.y, c, g);
+    if (after_.relu) {
+      read_plane(after_.r, c, r_);
+      mask(r_, after_.OH * after_.OW, g);
+    }
+    if (!pool_.kh) return;
+    std::fill(da, da + pixels_, 0.f);
+    const int64_t at = n_ * after_.offsets.n + c * after_.offsets.c;
+    if (after_.offset_bytes == 1)
+      add_at_places(static_cast<const uint8_t*>(after_.offsets.data) + at, da);
+    else
+      add_at_places(static_cast<const int32_t*>(after_.offsets.data) + at, da);
+  }
+
+  void read_plane(const Tensor& t, int64_t c, float* out) const {
+    const T* x = static_cast<const T*>(t.data) + n_ * t.n + c * t.c;
+    if (t.w == 1 && t.h == after_.OW) return read(x, 1, after_.OH * after_.OW, out);
+    for (int64_t h = 0; h < after_.OH; ++h, out += after_.OW)
+      read(x + h * t.h, t.w, after_.OW, out);
+  }
+
+  // A window without a place inside names none; what a saved-tensor hook brought back, any.
+  template <class Offset>
+  void add_at_places(const Offset* offsets, float* da) const {
+    const uint64_t places = pool_.kh * pool_.kw;
+    const float* g = g_;
+    int64_t first = -pool_.ph * after_.W - pool_.pw;  // place 0 of the first window
+    for (int64_t h = 0; h < after_.OH; ++h, first += pool_.sh * after_.W)
+      for (int64_t w = 0; w < after_.OW; ++w, ++g) {
+        const uint64_t place = uint64_t(offsets[h * after_.offsets.h + w * after_.offsets.w]);
+        if (place >= places) continue;
+        const int64_t to = first + w * pool_.sw + steps_[place];
+        if (to >= 0 && to < pixels_) da[to] += *g;
+      }
+  }
+
+  // da with the zeros around it, and for a stride between its values, that turned_ reads.
+  void write_plane(const float* da, float* plane) const {
     if (p.sh * p.sw > 1) std::fill(plane, plane + turned_.H * turned_.W, 0.f);
     const int64_t down = (p.kh - 1) * p.dh - p.top, right = (p.kw - 1) * p.dw - p.left;
-    for (int64_t h = 0; h < H; ++h) {
+    for (int64_t h = 0; h < after_.H; ++h, da += after_.W) {
       const int64_t row = h * p.sh + down;
       if (row < 0 || row >= turned_.H) continue;
-      for (int64_t w = 0; w < W; ++w) {
+      for (int64_t w = 0; w < after_.W; ++w) {
         const int64_t column = w * p.sw + right;
-        if (column >= 0 && column < turned_.W) plane[row * turned_.W + column] = da_[h * W + w];
+        if (column >= 0 && column < turned_.W) plane[row * turned_.W + column] = da[w];
       }
     }
   }
 
-  void unpool_row(int64_t c, int64_t h) {
-    const Pool& pool = after_.pool;
-    const auto at = [&](const Tensor& t) { return n_ * t.n + c * t.c + h * t.h; };
-    const T* g = static_cast<const T*>(after_.y.data) + at(after_.y);
-    const T* r = after_.relu ? static_cast<const T*>(after_.r.data) + at(after_.r) : nullptr;
-    for (int64_t w = 0; w < after_.OW; ++w) {
-      if (r && T::get(r[w * after_.r.w]) <= 0) continue;
-      int64_t row = h, column = w;
-      if (pool.kh) {
-        const int64_t place = offset(at(after_.offsets) + w * after_.offsets.w);
-        if (place < 0 || place >= pool.kh * pool.kw) continue;
-        row = h * pool.sh - pool.ph + place / pool.kw * pool.dh;
-        column = w * pool.sw - pool.pw + place % pool.kw * pool.dw;
-        // What a saved-tensor hook brought back may name any place.
-        if (row < 0 || row >= after_.H || column < 0 || column >= after_.W) continue;
-      }
-      da_[row * after_.W + column] += T::get(g[w * after_.y.w]);
-    }
-  }
-
-  int64_t offset(int64_t at) const {
-    return after_.offset_bytes == 1 ? static_cast<const uint8_t*>(after_.offsets.data)[at]
-                                    : static_cast<const int32_t*>(after_.offsets.data)[at];
-  }
-
-  // Adds group g's da * x to the task's sums.
+  // Adds group g's da * x to the task's sums: some rows of da at a time, which stay in cache.
   void multiply(int64_t task, int64_t g) {
     const Input in = padded_input<T>(direct_, n_, g, {0, after_.H}, input_);
     float* out = gradients_.of_weight(task) + g * direct_.taps * lanes_;
-    constexpr auto tiles = std::make_integer_sequence<int, kTapsInTile>();
-    for (int64_t o = 0, n = 0; o < lanes_; o += n) {
-      n = std::min<int64_t>(2 * kLanes, lanes_ - o);
-      for (int64_t c = 0; c < direct_.group_in; ++c)
-        for (int64_t i = 0; i < p.kh; ++i)
-          for (int64_t j = 0, taps = 0; j < p.kw; j += taps) {
-            taps = std::min<int64_t>(kTapsInTile, p.kw - j);
-            const AddProducts add =
-                n == kLanes ? products_of<1>(taps, tiles) : products_of<2>(taps, tiles);
-            const float* x = in.data + c * in.plane + i * p.dh * in.pitch + j * p.dw;
-            float* sums = out + ((c * p.kh + i) * p.kw + j) * lanes_ + o;
-            for (int64_t h = 0; h < after_.H; h += rows_)
-              add(p, {x + h * p.sh * in.pitch, in.plane, in.pitch},
-                  pixels_ + h * after_.W * lanes_ + o, lanes_, std::min(rows_, after_.H - h), sums,
-                  lanes_);
-          }
+    for (int64_t h = 0; h < after_.H; h += rows_) {
+      const Input from{in.data + h * p.sh * in.pitch, in.plane, in.pitch};
+      const int64_t rows = std::min(rows_, after_.H - h);
+      for (int64_t o = 0, n = 0; o < lanes_; o += n) {
+        n = std::min<int64_t>(2 * kLanes, lanes_ - o);
+        multiply_rows(from, by_pixel_ + h * after_.W * lanes_ + o, rows, n, out + o);
+      }
     }
+  }
+
+  // n: lanes, of one or two vectors.
+  void multiply_rows(Input x, const float* g, int64_t rows, int64_t n, float* out) const {
+    constexpr auto tiles = std::make_integer_sequence<int, kTapsInTile>();
+    for (int64_t c = 0; c < direct_.group_in; ++c)
+      for (int64_t i = 0; i < p.kh; ++i)
+        for (int64_t j = 0, taps = 0; j < p.kw; j += taps, out += taps * lanes_) {
+          taps = std::min<int64_t>(kTapsInTile, p.kw - j);
+          const AddProducts add =
+              n == kLanes ? products_of<1>(taps, tiles) : products_of<2>(taps, tiles);
+          const float* at = x.data + c * x.plane + i * p.dh * x.pitch + j * p.dw;
+          add(p, {at, x.plane, x.pitch}, g, lanes_, rows, out, lanes_);
+        }
   }
 
   const ConvParams& p;
   const EpilogueParams& after_;
+  const Pool& pool_;
   const Gradients<T>& gradients_;
   Direct direct_;
   ConvParams turned_;
   DirectForward<T, F32> of_input_;
-  int64_t lanes_, rows_, n_ = 0;
-  float *da_, *pixels_, *input_, *planes_;
+  int64_t lanes_, pixels_, plane_, rows_, n_ = 0;
+  float *da_, *g_, *r_, *by_pixel_, *input_, *planes_;
+  int64_t* steps_;
 };
 
 }  // namespace fastcnn::FASTCNN_ISA

@@ -137,6 +137,24 @@ inline Vec<A> lanes_from(Vec<A> a, Vec<A> b) {
   return lanes_from<A, FROM>(a, b, std::make_integer_sequence<int, lanes<A>>());
 }
 
+template <class A, int H, int... i>
+inline void exchange(Vec<A>& a, Vec<A>& b, std::integer_sequence<int, i...>) {
+  constexpr int L = lanes<A>;
+  const Vec<A> first = __builtin_shufflevector(a, b, (i & H ? L + i - H : i)...);
+  b = __builtin_shufflevector(a, b, (i & H ? L + i : i + H)...);
+  a = first;
+}
+
+// As many vectors as lanes, rows and columns exchanged: blocks of H of them, then of half as many.
+template <class A, int H = lanes<A> / 2>
+inline void transpose(Vec<A>* v) {
+  constexpr int L = lanes<A>;
+#pragma GCC unroll 16
+  for (int k = 0; k < L; ++k)
+    if (!(k & H)) exchange<A, H>(v[k], v[k + H], std::make_integer_sequence<int, L>());
+  if constexpr (H > 1) transpose<A, H / 2>(v);
+}
+
 // v with zeros from lane n on.
 template <class A>
 inline Vec<A> first_lanes(Vec<A> v, int64_t n) {

@@ -56,15 +56,19 @@ def fits_bias(bias: Tensor | None, weight: Tensor) -> bool:
     return bias.shape == weight.shape[:1] and bias.dtype == weight.dtype and bias.device == weight.device
 
 
-# Products of one call up to which a library's set-up costs more than it saves, and channels of a group up to
-# which its lanes are mostly idle (`make sweep`). Half precision has matrix units in a library.
-_FEW_PRODUCTS = {torch.float32: 4 << 20, torch.bfloat16: 1 << 20, torch.float16: 1 << 20}
-_FEW_CHANNELS = 16
-_THIN_PRODUCTS = 64 << 20
+# Products of a call up to which a library's set-up costs more than it saves: in half precision fewer, which a
+# library may have matrix units for.
+_FEW = {torch.float32: 4 << 20, torch.bfloat16: 1 << 20, torch.float16: 1 << 20}
+_TINY = 1 << 20  # up to which what a call costs in Python tells
 
 
-def geometry(x: Tensor, weight: Tensor, conv: Conv, stages: Stages) -> Geometry | None:
-    """Returns the sizes of a convolution that is best done directly, else None."""
+def geometry(
+    x: Tensor, weight: Tensor, conv: Conv, stages: Stages, prepared: bool = False
+) -> Geometry | None:
+    """Returns the sizes of a convolution that is best done directly, else None.
+
+    prepared: whether the call's set-up is done already.
+    """
     if not _fits(x, weight, conv, stages):
         return None
     sizes = Geometry(x, weight, conv)
@@ -72,9 +76,29 @@ def geometry(x: Tensor, weight: Tensor, conv: Conv, stages: Stages) -> Geometry 
         return None
     if stages.pool and min(stages.pool.windows(sizes.rows, 0), stages.pool.windows(sizes.columns, 1)) < 1:
         return None
-    few = sizes.products <= _FEW_PRODUCTS[x.dtype]
-    thin = x.dtype == torch.float32 and weight.shape[1] <= _FEW_CHANNELS
-    return sizes if few or (thin and sizes.products <= sizes.images * _THIN_PRODUCTS) else None
+    if sizes.products <= _TINY and not (prepared or stages.pool):
+        return None
+    return sizes if _is_best(x.dtype, weight, sizes, stages) else None
+
+
+def _is_best(dtype: torch.dtype, weight: Tensor, sizes: Geometry, stages: Stages) -> bool:
+    """Returns whether the kernel is faster than a library's; by `make sweep`, on one thread.
+
+    A 1 x 1 kernel is a matrix product. Few channels leave a library's lanes idle; to pool at once saves
+    writing and reading the maps, which of large ones a library also rearranges.
+    """
+    _, channels, *kernel = weight.shape
+    if max(kernel) == 1:
+        return False
+    if sizes.products <= _FEW[dtype]:
+        return True
+    if dtype != torch.float32:
+        return channels <= 4 and stages.pool is not None
+    if sizes.rows * sizes.columns < 100:
+        return False
+    if stages.pool:
+        return channels <= 64
+    return channels <= (32 if sizes.rows * sizes.columns > 2000 else 4)
 
 
 GRAIN = 1 << 19  # products for which another thread is worth waking

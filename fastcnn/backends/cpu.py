@@ -14,7 +14,7 @@ from .. import _native
 from ..stages import DTYPES, Conv, Stages, memory_format
 from . import _direct
 from ._block import BlockGradients, convolve_then, in_chunks
-from ._convolution import conv_output_size
+from ._convolution import conv_output_size, convolve
 from ._launch import Results, allocate, params
 from .reference import lrn_input
 
@@ -166,8 +166,16 @@ def conv_block_forward(
     image = weight.shape[0] * math.prod(conv_output_size(x, weight, conv))
     images = _images_at_once(image, x.dtype)
     if images < x.shape[0] or (inner != x.dtype and x.shape[0]):
-        return in_chunks(_empty, _run, x, weight.to(inner), bias, conv, stages, save, images)
-    return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save)
+        return in_chunks(_empty, _run, x, weight.to(inner), bias, conv, stages, save, images, _convolve)
+    return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save, _convolve)
+
+
+def _convolve(x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
+    nothing = Stages(relu=False)
+    sizes = _direct.geometry(x, weight, conv, nothing)
+    if sizes is None:
+        return convolve(x, weight, conv)
+    return _direct.forward(x, weight, None, conv, nothing, False, sizes)[0]
 
 
 def conv_block_backward(

@@ -242,7 +242,7 @@ def _called(net: ConvNet) -> list[torch.nn.Module]:
 
 _FLATTEN = torch.nn.Flatten()
 _prepare = partial(small.chain, _called, ("margins",))
-small.SEQUENCES.append(Features.forward)
+small.know(sequences=[Features])
 
 
 def margins_of(
