@@ -326,8 +326,8 @@ def test_drawn_networks(isa, directly, monkeypatch):
         net, x = given
         y = small.run(net, x, small.sequence)
         exact = copy.deepcopy(net).double()(x.double())
-        # Of few values the largest error is luck: what the last layer sums is not known here.
-        assert_within_twice(y, net(x), exact, None if y.numel() >= 100 else 8 * exact)
+        # Layers that cancel each other's values have larger terms than what comes out shows.
+        assert_within_twice(y, net(x), exact, 8 * exact)
         assert torch.equal(small.run(net, x, small.sequence), y)
         for i in range(len(x)):
             assert torch.equal(small.run(net, x[i : i + 1], small.sequence), y[i : i + 1])
