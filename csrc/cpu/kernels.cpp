@@ -10,6 +10,7 @@
 #include "direct_backward.h"
 #include "pixels.h"
 #include "planes.h"
+#include "pooled_backward.h"
 
 namespace fastcnn::FASTCNN_ISA {
 
@@ -139,11 +140,16 @@ void convolution_backward(const ConvParams& p) {
   with_type(p.after, [&](auto type) {
     using T = decltype(type);
     if constexpr (!std::is_same_v<T, F64>) {
-      const Gradients<T> gradients(p);
-      run_tasks(
-          p.after.threads,
-          [&](Scratch& scratch) { return DirectBackward<T>(p, gradients, scratch); },
-          [](DirectBackward<T>& worker, int64_t task) { worker.run(task); });
+      const bool pooled = p.after.pool.kh > 0;
+      const Gradients<T> gradients(p, !pooled);
+      const std::vector<float> weights = p.grad_x.data ? packed_turned<T>(p) : std::vector<float>();
+      const auto run = [&](auto make) {
+        run_tasks(p.after.threads, make, [](auto& worker, int64_t task) { worker.run(task); });
+      };
+      if (pooled)
+        run([&](Scratch& s) { return PooledBackward<T>(p, gradients, weights, s); });
+      else
+        run([&](Scratch& s) { return DirectBackward<T>(p, gradients, weights, s); });
       gradients.write();
     }
   });

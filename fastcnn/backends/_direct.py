@@ -101,6 +101,11 @@ def _is_best(dtype: torch.dtype, weight: Tensor, sizes: Geometry, stages: Stages
     return channels <= (32 if sizes.rows * sizes.columns > 2000 else 4)
 
 
+def backward_is_best(weight: Tensor, sizes: Geometry) -> bool:
+    """Returns the same of the gradients; torch's own begin with what the forward here has saved, too."""
+    return sizes.products <= 2 << 20 or weight.shape[1] <= 8
+
+
 GRAIN = 1 << 19  # products for which another thread is worth waking
 
 

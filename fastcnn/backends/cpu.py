@@ -190,6 +190,6 @@ def conv_block_backward(
 ) -> BlockGradients | None:
     """Returns all gradients at once where the forward convolved directly; else None."""
     sizes = _direct.geometry(x, weight, conv, stages)
-    if sizes is None:
+    if sizes is None or not _direct.backward_is_best(weight, sizes):
         return None
     return _direct.backward(grad_y, x, weight, y, offsets, conv, stages, needed, sizes)
