@@ -20,6 +20,9 @@ ROWS = {
     "AlexNet, batch 32, float32": "AlexNet, 32 images",
     "AlexNet, batch 32, bfloat16": "AlexNet, 32 images, bfloat16",
     "AlexNet, training step, batch 32": "AlexNet, a training step on 32",
+    "LeNet-5, batch 1, float32": "LeNet-5, one image",
+    "LeNet-5, batch 32, float32": "LeNet-5, 32 images",
+    "LeNet-5, training step, batch 64": "LeNet-5, a training step on 64",
 }
 
 # The roofline's points.

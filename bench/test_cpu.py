@@ -91,7 +91,7 @@ def all_cases() -> Iterator[tuple[str, Callable[[str], Case]]]:
             partial(model, which="AlexNet", batch=batch, dtype="bfloat16"),
         )
     yield "AlexNet, training step, batch 32", partial(training, which="AlexNet", batch=32)
-    yield "LeNet-5, training step, batch 128", partial(training, which="LeNet-5", batch=128)
+    yield "LeNet-5, training step, batch 64", partial(training, which="LeNet-5", batch=64)
 
 
 CASES = dict(all_cases())

@@ -32,6 +32,8 @@ inline void lane_sums(Vec<float>* v, float* out) {
   }
 }
 
+constexpr int64_t kVectorsAtOnce = 64;  // in one sum: longer ones lose digits
+
 // x: (images, inputs); weight: (outputs, inputs); bias: (outputs,) or null; y: (images, outputs).
 struct DenseTask {
   const float *x, *weight, *bias;
@@ -42,7 +44,21 @@ struct DenseTask {
   // ROWS outputs, from o on, of IMAGES images, from n on.
   template <int IMAGES, int ROWS>
   void tile(int64_t n, int64_t o) const {
+    float values[IMAGES * ROWS] = {};
+    for (int64_t from = 0; from < inputs; from += kVectorsAtOnce * lanes<float>)
+      add_products<IMAGES, ROWS>(n, o, from, values);
+    for (int m = 0; m < IMAGES; ++m)
+      for (int r = 0; r < ROWS; ++r) {
+        const float v = values[m * ROWS + r] + (bias ? bias[o + r] : 0.f);
+        y[(n + m) * outputs + o + r] = relu && v < 0 ? 0.f : v;
+      }
+  }
+
+  // Adds to values what kVectorsAtOnce vectors of inputs give, from input `from` on.
+  template <int IMAGES, int ROWS>
+  void add_products(int64_t n, int64_t o, int64_t from, float* values) const {
     constexpr int L = lanes<float>;
+    const int64_t end = std::min(inputs, from + kVectorsAtOnce * L);
     const float *images = x + n * inputs, *rows = weight + o * inputs;
     Vec<float> sums[IMAGES * ROWS] = {};
     const auto add = [&](auto take, int64_t i) FASTCNN_INLINE {
@@ -56,17 +72,12 @@ struct DenseTask {
         for (int r = 0; r < ROWS; ++r) sums[m * ROWS + r] += ws[r] * v;
       }
     };
-    int64_t i = 0;
-    for (; i + L <= inputs; i += L) add([](const float* p) { return load<Vec<float>>(p); }, i);
-    if (i < inputs)
-      add([n = inputs - i](const float* p) { return load_first<Vec<float>>(p, n); }, i);
-    float values[std::max(IMAGES * ROWS, L)];
-    lane_sums<IMAGES * ROWS>(sums, values);
-    for (int m = 0; m < IMAGES; ++m)
-      for (int r = 0; r < ROWS; ++r) {
-        const float v = values[m * ROWS + r] + (bias ? bias[o + r] : 0.f);
-        y[(n + m) * outputs + o + r] = relu && v < 0 ? 0.f : v;
-      }
+    int64_t i = from;
+    for (; i + L <= end; i += L) add([](const float* p) { return load<Vec<float>>(p); }, i);
+    if (i < end) add([n = end - i](const float* p) { return load_first<Vec<float>>(p, n); }, i);
+    float parts[std::max(IMAGES * ROWS, L)];
+    lane_sums<IMAGES * ROWS>(sums, parts);
+    for (int k = 0; k < IMAGES * ROWS; ++k) values[k] += parts[k];
   }
 
   template <int IMAGES>
