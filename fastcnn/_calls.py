@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _ops  # noqa: F401  registers the ops
-from ._direct import run
+from ._bypass import run
 from ._dispatch import can_bypass
 from .backends import PREFERENCE, choose, cpu, current_backend, plain
 from .backends._convolution import sides

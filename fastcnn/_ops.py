@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import backends
 from ._autograd import How, epilogue_gradients, gradients, none_for_empty, save
-from ._direct import run
+from ._bypass import run
 from ._dispatch import can_bypass, in_transform, needs_grad
 from .backends import plain, reference
 from .backends._convolution import convolution_backward_fastest, convolve
