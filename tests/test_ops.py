@@ -300,7 +300,7 @@ def test_a_recomputed_block_compiles():
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("order", ["lrn_pool", "pool_lrn"])
 def test_the_same_bits_for_every_run_and_thread_count(format, order, monkeypatch):
-    monkeypatch.setattr(cpu, "_GRAIN", 1)  # as many threads as there are, for so few values
+    monkeypatch.setattr(cpu, "GRAIN", 1)  # as many threads as there are, for so few values
     torch.manual_seed(0)
     x = torch.randn(5, 24, 27, 27).contiguous(memory_format=format)
     x[0, 3, 1], x[4, 7, 20] = 1e12, 0.0  # values that the fast power leaves to the exact one

@@ -165,17 +165,19 @@ def conv_block_forward(
     inner = _convolves_in(x.dtype)
     image = weight.shape[0] * math.prod(conv_output_size(x, weight, conv))
     images = _images_at_once(image, x.dtype)
+    # One way for all parts, since the other rounds otherwise.
+    way = convolve if _direct.geometry(x, weight, conv, _NOTHING) is None else _convolve_directly
     if images < x.shape[0] or (inner != x.dtype and x.shape[0]):
-        return in_chunks(_empty, _run, x, weight.to(inner), bias, conv, stages, save, images, _convolve)
-    return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save, _convolve)
+        return in_chunks(_empty, _run, x, weight.to(inner), bias, conv, stages, save, images, way)
+    return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save, way)
 
 
-def _convolve(x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
-    nothing = Stages(relu=False)
-    sizes = _direct.geometry(x, weight, conv, nothing)
-    if sizes is None:
-        return convolve(x, weight, conv)
-    return _direct.forward(x, weight, None, conv, nothing, False, sizes)[0]
+_NOTHING = Stages(relu=False)
+
+
+def _convolve_directly(x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
+    sizes = _direct.Geometry(x, weight, conv)
+    return _direct.forward(x, weight, None, conv, _NOTHING, False, sizes)[0]
 
 
 def conv_block_backward(
