@@ -73,6 +73,13 @@ def block(
     return _fastcnn.conv2d_block(input, weight, bias, *conv, *stages.flat(), recompute)
 
 
+def few_to_pool(x: Tensor) -> bool:
+    """Returns whether ``auto`` leaves a lone pooling to torch, by the number of values alone."""
+    if type(x) is not Tensor or torch.compiler.is_compiling() or not x.is_cpu or x.numel() >= cpu.SMALL:
+        return False
+    return current_backend() == "auto" and cpu.missing_reason() is None
+
+
 def _torch_is_as_fast(
     x: Tensor, stages: Stages, weight: Tensor | None = None, conv: Conv | None = None
 ) -> bool:

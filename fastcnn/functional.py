@@ -7,6 +7,10 @@ dtype and memory format. Other dtypes, where torch takes them, run torch's own f
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -101,6 +105,10 @@ def max_pool2d(
     Raises:
         RuntimeError, TypeError: as torch, naming the argument and its value.
     """
+    if not return_indices and _calls.few_to_pool(input):
+        spec: Any = kernel_size, () if stride is None else stride, padding, dilation, ceil_mode
+        with contextlib.suppress(RuntimeError, TypeError):  # which are said below in our words
+            return torch.max_pool2d(input, *spec)
     stages = pool_alone(kernel_size, stride, padding, dilation, ceil_mode)
     if input.dim() not in (3, 4):
         raise RuntimeError(f"max_pool2d: expected a 3D or 4D input, but got shape {tuple(input.shape)}")

@@ -238,7 +238,10 @@ def epilogue(names: Sequence[str], stages_of: Callable[..., Stages], module: nn.
     def make(making: Making) -> None:
         stages = stages_of(*making.value(module, *names))
         require(input.dim() == 4 and input.numel() and cpu.unsupported_reason(input, stages) is None)
-        require(not stages.lrn or input.shape[1] % stages.lrn.groups == 0)
+        if stages.lrn:
+            require(input.shape[1] % stages.lrn.groups == 0)
+        else:
+            require(not cpu.pools_slowly(input))
         format = memory_format(input)
         shape = stages.output_shape(input.shape)
         y = torch.empty(shape, dtype=input.dtype, device="meta", memory_format=format)
@@ -269,8 +272,7 @@ def chain(
     def make(making: Making) -> None:
         require(input.dtype == torch.float32 and input.dim() == 4 and input.is_contiguous() and len(input))
         making.in_chain = True
-        making.value(module, "training", *names)
-        require(not module.training)
+        making.value(module, *names)
         making.watch.entry(module.__dict__, "_modules", module._modules)
         making.watch.size(module._modules)
         for name, child in module._modules.items():

@@ -62,6 +62,11 @@ _FEW = {torch.float32: 4 << 20, torch.bfloat16: 1 << 20, torch.float16: 1 << 20}
 _TINY = 1 << 20  # up to which what a call costs in Python tells
 
 
+def _is_tiny(x: Tensor, weight: Tensor) -> bool:
+    """Returns whether there are few products, with stride or without."""
+    return x.numel() // max(1, x.shape[1]) * weight.numel() <= _TINY
+
+
 def geometry(
     x: Tensor, weight: Tensor, conv: Conv, stages: Stages, prepared: bool = False
 ) -> Geometry | None:
@@ -69,14 +74,14 @@ def geometry(
 
     prepared: whether the call's set-up is done already.
     """
+    if not (prepared or stages.pool) and _is_tiny(x, weight):
+        return None
     if not _fits(x, weight, conv, stages):
         return None
     sizes = Geometry(x, weight, conv)
     if sizes.images == 0 or sizes.rows < 1 or sizes.columns < 1:
         return None
     if stages.pool and min(stages.pool.windows(sizes.rows, 0), stages.pool.windows(sizes.columns, 1)) < 1:
-        return None
-    if sizes.products <= _TINY and not (prepared or stages.pool):
         return None
     return sizes if _is_best(x.dtype, weight, sizes, stages) else None
 
@@ -103,7 +108,8 @@ def _is_best(dtype: torch.dtype, weight: Tensor, sizes: Geometry, stages: Stages
 
 def backward_is_best(weight: Tensor, sizes: Geometry) -> bool:
     """Returns the same of the gradients; torch's own begin with what the forward here has saved, too."""
-    return sizes.products <= 2 << 20 or weight.shape[1] <= 8
+    few = sizes.products <= 2 << 20
+    return few or (weight.shape[1] <= 8 and sizes.images > 1)  # an image is one thread's
 
 
 GRAIN = 1 << 19  # products for which another thread is worth waking

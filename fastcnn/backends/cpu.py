@@ -43,7 +43,7 @@ _FRESH_BYTES = 32 << 20
 
 # Values below which torch's own pooling is done before a launch of ours is ready; past it ours is, which is
 # by far the faster on each value (`make sweep`).
-_SMALL = 8192
+SMALL = 8192
 
 
 def slower_reason(x: Tensor, stages: Stages, weight: Tensor | None, conv: Conv | None = None) -> str | None:
@@ -52,17 +52,25 @@ def slower_reason(x: Tensor, stages: Stages, weight: Tensor | None, conv: Conv |
     In a block oneDNN adds the bias as it writes: nothing is left but a ReLU in place, and the pooling. Its
     values are counted as if it had neither stride nor margins.
     """
-    if weight is not None and conv and _direct.geometry(x, weight, conv, stages):
-        return None
     if stages.lrn is not None or (weight is not None and _convolves_in(x.dtype) != x.dtype):
         return None
     values = x.numel() if weight is None else x.numel() // max(1, x.shape[1]) * weight.shape[0]
     if type(values) is not int:  # a compiler's symbol, which no choice may depend on
         return None
+    if weight is not None and conv and _direct.geometry(x, weight, conv, stages):
+        return None
     if stages.pool is not None:
-        return "torch's own functions pool few values as fast" if values < _SMALL else None
+        few = values < (SMALL if stages.relu else 8 * SMALL) or (weight is None and pools_slowly(x))
+        return "torch's own functions pool few values as fast" if few else None
     most = _FRESH_BYTES if weight is None or x.shape[0] == 1 else _CHUNK_BYTES
     return "torch's own ReLU is as fast" if values * x.itemsize <= most else None
+
+
+def pools_slowly(x: Tensor) -> bool:
+    """Returns whether vectors, over a map's rows or over channels, would be filled badly."""
+    _, channels, height, width = x.shape
+    short = channels < 16 if memory_format(x) == torch.channels_last else width < 8
+    return short or height * width < 64
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, format: torch.memory_format) -> Tensor:
