@@ -380,7 +380,8 @@ def _add_layers(making: Making, leaves: Sequence[Any], margins: Sequence[int]) -
 
 def _does_nothing(leaf: nn.Module, making: Making) -> bool:
     if type(leaf) in _IN_EVALUATION:
-        require(making.value(leaf, "training") == [False])
+        training, p = making.value(leaf, "training", "p")
+        require(not training or p == 0)
         return True
     return type(leaf) is nn.Identity
 
