@@ -138,5 +138,6 @@ def check_offsets(x: Tensor, bias: Tensor | None, stages: Stages, offsets: Tenso
     at = reference._pool_backward(torch.where(moved, unit, 0), offsets, list(x.shape), stages.pool)
     # A window whose place differs must hold a value as large there: compare sums over moved windows.
     off = ((full * at).sum() - pooled[moved].sum()).abs()
-    eps = torch.finfo(torch.float32 if x.dtype != torch.float64 else torch.float64).eps
-    require(off <= 8 * eps * pooled[moved].abs().sum() + 1e-30, "an offset names a place that is no maximum")
+    # Values that are the same in 16 bits may be compared so.
+    eps = torch.finfo(x.dtype).eps * (1 if x.dtype.itemsize == 2 else 8)
+    require(off <= eps * pooled[moved].abs().sum() + 1e-30, "an offset names a place that is no maximum")
