@@ -57,9 +57,11 @@ def run(module: nn.Module, input: Tensor, prepare: Prepare) -> Tensor | None:
         output = prepared(input)
         if output is not False:
             return output
-        prepared = 0
-    if prepared or not calls.left or not _may_be_prepared(module, input):
-        calls.prepared[input.shape] = max(0, prepared - 1)
+        calls.prepared.pop(input.shape, None)
+    elif prepared:
+        calls.prepared[input.shape] = prepared - 1
+        return None
+    if not calls.left or not _may_be_prepared(module, input):
         return None
     calls.left -= 1
     call = prepare(module, input)
@@ -208,7 +210,7 @@ def _made(make: Callable[[Making], None], input: Tensor) -> Any:
     making = Making(input)
     try:
         make(making)
-    except (Changing, RuntimeError):  # what is wrong with a shape the usual path says
+    except Exception:  # whatever is wrong with a module or a shape, the usual path says
         return None
     return making.finished()
 
