@@ -107,6 +107,7 @@ def laid_out(layout, n, c, h, w, values):
 def always_our_kernels(monkeypatch):
     """However small the tensor."""
     monkeypatch.setattr(cpu, "slower_reason", lambda *_: None)
+    monkeypatch.setattr(cpu, "SMALL", 0)
 
 
 def with_isa(monkeypatch, isa):

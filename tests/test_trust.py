@@ -33,6 +33,7 @@ def double(monkeypatch, tmp_path):
     monkeypatch.setattr(cpu, "declined_reason", needs_trust)
     monkeypatch.setattr(cpu, "sources", lambda: "abc", raising=False)
     monkeypatch.setattr(cpu, "slower_reason", lambda *_: None)
+    monkeypatch.setattr(cpu, "SMALL", 0)
     monkeypatch.setattr(trust, "_verdicts", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "fastcnn"
