@@ -73,11 +73,13 @@ def block(
     return _fastcnn.conv2d_block(input, weight, bias, *conv, *stages.flat(), recompute)
 
 
-def few_to_pool(x: Tensor) -> bool:
+def few_to_pool(x: Tensor, dilation: Pair) -> bool:
     """Returns whether ``auto`` leaves a lone pooling to torch, by the number of values alone."""
     if type(x) is not Tensor or torch.compiler.is_compiling() or not x.is_cpu or x.numel() >= cpu.SMALL:
         return False
-    return current_backend() == "auto" and cpu.missing_reason() is None
+    if current_backend() != "auto" or cpu.missing_reason() is not None:
+        return False
+    return cpu.torch_pools_right(x, dilation)
 
 
 def _torch_is_as_fast(

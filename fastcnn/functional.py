@@ -93,6 +93,8 @@ def max_pool2d(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`torch.nn.functional.max_pool2d`, keeping one byte per output for backward, not eight.
 
+    Few values on the CPU are torch's own, if its gradients are right: it keeps eight bytes for each then.
+
     Args:
         input: (N, C, H, W) or (C, H, W).
         kernel_size, stride, padding, dilation: an int or a pair; stride defaults to kernel_size.
@@ -105,7 +107,7 @@ def max_pool2d(
     Raises:
         RuntimeError, TypeError: as torch, naming the argument and its value.
     """
-    if not return_indices and _calls.few_to_pool(input):
+    if not return_indices and _calls.few_to_pool(input, dilation):
         spec: Any = kernel_size, () if stride is None else stride, padding, dilation, ceil_mode
         with contextlib.suppress(RuntimeError, TypeError):  # which are said below in our words
             return torch.max_pool2d(input, *spec)

@@ -103,3 +103,21 @@ BAD = [
 def test_errors_name_the_argument_and_its_value(call, error, message):
     with pytest.raises(error, match=message):
         call(torch.randn(2, 4, 9, 9))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_few_pooled_values_are_not_summed_in_half_precision(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 9, 9).to(dtype).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    y, wide = F.max_pool2d(x, 3, 1), torch.nn.functional.max_pool2d(exact, 3, 1)
+    grad = torch.randn(y.shape).to(dtype)
+    (ours,), (wanted,) = torch.autograd.grad(y, x, grad), torch.autograd.grad(wide, exact, grad.double())
+    assert torch.equal(ours, wanted.to(dtype))
+
+
+def test_few_values_pooled_by_a_window_in_the_padding_alone_have_gradients_of_zero():
+    x = torch.ones(1, 1, 1, 1, requires_grad=True)
+    y = F.max_pool2d(x, 2, 1, 1, 2)  # its places are -1 and 1
+    assert y.item() == float("-inf")
+    assert torch.autograd.grad(y.sum(), x)[0].item() == 0

@@ -5,7 +5,6 @@
 // bit.
 #pragma once
 
-#include <array>
 #include <cmath>
 #include <limits>
 

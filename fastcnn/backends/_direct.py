@@ -1,6 +1,6 @@
 """The direct convolution on the CPU, for few channels and small maps, with the block's other stages.
 
-A convolution through oneDNN costs some 50 us in descriptors and allocation, and thin ones use a fraction of
+Of a small convolution through oneDNN most is descriptors and allocation, and a thin one uses a fraction of
 its lanes. Ours, csrc/cpu/direct.h, is one call, and so is its backward.
 """
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ..stages import DTYPES, Conv, Stages, memory_format
+from ..stages import DTYPES, Conv, Pair, Stages, memory_format
 from . import _direct
 from ._block import BlockGradients, convolve_then, in_chunks
 from ._convolution import conv_output_size, convolve
@@ -60,10 +60,21 @@ def slower_reason(x: Tensor, stages: Stages, weight: Tensor | None, conv: Conv |
     if weight is not None and conv and _direct.geometry(x, weight, conv, stages):
         return None
     if stages.pool is not None:
+        if not torch_pools_right(x, stages.pool.pairs[3]):
+            return None
         few = values < (SMALL if stages.relu else 8 * SMALL) or (weight is None and pools_slowly(x))
         return "torch's own functions pool few values as fast" if few else None
     most = _FRESH_BYTES if weight is None or x.shape[0] == 1 else _CHUNK_BYTES
     return "torch's own ReLU is as fast" if values * x.itemsize <= most else None
+
+
+def torch_pools_right(x: Tensor, dilation: Pair) -> bool:
+    """Returns whether torch's gradients of a pooling are right, if any are recorded.
+
+    It sums those of overlapping windows in half precision, and writes outside of the map for a window that
+    lies in the padding, as a dilated one may.
+    """
+    return not torch.is_grad_enabled() or (x.dtype.itemsize > 2 and dilation in (1, (1, 1)))
 
 
 def pools_slowly(x: Tensor) -> bool:
