@@ -59,25 +59,24 @@ static EpilogueParams make_params(
 }
 
 using Numbers = std::array<int64_t, 2>;  // of rows and of columns
-static void* pointer(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
 static ConvParams make_convolution(const EpilogueParams& after, const Sizes& input_size,
-                                   const Address& x, uintptr_t weight, const Numbers& kernel,
+                                   const Address& x, const Address& weight, const Numbers& kernel,
                                    const Numbers& stride, const Numbers& padding,
                                    const Numbers& dilation, int64_t groups) {
   ConvParams p;
   p.after = after;
   p.C = input_size[1], p.H = input_size[2], p.W = input_size[3];
-  p.x = tensor(x), p.weight = pointer(weight), p.groups = groups;
+  p.x = tensor(x), p.weight = tensor(weight), p.groups = groups;
   p.kh = kernel[0], p.kw = kernel[1], p.sh = stride[0], p.sw = stride[1];
   p.top = padding[0], p.left = padding[1], p.dh = dilation[0], p.dw = dilation[1];
   return p;
 }
 
-static void convolution_backward(ConvParams p, const Address& grad_x, uintptr_t grad_weight,
+static void convolution_backward(ConvParams p, const Address& grad_x, const Address& grad_weight,
                                  uintptr_t grad_bias) {
-  p.grad_x = tensor(grad_x);
-  p.grad_weight = pointer(grad_weight), p.grad_bias = pointer(grad_bias);
+  p.grad_x = tensor(grad_x), p.grad_weight = tensor(grad_weight);
+  p.grad_bias = reinterpret_cast<void*>(grad_bias);
   py::gil_scoped_release release;
   cpu::convolution_backward(p);
 }
@@ -152,8 +151,8 @@ PYBIND11_MODULE(_C, m) {
                        py::object known, py::object is_grad_enabled, py::object get_num_threads,
                        py::object empty, std::vector<std::pair<py::object, py::object>> state) {
              return Torch{
-                 tensor,          keys,  included,         excluded, known, is_grad_enabled,
-                 get_num_threads, empty, std::move(state), {}};
+                 tensor,          Exchange(tensor), keys,  included,         excluded, known,
+                 is_grad_enabled, get_num_threads,  empty, std::move(state), {}};
            }),
            "tensor"_a, "keys"_a, "included"_a, "excluded"_a, "known"_a, "is_grad_enabled"_a,
            "get_num_threads"_a, "empty"_a, "state"_a);

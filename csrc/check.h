@@ -49,7 +49,7 @@ inline void check_convolution(const ConvParams& p) {
   check(p.top >= 0 && p.left >= 0, "padding must not be negative");
   check(p.groups >= 1 && p.C % p.groups == 0 && p.after.C % p.groups == 0,
         "groups must divide the channels");
-  check(p.weight, "weight must be given");
+  check(p.weight.data, "weight must be given");
 }
 
 }  // namespace fastcnn

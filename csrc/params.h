@@ -52,10 +52,9 @@ struct ConvParams {
   int64_t C = 0, H = 0, W = 0;
   int64_t kh = 1, kw = 1, sh = 1, sw = 1, top = 0, left = 0, dh = 1, dw = 1, groups = 1;
   Tensor x;
-  const void* weight = nullptr;  // (after.C, C / groups, kh, kw), dense
+  Tensor weight;  // (after.C, C / groups, kh, kw)
   // In backward, where after.y is the gradient and after.r the output: null where not needed.
-  Tensor grad_x;
-  void* grad_weight = nullptr;  // dense
+  Tensor grad_x, grad_weight;
   void* grad_bias = nullptr;
 };
 

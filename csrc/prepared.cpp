@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "check.h"
 #include "cpu/convolution.h"
 #include "cpu/epilogue.h"
 
@@ -22,13 +23,11 @@ py::object keys_of(const Torch& torch, py::handle tensor) {
 }  // namespace
 
 Prepared::Prepared(const Torch& torch, py::object input)
-    : watch(torch.names),
+    : watch(torch.names, torch.exchange),
       torch_(torch),
       keys_(keys_of(torch, input)),
-      dtype_(attribute(input, torch.names.dtype)),
-      shape_(attribute(input, torch.names.shape)),
-      stride_(call_method(input, torch.names.stride)) {
-  network_.N = py::cast<int64_t>(py::reinterpret_borrow<py::sequence>(shape_)[0]);
+      layout_(torch.exchange, input) {
+  network_.N = layout_.size(0);
 }
 
 void Prepared::output(py::tuple empty, py::tuple names, int threads) {
@@ -47,14 +46,11 @@ void Prepared::dense(const DenseParams& params, int weight, int bias) {
 
 void Prepared::epilogue(const EpilogueParams& params) { epilogue_ = params; }
 
-bool Prepared::fits(py::handle input) const {
-  const Names& names = torch_.names;
+bool Prepared::dispatches_nothing(py::handle input) const {
   for (const auto& [function, value] : torch_.state)
     if (!equal(call(function), value)) return false;
   const py::object keys = keys_of(torch_, input);
-  if (!equal(keys, keys_) || attribute(input, names.dtype).ptr() != dtype_.ptr()) return false;
-  if (!equal(attribute(input, names.shape), shape_)) return false;
-  if (!equal(call_method(input, names.stride), stride_)) return false;
+  if (!equal(keys, keys_)) return false;
   const py::tuple pair =
       py::make_tuple(keys | raw(torch_, call(torch_.included)), raw(torch_, call(torch_.excluded)));
   const int known = PySet_Contains(torch_.known.ptr(), pair.ptr());
@@ -63,8 +59,12 @@ bool Prepared::fits(py::handle input) const {
 }
 
 py::object Prepared::operator()(py::handle input) const {
-  if ((PyObject*)Py_TYPE(input.ptr()) != torch_.tensor.ptr() || !fits(input)) return py::none();
-  if (!watch.holds()) return py::bool_(false);
+  if ((PyObject*)Py_TYPE(input.ptr()) != torch_.tensor.ptr()) return py::none();
+  if (!dispatches_nothing(input)) return py::none();
+  const void* const x = layout_.address(input);
+  if (!x) return py::none();
+  std::vector<const void*> weights;
+  if (!watch.holds(weights)) return py::bool_(false);
   const bool grad = call(torch_.is_grad_enabled).ptr() == Py_True;
   if (grad &&
       (attribute(input, torch_.names.requires_grad).ptr() == Py_True || watch.requires_grad()))
@@ -77,32 +77,32 @@ py::object Prepared::operator()(py::handle input) const {
                                        names_.size() ? names_.ptr() : nullptr);
   if (!made) throw py::error_already_set();
   py::object output = py::reinterpret_steal<py::object>(made);
-  run(watch.address(input), const_cast<void*>(watch.address(output)), threads);
+  DLTensor y;
+  check(torch_.exchange.look(output, y), "torch.empty returned no memory");
+  run(x, weights, y.data, threads);
   return output;
 }
 
-void Prepared::run(const void* x, void* y, int threads) const {
+void Prepared::run(const void* x, const std::vector<const void*>& data, void* y,
+                   int threads) const {
   if (epilogue_) {
     EpilogueParams p = *epilogue_;
     p.x.data = const_cast<void*>(x), p.y.data = y, p.threads = threads;
     py::gil_scoped_release release;
     return cpu::epilogue_forward(p);
   }
-  const std::vector<const void*> data = watch.addresses();
   NetworkParams p = network_;
   p.x = x, p.y = y, p.threads = threads;
   auto weights = weights_.begin();
-  const auto next = [&](auto& layer, const void** bias) {
-    layer.weight = data[weights->first];
-    *bias = weights->second < 0 ? nullptr : data[weights->second];
-    ++weights;
-  };
+  const auto bias = [&](int number) { return number < 0 ? nullptr : data[number]; };
   for (ConvParams& layer : p.convolutions) {
-    const void* bias;
-    next(layer, &bias);
-    layer.after.bias = const_cast<void*>(bias);
+    layer.weight.data = const_cast<void*>(data[weights->first]);
+    layer.after.bias = const_cast<void*>(bias(weights++->second));
   }
-  for (DenseParams& layer : p.denses) next(layer, &layer.bias);
+  for (DenseParams& layer : p.denses) {
+    layer.weight = data[weights->first];
+    layer.bias = bias(weights++->second);
+  }
   py::gil_scoped_release release;
   if (p.convolutions.size() != 1 || !p.denses.empty()) return cpu::network_forward(p);
   ConvParams& only = p.convolutions[0];

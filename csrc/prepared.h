@@ -17,7 +17,8 @@ namespace fastcnn {
 // torch's functions and what they must return for a call to go straight to its kernel. They come
 // from Python, so that nothing here is tied to a version's ABI.
 struct Torch {
-  py::object tensor;                    // the class
+  py::object tensor;  // the class
+  Exchange exchange;
   py::object keys, included, excluded;  // the dispatch keys of a tensor and of this thread
   py::object known;  // a set: (the first two together, the third) that leave nothing to dispatch
   py::object is_grad_enabled, get_num_threads, empty;
@@ -46,11 +47,12 @@ class Prepared {
   void clear();
 
  private:
-  bool fits(py::handle input) const;
-  void run(const void* x, void* y, int threads) const;
+  bool dispatches_nothing(py::handle input) const;
+  void run(const void* x, const std::vector<const void*>& weights, void* y, int threads) const;
 
   const Torch& torch_;
-  py::object keys_, dtype_, shape_, stride_;  // the input's
+  py::object keys_;  // the input's
+  Layout layout_;
   py::tuple empty_, names_;
   int threads_ = 1;
   NetworkParams network_;

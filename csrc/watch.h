@@ -4,8 +4,9 @@
 
 #include <pybind11/pybind11.h>
 
-#include <optional>
 #include <vector>
+
+#include "layout.h"
 
 namespace fastcnn {
 
@@ -35,9 +36,7 @@ inline bool equal(py::handle a, py::handle b) {
 
 // The names that are asked for, interned: a look-up then compares addresses.
 struct Names {
-  py::str is_cpu = intern("is_cpu"), is_neg = intern("is_neg"), dtype = intern("dtype"),
-          shape = intern("shape"), stride = intern("stride"), data_ptr = intern("data_ptr"),
-          is_contiguous = intern("is_contiguous"), requires_grad = intern("requires_grad"),
+  py::str is_neg = intern("is_neg"), requires_grad = intern("requires_grad"),
           raw_repr = intern("raw_repr");
 
   static py::str intern(const char* name) {
@@ -47,7 +46,7 @@ struct Names {
 
 class Watch {
  public:
-  explicit Watch(const Names& names) : names_(names) {}
+  Watch(const Names& names, const Exchange& exchange) : names_(names), exchange_(exchange) {}
 
   // dictionary[key] must be this very object; where it is null, there must be no such key.
   void entry(py::dict dictionary, py::str key, py::object value) {
@@ -65,15 +64,14 @@ class Watch {
     py::object its = py::type::of(object);
     types_.push_back({std::move(object), std::move(its)});
   }
-  // dictionary[key] must be this tensor, on the CPU, contiguous, of the same dtype and shape.
+  // dictionary[key] must be this tensor, laid out as it is.
   void tensor(py::dict dictionary, py::str key) {
     py::object t = dictionary[key];
-    py::object dtype = fastcnn::attribute(t, names_.dtype);
-    py::object shape = fastcnn::attribute(t, names_.shape);
-    tensors_.push_back({{std::move(dictionary), std::move(key), t}, dtype, shape});
+    tensors_.push_back({{std::move(dictionary), std::move(key), t}, Layout(exchange_, t)});
   }
 
-  bool holds() const {
+  // addresses: where the tensors' values are, if it does.
+  bool holds(std::vector<const void*>& addresses) const {
     for (const auto& [object, its] : types_)
       if ((PyObject*)Py_TYPE(object.ptr()) != its.ptr()) return false;
     for (const Entry& e : entries_)
@@ -82,8 +80,11 @@ class Watch {
       if (fastcnn::attribute(e.owner, e.key).ptr() != e.value.ptr()) return false;
     for (const auto& [container, size] : sizes_)
       if (PyObject_Length(container.ptr()) != size) return false;
-    for (const Tensor& t : tensors_)
-      if (!t.at.holds() || !is_as_it_was(t)) return false;
+    for (const Tensor& t : tensors_) {
+      if (!t.at.holds() || call_method(t.at.value, names_.is_neg).ptr() != Py_False) return false;
+      addresses.push_back(t.layout.address(t.at.value));
+      if (!addresses.back()) return false;
+    }
     return true;
   }
 
@@ -91,19 +92,6 @@ class Watch {
     for (const Tensor& t : tensors_)
       if (fastcnn::attribute(t.at.value, names_.requires_grad).ptr() == Py_True) return true;
     return false;
-  }
-
-  // Where the tensors' values are.
-  std::vector<const void*> addresses() const {
-    std::vector<const void*> found;
-    for (const Tensor& t : tensors_) found.push_back(address(t.at.value));
-    return found;
-  }
-
-  const void* address(py::handle tensor) const {
-    void* data = PyLong_AsVoidPtr(call_method(tensor, names_.data_ptr).ptr());
-    if (!data && PyErr_Occurred()) throw py::error_already_set();
-    return data;
   }
 
   int traverse(visitproc visit, void* arg) const {
@@ -140,19 +128,11 @@ class Watch {
   };
   struct Tensor {
     Entry at;
-    py::object dtype, shape;
+    Layout layout;
   };
 
-  bool is_as_it_was(const Tensor& t) const {
-    const py::handle tensor = t.at.value;
-    return fastcnn::attribute(tensor, names_.dtype).ptr() == t.dtype.ptr() &&
-           fastcnn::attribute(tensor, names_.is_cpu).ptr() == Py_True &&
-           call_method(tensor, names_.is_contiguous).ptr() == Py_True &&
-           call_method(tensor, names_.is_neg).ptr() == Py_False &&
-           equal(fastcnn::attribute(tensor, names_.shape), t.shape);
-  }
-
   const Names& names_;
+  const Exchange& exchange_;
   std::vector<Entry> entries_, attributes_;
   std::vector<std::pair<py::object, Py_ssize_t>> sizes_;
   std::vector<std::pair<py::object, py::object>> types_;

@@ -100,7 +100,6 @@ def _torch() -> Any:
         torch.get_num_threads,
         torch.empty,
         [
-            (torch.compiler.is_compiling, False),
             (torch._C._len_torch_function_stack, 0),
             (torch._C._autograd._profiler_enabled, False),
             (functools.partial(getattr, forward_ad, "_current_level"), -1),
@@ -125,7 +124,7 @@ class Making:
     """A prepared call in the making: C++'s, and the shape and dtype that the layers so far give."""
 
     def __init__(self, input: Tensor) -> None:
-        self.in_chain = False  # whose maps are NCHW
+        self.in_chain = False  # whose maps are NCHW inside, whatever torch's would be
         self.call = _native.load().Prepared(_torch(), input)
         self.watch = self.call.watch
         self.x = input
@@ -149,8 +148,8 @@ class Making:
         if t is None:
             self.watch.entry(parameters, name, None)
             return None, -1
-        require(type(t) in (Tensor, nn.Parameter) and t.is_contiguous() and t.device.type == "cpu")
-        require(t.dtype == self.x.dtype and not t.is_neg())
+        require(type(t) in (Tensor, nn.Parameter) and t.dtype == self.x.dtype and not t.is_neg())
+        require(t.dim() == 4 or t.is_contiguous())
         self.watch.tensor(parameters, name)
         self.tensors += 1
         return t, self.tensors - 1
@@ -167,12 +166,11 @@ class Making:
         require(sizes and _direct.fits_bias(bias, weight))
         assert sizes is not None
         y = torch.empty(stages.output_shape(sizes.shape), dtype=self.x.dtype, device="meta")
-        format = output_format(self.x, weight)
-        require(not self.in_chain or format == torch.contiguous_format)
-        y = y.contiguous(memory_format=format)
-        after = params(sizes.shape, y, None, None, None, stages, format)
+        outside = output_format(self.x, weight)
+        format = torch.contiguous_format if self.in_chain else outside
+        after = params(sizes.shape, y.contiguous(memory_format=format), None, None, None, stages, format)
         self.call.convolution(_direct.convolution(self.x, weight, numbers, after), at, bias_at)
-        self.x, self.products = y, self.products + sizes.products
+        self.x, self.products = y.contiguous(memory_format=outside), self.products + sizes.products
 
     def parameters_of(self, module: nn.Module) -> None:
         self.watch.entry(module.__dict__, "_parameters", module._parameters)
@@ -190,6 +188,7 @@ class Making:
 
     def finished(self) -> Any:
         """Returns C++'s call."""
+        require(not self.in_chain or self.x.is_contiguous())
         rest = (self.x.dtype,) if self.x.dim() != 4 else (self.x.dtype, memory_format(self.x))
         names = ("dtype", "memory_format")[: len(rest)]
         self.call.output((tuple(self.x.shape), *rest), names, _direct.most_threads(self.products))
@@ -207,12 +206,12 @@ def _is_frozen(value: Any) -> bool:
 
 
 def _made(make: Callable[[Making], None], input: Tensor) -> Any:
-    making = Making(input)
     try:
+        making = Making(input)
         make(making)
+        return making.finished()
     except Exception:  # whatever is wrong with a module or a shape, the usual path says
         return None
-    return making.finished()
 
 
 def block(module: Any, input: Tensor) -> Any:

@@ -39,6 +39,7 @@ class Case:
     stages: Stages
     needed: tuple
     seed: int
+    weight_layout: str = "contiguous"
 
     def __post_init__(self):
         self.generator = torch.Generator().manual_seed(self.seed)
@@ -51,7 +52,8 @@ class Case:
             x = self.values(1, 1, *self.shape[2:]).expand(self.shape)
         else:
             x = laid_out(self.layout, *self.shape, self.values)
-        weight = self.values(self.outputs, self.shape[1] // self.conv[3], *self.kernel)
+        weight = self.outputs, self.shape[1] // self.conv[3], *self.kernel
+        weight = laid_out(self.weight_layout, *weight, self.values)
         return x, weight, self.values(self.outputs) if self.bias else None
 
 
@@ -92,6 +94,7 @@ def cases(draw, dtypes=DTYPES):
         Stages(draw(st.booleans()), None, pool),
         draw(st.sampled_from(NEEDED)),
         draw(st.integers(0, 2**31)),
+        draw(st.sampled_from(["contiguous", *LAYOUTS])),
     )
 
 
@@ -278,8 +281,6 @@ def test_what_is_declined():
     stages = Stages(pool=MaxPool(2))
     assert _direct.geometry(x, weight, conv, stages)
     for declined in [
-        (x, weight.transpose(2, 3), conv, stages),
-        (x, weight.contiguous(memory_format=torch.channels_last), conv, stages),
         (x, weight.double(), conv, stages),
         (x.double(), weight.double(), conv, stages),
         (x[:0], weight, conv, stages),

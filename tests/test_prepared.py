@@ -120,6 +120,9 @@ PARAMETERS = {
     "data channels_last": lambda m: set_data(
         conv(m).weight, lambda w: w.contiguous(memory_format=torch.channels_last)
     ),
+    "data without memory": lambda m: set_data(
+        conv(m).weight, lambda w: torch._efficientzerotensor(w.shape)
+    ),
     "data of one in double!": lambda m: set_data(conv(m).weight, torch.Tensor.double),
     "data of the bias in double!": lambda m: set_data(conv(m).bias, torch.Tensor.double),
     "set_": lambda m: conv(m).weight.set_(tenths(conv(m).weight)),

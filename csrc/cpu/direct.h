@@ -31,6 +31,14 @@ struct Input {
   int64_t plane, pitch;
 };
 
+// Calls run for each of an output channel's weights, with where it lies from the first on.
+template <class Run>
+inline void for_taps(const ConvParams& p, const Tensor& weight, Run run) {
+  for (int64_t c = 0; c < p.C / p.groups; ++c)
+    for (int64_t i = 0; i < p.kh; ++i)
+      for (int64_t j = 0; j < p.kw; ++j) run(c * weight.c + i * weight.h + j * weight.w);
+}
+
 // What a convolution's tasks share.
 struct Direct {
   const ConvParams& p;
@@ -79,15 +87,17 @@ struct Direct {
   // Weights in float32 as (block of output channels, tap, channel), with zeros past the last one.
   template <class T>
   void pack(float* out) const {
-    const T* w = static_cast<const T*>(p.weight);
-    for (int64_t g = 0; g < p.groups; ++g, w += group_out * taps)
+    const Tensor& weight = p.weight;
+    for (int64_t g = 0; g < p.groups; ++g)
       for (int64_t o = 0, n = 0; o < group_out; o += n) {
         n = channels_at(o);
         const int64_t real = std::min(n, group_out - o);
-        for (int64_t t = 0; t < taps; ++t, out += n) {
-          for (int64_t l = 0; l < real; ++l) out[l] = T::get(w[(o + l) * taps + t]);
+        const T* first = static_cast<const T*>(weight.data) + (g * group_out + o) * weight.n;
+        for_taps(p, weight, [&](int64_t at) {
+          for (int64_t l = 0; l < real; ++l) out[l] = T::get(first[l * weight.n + at]);
           std::fill(out + real, out + n, 0.f);
-        }
+          out += n;
+        });
       }
   }
 };

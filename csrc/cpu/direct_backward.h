@@ -66,9 +66,9 @@ class DirectBackward {
         rows_(std::max<int64_t>(1, kPixelsAtOnce / std::max<int64_t>(1, after_.W))) {
     da_ = scratch.span<float>(kLanes * plane_);
     r_ = scratch.span<float>(pixels_);
-    by_pixel_ = scratch.span<float>(p.grad_weight ? plane_ * lanes_ : 0);
+    by_pixel_ = scratch.span<float>(p.grad_weight.data ? plane_ * lanes_ : 0);
     input_ = scratch.span<float>(
-        p.grad_weight ? direct_.group_in * direct_.input_rows(after_.H) * direct_.width : 0);
+        p.grad_weight.data ? direct_.group_in * direct_.input_rows(after_.H) * direct_.width : 0);
   }
 
   int64_t tasks() const { return gradients_.tasks(); }
@@ -78,7 +78,7 @@ class DirectBackward {
     for (n_ = images.begin; n_ < images.end; ++n_) {
       for (int64_t g = 0; g < p.groups; ++g) {
         for (int64_t o = 0; o < direct_.group_out; o += kLanes) spread(task, g, o);
-        if (p.grad_weight) multiply(task, g);
+        if (p.grad_weight.data) multiply(task, g);
       }
       if (p.grad_x.data) of_input_.write(n_);
     }
@@ -96,7 +96,7 @@ class DirectBackward {
       gradients_.of_bias(task)[first + l] += float(total(da, pixels_));
       if (p.grad_x.data) put_plane(first + l, da);
     }
-    for (int64_t q = 0; p.grad_weight && q < pixels_; q += kLanes) {
+    for (int64_t q = 0; p.grad_weight.data && q < pixels_; q += kLanes) {
       Vec<float> v[kLanes] = {};
       for (int64_t l = 0; l < channels; ++l) v[l] = load<Vec<float>>(da_ + l * plane_ + q);
       transpose<float>(v);

@@ -37,11 +37,15 @@ class Gradients {
   float* of_bias(int64_t task) const { return of_weight(task) + size_ - p.after.C; }
 
   void write() const {
-    for (int64_t o = 0; p.grad_weight && o < p.after.C; ++o)
-      for (int64_t k = 0; k < taps_; ++k) {
-        const int64_t at = lanes_ ? (o / of_ * taps_ + k) * lanes_ + o % of_ : o * taps_ + k;
-        static_cast<T*>(p.grad_weight)[o * taps_ + k] = total(at);
-      }
+    const Tensor& weight = p.grad_weight;
+    for (int64_t o = 0; weight.data && o < p.after.C; ++o) {
+      T* to = static_cast<T*>(weight.data) + o * weight.n;
+      int64_t from = lanes_ ? o / of_ * taps_ * lanes_ + o % of_ : o * taps_;
+      for_taps(p, weight, [&](int64_t at) {
+        to[at] = total(from);
+        from += lanes_ ? lanes_ : 1;
+      });
+    }
     for (int64_t o = 0; p.grad_bias && o < p.after.C; ++o)
       static_cast<T*>(p.grad_bias)[o] = total(size_ - p.after.C + o);
   }

@@ -23,21 +23,24 @@ inline ConvParams turned(const ConvParams& p) {
 // The weights as `turned` has them: (C, outputs of a group, kh, kw), from last to first.
 template <class T>
 inline void turn_weights(const ConvParams& p, float* out) {
-  const T* w = static_cast<const T*>(p.weight);
-  const int64_t in = p.C / p.groups, of = p.after.C / p.groups, size = p.kh * p.kw;
+  const Tensor& w = p.weight;
+  const int64_t in = p.C / p.groups, of = p.after.C / p.groups;
   for (int64_t g = 0; g < p.groups; ++g)
     for (int64_t c = 0; c < in; ++c)
-      for (int64_t o = 0; o < of; ++o)
-        for (int64_t k = size; k-- > 0;) *out++ = T::get(w[((g * of + o) * in + c) * size + k]);
+      for (int64_t o = g * of; o < (g + 1) * of; ++o)
+        for (int64_t i = p.kh; i-- > 0;)
+          for (int64_t j = p.kw; j-- > 0;)
+            *out++ = T::get(static_cast<const T*>(w.data)[o * w.n + c * w.c + i * w.h + j * w.w]);
 }
 
 // Packed for the convolution that `turned` describes.
 template <class T>
 inline std::vector<float> packed_turned(const ConvParams& p) {
   ConvParams t = turned(p);
-  std::vector<float> weights(p.C / p.groups * p.after.C * p.kh * p.kw);
+  const int64_t size = p.kh * p.kw, outputs = p.after.C / p.groups;
+  std::vector<float> weights(p.C * outputs * size);
   turn_weights<T>(p, weights.data());
-  t.weight = weights.data();
+  t.weight = {weights.data(), outputs * size, size, p.kw, 1};
   std::vector<float> packed(Direct(t).packed_size());
   Direct(t).pack<F32>(packed.data());
   return packed;

@@ -74,7 +74,7 @@ class PooledBackward {
         plane_(direct_.input_rows(after_.H) * direct_.width),
         parts_(parts_of(params, plane_, direct_.width)) {
     direct_.by_pixels = true;  // whole vectors may end past the input: it is always copied
-    input_ = scratch.span<float>(p.grad_weight ? direct_.group_in * plane_ + kLanes : 0);
+    input_ = scratch.span<float>(p.grad_weight.data ? direct_.group_in * plane_ + kLanes : 0);
     g_ = scratch.span<float>(after_.OH * after_.OW);
     r_ = scratch.span<float>(after_.OH * after_.OW);
     chosen_ = scratch.span<Chosen>(after_.OH * after_.OW);
@@ -89,7 +89,7 @@ class PooledBackward {
     const Rows images = gradients_.images(task);
     for (n_ = images.begin; n_ < images.end; ++n_) {
       for (int64_t g = 0; g < p.groups; ++g) {
-        if (p.grad_weight) padded_input<T>(direct_, n_, g, {0, after_.H}, input_);
+        if (p.grad_weight.data) padded_input<T>(direct_, n_, g, {0, after_.H}, input_);
         for (int64_t o = 0; o < direct_.group_out; ++o)
           add_channel(task, g * direct_.group_out + o);
       }
@@ -109,7 +109,7 @@ class PooledBackward {
     double sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += chosen_[i].g;
     gradients_.of_bias(task)[o] += float(sum);
-    const int64_t parts = p.grad_weight ? int64_t(parts_.size()) : 0;
+    const int64_t parts = p.grad_weight.data ? int64_t(parts_.size()) : 0;
     float* sums = gradients_.of_weight(task) + o * direct_.taps;
     for (int64_t k = 0, n = 0; k < parts; k += n) {
       n = std::min(kPartsAtOnce, parts - k);

@@ -40,7 +40,7 @@ class Geometry:
 def _fits(x: Tensor, weight: Tensor, conv: Conv, stages: Stages) -> bool:
     """Returns whether the kernel knows this; what is no convolution at all is for torch to refuse."""
     stride, padding, dilation, groups = conv
-    if stages.lrn or x.dtype not in _DTYPES or weight.dtype != x.dtype or not weight.is_contiguous():
+    if stages.lrn or x.dtype not in _DTYPES or weight.dtype != x.dtype:
         return False
     if not (len(stride) == len(dilation) == 2 and len(padding) in (2, 4)):
         return False
@@ -130,7 +130,7 @@ def convolution(x: Tensor, weight: Tensor, conv: Conv, after: Any) -> Any:
         after,
         x.shape,
         address(x),
-        weight.data_ptr(),
+        address(weight),
         weight.shape[2:],
         stride,
         sides(padding)[:2],
@@ -174,6 +174,10 @@ def backward(
     grad_weight = torch.empty_like(weight) if needed[1] else None
     grad_bias = grad_y.new_empty(weight.shape[0]) if needed[2] else None
     after = params(sizes.shape, grad_y, y, offsets, None, stages, format, threads(3 * sizes.products))
-    results = [0 if t is None else t.data_ptr() for t in (grad_weight, grad_bias)]
-    _native.load().convolution_backward(convolution(x, weight, conv, after), address(grad_x), *results)
+    _native.load().convolution_backward(
+        convolution(x, weight, conv, after),
+        address(grad_x),
+        address(grad_weight),
+        0 if grad_bias is None else grad_bias.data_ptr(),
+    )
     return grad_x, grad_weight, grad_bias
