@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import random
 import time
@@ -27,6 +28,7 @@ from fastcnn import LRN, MaxPool
 from fastcnn import functional as F
 from fastcnn.bench.machine import facts
 from fastcnn.measure import Timing, quartiles
+from fastcnn.models._blocks import Classifier
 
 RESULTS = Path(__file__).parent / "results" / "sweep.json"
 THREADS = (1, 2)
@@ -167,6 +169,16 @@ def network_case(draw: random.Random) -> Case:
     return of_modules(f"{what}-F{hidden}-F10", x, plain, fastcnn.fuse(copy.deepcopy(plain)))
 
 
+def dense_case(draw: random.Random) -> Case:
+    """Draws one to three dense layers as the models have them."""
+    widths = [2 ** draw.randrange(4, 13) for _ in range(draw.randrange(2, 5))]
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    plain, x = nn.Sequential(*layers[:-1]), torch.randn(2 ** draw.randrange(8), widths[0])
+    return of_modules("-".join(map(str, widths[1:])), x, plain, Classifier(*copy.deepcopy(layers[:-1])))
+
+
 def lenet_case(draw: random.Random) -> Case:
     variant, batch = draw.choice(["relu", "caffe"]), draw.choice([1, 2, 4, 8, 16, 32, 64, 128])
     plain, ours = (fastcnn.models.lenet5(variant, fused=fused) for fused in (False, True))
@@ -180,6 +192,7 @@ OPS = {
     "epilogue": epilogue_case,
     "conv2d_block": block_case,
     "fused Sequential": network_case,
+    "dense layers": dense_case,
     "lenet5": lenet_case,
 }
 

@@ -65,7 +65,7 @@ struct DenseParams {
   const void *weight = nullptr, *bias = nullptr;
 };
 
-// Convolutions, then dense layers, each of the one before; float32, NCHW. In the convolutions N and
+// Convolutions, then dense layers, either may be none; float32, NCHW. In the convolutions N and
 // the data of x and y don't count.
 struct NetworkParams {
   int64_t N = 0;

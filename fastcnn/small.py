@@ -76,7 +76,7 @@ def _may_be_prepared(module: nn.Module, input: Tensor) -> bool:
     if torch.is_grad_enabled() and (module.training or input.requires_grad):
         return False
     if (
-        input.dim() != 4
+        input.dim() not in (2, 4)
         or input.device.type != "cpu"
         or backends.current_backend() != "auto"
         or cpu.missing_reason()
@@ -128,7 +128,7 @@ class Making:
         self.call = _native.load().Prepared(_torch(), input)
         self.watch = self.call.watch
         self.x = input
-        self.tensors = self.products = 0
+        self.tensors = self.products = self.convolutions = 0
 
     def value(self, module: nn.Module, *names: str) -> list[Any]:
         """Returns attributes of a module, which must stay the same objects, and can't be changed in place."""
@@ -171,6 +171,7 @@ class Making:
         after = params(sizes.shape, y.contiguous(memory_format=format), None, None, None, stages, format)
         self.call.convolution(_direct.convolution(self.x, weight, numbers, after), at, bias_at)
         self.x, self.products = y.contiguous(memory_format=outside), self.products + sizes.products
+        self.convolutions += 1
 
     def parameters_of(self, module: nn.Module) -> None:
         self.watch.entry(module.__dict__, "_parameters", module._parameters)
@@ -181,7 +182,7 @@ class Making:
         require(weight is not None and self.x.dim() == 2 and weight.shape[1] == self.x.shape[1])
         assert weight is not None
         outputs, inputs = weight.shape
-        require(inputs * outputs <= _DENSE)
+        require(inputs * outputs <= _DENSE if self.convolutions else len(self.x) <= _IMAGES)
         self.call.dense(inputs, outputs, relu, at, bias_at)
         self.x = self.x.new_empty(self.x.shape[0], outputs, device="meta")
         self.products += self.x.shape[0] * inputs * outputs
@@ -195,7 +196,8 @@ class Making:
         return self.call
 
 
-_DENSE = 1 << 20  # weights of a dense layer that is part of a network: more are a matrix product's affair
+_DENSE = 1 << 20  # weights of a dense layer behind convolutions, whose threads don't share them
+_IMAGES = 32  # of dense layers alone: past these a library's matrix product reads the weights as rarely
 
 
 def _is_frozen(value: Any) -> bool:
@@ -271,7 +273,7 @@ def chain(
     """
 
     def make(making: Making) -> None:
-        require(input.dtype == torch.float32 and input.dim() == 4 and input.is_contiguous() and len(input))
+        require(input.dtype == torch.float32 and input.is_contiguous() and len(input))
         making.in_chain = True
         making.value(module, *names)
         making.watch.entry(module.__dict__, "_modules", module._modules)
@@ -354,7 +356,7 @@ def _add_layers(making: Making, leaves: Sequence[Any], margins: Sequence[int]) -
     from .nn import ConvBlock2d
 
     rest: Sequence[Any] = [leaf for leaf in leaves if not _does_nothing(leaf, making)]
-    require(rest and isinstance(rest[0], nn.Conv2d))
+    require(rest and isinstance(rest[0], nn.Conv2d if making.x.dim() == 4 else nn.Linear))
     while rest:
         layer, *rest = rest
         kind = type(layer)

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 import fastcnn
 from fastcnn import MaxPool, models
+from fastcnn.models._blocks import Conv, ConvNet, Dense, Table
 from fastcnn.stages import Stages
 from fastcnn.testing import assert_close
 
@@ -39,6 +40,13 @@ def sequential(fused):
     return fastcnn.fuse(model) if fused else model
 
 
+def wide(fused):
+    """Returns a network with many weights: its dense layers are a call of their own."""
+    conv = Conv("conv1", 64, 3, padding=1, pool=MaxPool(1))
+    denses = Dense("fc2", 300, dropout=True), Dense("fc3")
+    return ConvNet("wide", Table((conv,), 8, denses, published=(8,), adaptive=True), 10, 0, 3, fused)
+
+
 class Subject(NamedTuple):
     """Names build(fused), which gives a module in training mode, and the shape of an input."""
 
@@ -51,6 +59,7 @@ SUBJECTS = {
     "caffe": Subject(lambda fused: models.lenet5("caffe", fused=fused), (3, 1, 28, 28)),
     "adaptive": Subject(lambda fused: models.lenet5("relu", adaptive=True, fused=fused), (3, 1, 30, 37)),
     "fuse": Subject(sequential, (3, 4, 16, 16)),
+    "dense": Subject(wide, (3, 3, 8, 8)),
     "block": Subject(
         lambda fused: (fastcnn.nn.ConvBlock2d if fused else PlainBlock)(4, 6, 3, pool=MaxPool(2)),
         (3, 4, 11, 9),
@@ -58,7 +67,8 @@ SUBJECTS = {
     "pool": Subject(lambda fused: (fastcnn.nn if fused else nn).MaxPool2d(3, 2, 1), (3, 4, 11, 9)),
     "lrn": Subject(lambda fused: (fastcnn.nn if fused else nn).LocalResponseNorm(3, 1.0), (3, 4, 11, 9)),
 }
-NETS = ("relu", "caffe", "adaptive", "fuse")
+MODELS = ("relu", "caffe", "adaptive", "dense")
+NETS = (*MODELS, "fuse")
 CONVS = (*NETS, "block")
 
 

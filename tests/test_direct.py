@@ -297,8 +297,8 @@ def test_what_is_declined():
 @st.composite
 def networks(draw):
     rows, channels = draw(st.integers(3, 14)), draw(st.integers(1, 5))
-    x, layers, shape = (draw(st.integers(1, 9)), channels, rows, rows + draw(st.integers(0, 5))), [], None
-    for _ in range(draw(st.integers(1, 2))):
+    x, layers = (draw(st.integers(1, 9)), channels, rows, rows + draw(st.integers(0, 5))), []
+    for _ in range(draw(st.integers(0, 2))):
         outputs = draw(st.integers(1, 20))
         layers += [
             nn.Conv2d(channels, outputs, draw(st.sampled_from([1, 3])), padding=1, bias=draw(st.booleans()))
@@ -306,10 +306,12 @@ def networks(draw):
         layers += [nn.ReLU()] * draw(st.booleans()) + [nn.MaxPool2d(2, ceil_mode=True)] * draw(st.booleans())
         channels = outputs
     with torch.no_grad():
-        shape = nn.Sequential(*layers)(torch.zeros(x)).shape
-    inputs = shape[1:].numel()
-    layers.append(nn.Flatten())
-    for _ in range(draw(st.integers(0, 3))):
+        inputs = nn.Sequential(*layers, nn.Flatten())(torch.zeros(x)).shape[1]
+    if layers:
+        layers.append(nn.Flatten())
+    else:
+        x = x[0], inputs
+    for _ in range(draw(st.integers(0 if layers else 1, 3))):
         outputs = draw(st.integers(1, 70))
         layers += [nn.Linear(inputs, outputs, bias=draw(st.booleans()))] + [nn.ReLU()] * draw(st.booleans())
         inputs = outputs

@@ -7,6 +7,7 @@ import pytest
 import torch
 from prepared import (
     CONVS,
+    MODELS,
     NETS,
     SUBJECTS,
     alike,
@@ -345,7 +346,7 @@ OTHERS = [
     for names, table in (
         (("block",), OF_A_BLOCK),
         (NETS, OF_A_NET),
-        (NETS[:3], OF_LENET),
+        (MODELS, OF_LENET),
         (("fuse",), OF_A_SEQUENTIAL),
         (("pool",), OF_A_POOL),
         (("lrn",), OF_A_NORM),
@@ -415,8 +416,8 @@ PLACES = {
     "conv": (conv, CONVS),
     "last conv": (lambda m: convs(m)[-1], NETS),
     "dense": (dense, NETS),
-    "features": (lambda m: m.features, NETS[:3]),
-    "dropout": (lambda m: dropouts(m)[0], NETS[:3]),
+    "features": (lambda m: m.features, MODELS),
+    "dropout": (lambda m: dropouts(m)[0], MODELS),
 }
 # A ConvBlock2d has a ReLU and pooling behind its convolution, so other layers are hooked in a plain network.
 ALIKE = [
@@ -424,7 +425,7 @@ ALIKE = [
     for place, (_, names) in PLACES.items()
     for name in names
     for hook in HOOKS
-    if place in ("root", "dense", "dropout") and not ("global" in hook and name in NETS[:3])
+    if place in ("root", "dense", "dropout") and not ("global" in hook and name in MODELS)
 ]
 
 

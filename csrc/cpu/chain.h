@@ -1,5 +1,5 @@
-// A small network as one loop: some images at a time go through all layers, from one buffer to the
-// other, and stay in cache.
+// Convolutions and what follows as one loop: some images at a time go through all layers, from one
+// buffer to the other, and stay in cache.
 #pragma once
 
 #include <memory>
@@ -52,8 +52,7 @@ class ChainForward {
     }
     for (const DenseParams& p : net.denses) most = std::max(most, p.outputs);
     for (float*& buffer : buffers_) buffer = scratch.span<float>(images_ * most);
-    const bool starts_dense = layers_.empty();
-    inputs_ = starts_dense ? net.denses[0].inputs : layers_[0].x.n;
+    inputs_ = layers_[0].x.n;
     outputs_ = net.denses.empty() ? layers_.back().after.y.n : net.denses.back().outputs;
   }
 
@@ -76,9 +75,8 @@ class ChainForward {
     }
     for (const DenseParams& p : net_.denses) {
       float* to = --left ? buffers_[left % 2] : end;
-      const auto *weight = static_cast<const float*>(p.weight),
-                 *bias = static_cast<const float*>(p.bias);
-      DenseTask{from, weight, bias, to, p.inputs, p.outputs, p.relu}.run(images);
+      const DenseForward dense(p, from, to, images);
+      for (int64_t part = 0; part < dense.tasks(); ++part) dense.run(part);
       from = to;
     }
   }

@@ -2,6 +2,7 @@
 // Each value is summed in the same order whatever else is computed beside it.
 #pragma once
 
+#include "geometry.h"
 #include "spans.h"
 
 namespace fastcnn::FASTCNN_ISA {
@@ -32,14 +33,45 @@ inline void lane_sums(Vec<float>* v, float* out) {
   }
 }
 
-constexpr int64_t kVectorsAtOnce = 64;  // in one sum: longer ones lose digits
+constexpr int64_t kVectorsAtOnce = 64;      // in one sum: longer ones lose digits
+constexpr int64_t kOutputsAtOnce = 8;       // whose weights all images use while they are in cache
+constexpr int64_t kTaskProducts = 1 << 17;  // at least: fewer are not worth another thread
 
 // x: (images, inputs); weight: (outputs, inputs); bias: (outputs,) or null; y: (images, outputs).
-struct DenseTask {
-  const float *x, *weight, *bias;
-  float* y;
-  int64_t inputs, outputs;
-  bool relu;
+class DenseForward {
+ public:
+  DenseForward(const DenseParams& p, const float* from, float* to, int64_t count)
+      : x(from),
+        weight(static_cast<const float*>(p.weight)),
+        bias(static_cast<const float*>(p.bias)),
+        y(to),
+        images(count),
+        inputs(p.inputs),
+        outputs(p.outputs),
+        outputs_(
+            round_up(std::max<int64_t>(1, kTaskProducts / std::max<int64_t>(1, images * inputs)),
+                     kOutputsAtOnce)),
+        relu(p.relu) {}
+
+  int64_t tasks() const { return (outputs + outputs_ - 1) / outputs_; }
+
+  void run(int64_t task) const {
+    const int64_t end = std::min(outputs, (task + 1) * outputs_);
+    for (int64_t o = task * outputs_; o < end; o += kOutputsAtOnce) {
+      const Rows at_once{o, std::min(end, o + kOutputsAtOnce)};
+      int64_t n = 0;
+      for (; n + 4 <= images; n += 4) tiles<4, 4>(n, at_once);
+      for (; n < images; ++n) tiles<1, 8>(n, at_once);
+    }
+  }
+
+ private:
+  template <int IMAGES, int ROWS>
+  void tiles(int64_t n, Rows at_once) const {
+    int64_t o = at_once.begin;
+    for (; o + ROWS <= at_once.end; o += ROWS) tile<IMAGES, ROWS>(n, o);
+    for (; o < at_once.end; ++o) tile<IMAGES, 1>(n, o);
+  }
 
   // ROWS outputs, from o on, of IMAGES images, from n on.
   template <int IMAGES, int ROWS>
@@ -80,19 +112,10 @@ struct DenseTask {
     for (int k = 0; k < IMAGES * ROWS; ++k) values[k] += parts[k];
   }
 
-  template <int IMAGES>
-  void images(int64_t n) const {
-    constexpr int ROWS = IMAGES == 4 ? 4 : 8;
-    int64_t o = 0;
-    for (; o + ROWS <= outputs; o += ROWS) tile<IMAGES, ROWS>(n, o);
-    for (; o < outputs; ++o) tile<IMAGES, 1>(n, o);
-  }
-
-  void run(int64_t count) const {
-    int64_t n = 0;
-    for (; n + 4 <= count; n += 4) images<4>(n);
-    for (; n < count; ++n) images<1>(n);
-  }
+  const float *x, *weight, *bias;
+  float* y;
+  int64_t images, inputs, outputs, outputs_;  // the last: of a task
+  bool relu;
 };
 
 }  // namespace fastcnn::FASTCNN_ISA

@@ -155,7 +155,24 @@ void convolution_backward(const ConvParams& p) {
   });
 }
 
+// Dense layers one by one, so that threads share the weights, which are far more than the images.
+static void denses_forward(const NetworkParams& p) {
+  int64_t most = 0;
+  for (const DenseParams& layer : p.denses) most = std::max(most, layer.outputs);
+  const std::unique_ptr<float[]> buffers(new float[2 * p.N * most]);
+  const float* from = static_cast<const float*>(p.x);
+  for (size_t i = 0; i < p.denses.size(); ++i) {
+    const bool last = i + 1 == p.denses.size();
+    float* to = last ? static_cast<float*>(p.y) : buffers.get() + i % 2 * p.N * most;
+    run_tasks(
+        p.threads, [&](Scratch&) { return DenseForward(p.denses[i], from, to, p.N); },
+        [](DenseForward& worker, int64_t task) { worker.run(task); });
+    from = to;
+  }
+}
+
 void network_forward(const NetworkParams& p) {
+  if (p.convolutions.empty()) return denses_forward(p);
   const PackedWeights packed(p);
   run_tasks(
       p.threads, [&](Scratch& scratch) { return ChainForward(p, packed, scratch); },

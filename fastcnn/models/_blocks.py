@@ -187,7 +187,7 @@ class ConvNet(torch.nn.Module):
         if fused and any(row.batch_norm for row in table.convs):
             fuse(self.features)
         self.avgpool = torch.nn.AdaptiveAvgPool2d(table.map_size) if table.adaptive else torch.nn.Identity()
-        self.classifier = torch.nn.Sequential(OrderedDict(classifier))
+        self.classifier = (Classifier if fused else torch.nn.Sequential)(OrderedDict(classifier))
 
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(self.features, Features):
@@ -235,6 +235,17 @@ class Features(torch.nn.Sequential):
         return "Sequential"
 
 
+class Classifier(torch.nn.Sequential):
+    """Dense layers; of few images they are one call, which waits for nothing but their weights."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        y = small.run(self, input, small.sequence)
+        return super().forward(input) if y is None else y
+
+    def _get_name(self) -> str:
+        return "Sequential"
+
+
 def _called(net: ConvNet) -> list[torch.nn.Module]:
     """Returns what a network calls, one after another."""
     return [net.features, net.avgpool, _FLATTEN, net.classifier]
@@ -242,7 +253,7 @@ def _called(net: ConvNet) -> list[torch.nn.Module]:
 
 _FLATTEN = torch.nn.Flatten()
 _prepare = partial(small.chain, _called, ("margins",))
-small.know(sequences=[Features])
+small.know(sequences=[Features, Classifier])
 
 
 def margins_of(
