@@ -48,6 +48,8 @@ def run(module: nn.Module, input: Tensor, prepare: Prepare) -> Tensor | None:
     """Returns the module's output by a prepared call; None where the module has to be called as usual."""
     if torch.compiler.is_compiling() or type(input) is not Tensor:
         return None
+    if module.training and torch.is_grad_enabled():
+        return None
     owner = module.__dict__
     calls: Calls | None = owner.get("_fastcnn_calls")
     if calls is None or calls.owner is not owner:
@@ -73,7 +75,7 @@ def run(module: nn.Module, input: Tensor, prepare: Prepare) -> Tensor | None:
 
 
 def _may_be_prepared(module: nn.Module, input: Tensor) -> bool:
-    if torch.is_grad_enabled() and (module.training or input.requires_grad):
+    if torch.is_grad_enabled() and input.requires_grad:
         return False
     if (
         input.dim() not in (2, 4)

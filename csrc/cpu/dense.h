@@ -2,6 +2,8 @@
 // Each value is summed in the same order whatever else is computed beside it.
 #pragma once
 
+#include <limits>
+
 #include "geometry.h"
 #include "spans.h"
 
@@ -33,7 +35,8 @@ inline void lane_sums(Vec<float>* v, float* out) {
   }
 }
 
-constexpr int64_t kVectorsAtOnce = 64;      // in one sum: longer ones lose digits
+constexpr int kImages = lanes<float> == 16 ? 4 : 2;  // of a tile: its sums are in registers
+constexpr int64_t kVectorsAtOnce = 64;               // in one sum: longer ones lose digits
 constexpr int64_t kOutputsAtOnce = 8;       // whose weights all images use while they are in cache
 constexpr int64_t kTaskProducts = 1 << 17;  // at least: fewer are not worth another thread
 
@@ -51,21 +54,25 @@ class DenseForward {
         outputs_(
             round_up(std::max<int64_t>(1, kTaskProducts / std::max<int64_t>(1, images * inputs)),
                      kOutputsAtOnce)),
-        relu(p.relu) {}
+        least(p.relu ? 0 : -std::numeric_limits<float>::infinity()) {}
 
   int64_t tasks() const { return (outputs + outputs_ - 1) / outputs_; }
 
   void run(int64_t task) const {
     const int64_t end = std::min(outputs, (task + 1) * outputs_);
     for (int64_t o = task * outputs_; o < end; o += kOutputsAtOnce) {
-      const Rows at_once{o, std::min(end, o + kOutputsAtOnce)};
-      int64_t n = 0;
-      for (; n + 4 <= images; n += 4) tiles<4, 4>(n, at_once);
-      for (; n < images; ++n) tiles<1, 8>(n, at_once);
+      all_images<kImages>(0, {o, std::min(end, o + kOutputsAtOnce)});
     }
   }
 
  private:
+  // From image n on: groups of IMAGES, then of half as many, and so on.
+  template <int IMAGES>
+  void all_images(int64_t n, Rows at_once) const {
+    for (; n + IMAGES <= images; n += IMAGES) tiles<IMAGES, IMAGES == 1 ? 8 : 4>(n, at_once);
+    if constexpr (IMAGES > 1) all_images<IMAGES / 2>(n, at_once);
+  }
+
   template <int IMAGES, int ROWS>
   void tiles(int64_t n, Rows at_once) const {
     int64_t o = at_once.begin;
@@ -79,10 +86,12 @@ class DenseForward {
     float values[IMAGES * ROWS] = {};
     for (int64_t from = 0; from < inputs; from += kVectorsAtOnce * lanes<float>)
       add_products<IMAGES, ROWS>(n, o, from, values);
+    float shift[ROWS] = {};
+    if (bias) std::copy_n(bias + o, ROWS, shift);
     for (int m = 0; m < IMAGES; ++m)
       for (int r = 0; r < ROWS; ++r) {
-        const float v = values[m * ROWS + r] + (bias ? bias[o + r] : 0.f);
-        y[(n + m) * outputs + o + r] = relu && v < 0 ? 0.f : v;
+        const float v = values[m * ROWS + r] + shift[r];
+        y[(n + m) * outputs + o + r] = v < least ? least : v;
       }
   }
 
@@ -115,7 +124,7 @@ class DenseForward {
   const float *x, *weight, *bias;
   float* y;
   int64_t images, inputs, outputs, outputs_;  // the last: of a task
-  bool relu;
+  float least;                                // value of y
 };
 
 }  // namespace fastcnn::FASTCNN_ISA
