@@ -93,9 +93,9 @@ def _torch_is_as_fast(
         return False
     if current_backend() != "auto" or torch.is_autocast_enabled("cpu"):
         return False
-    return (
-        cpu.unsupported_reason(x, stages) is None and cpu.slower_reason(x, stages, weight, conv) is not None
-    )
+    if cpu.unsupported_reason(x, stages):
+        return False
+    return cpu.slower_reason(x, stages, weight, conv) is not None
 
 
 def _is_plain(x: Tensor, stages: Stages, weight: Tensor | None = None, conv: Conv | None = None) -> bool:

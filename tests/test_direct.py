@@ -115,18 +115,20 @@ def directly(monkeypatch):
     """What the kernels can do they do, however fast."""
 
     def geometry(x, weight, conv, stages, *_, **__):
-        return _direct.Geometry(x, weight, conv) if _direct._fits(x, weight, conv, stages) else None
+        fits = not stages.lrn and x.dtype == weight.dtype in DTYPES
+        fits = fits and _direct._fits(x.shape, weight.shape, conv)
+        return _direct.Geometry(x.shape, weight.shape, conv) if fits else None
 
     monkeypatch.setattr(_direct, "geometry", geometry)
 
 
 def forward(case, x, weight, bias):
-    sizes = _direct.Geometry(x, weight, case.conv)
+    sizes = _direct.Geometry(x.shape, weight.shape, case.conv)
     return _direct.forward(x, weight, bias, case.conv, case.stages, True, sizes)
 
 
 def backward(case, grad_y, x, weight, y, offsets, needed=(True, True, True)):
-    sizes = _direct.Geometry(x, weight, case.conv)
+    sizes = _direct.Geometry(x.shape, weight.shape, case.conv)
     return _direct.backward(grad_y, x, weight, y, offsets, case.conv, case.stages, needed, sizes)
 
 

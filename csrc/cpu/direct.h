@@ -87,18 +87,44 @@ struct Direct {
   // Weights in float32 as (block of output channels, tap, channel), with zeros past the last one.
   template <class T>
   void pack(float* out) const {
-    const Tensor& weight = p.weight;
+    const Tensor weight = p.weight;
+    const bool dense = weight.w == 1 && weight.h == p.kw && weight.c == p.kh * p.kw;
     for (int64_t g = 0; g < p.groups; ++g)
       for (int64_t o = 0, n = 0; o < group_out; o += n) {
         n = channels_at(o);
         const int64_t real = std::min(n, group_out - o);
         const T* first = static_cast<const T*>(weight.data) + (g * group_out + o) * weight.n;
-        for_taps(p, weight, [&](int64_t at) {
-          for (int64_t l = 0; l < real; ++l) out[l] = T::get(first[l * weight.n + at]);
+        if (dense && !by_pixels) {
+          for (int64_t part = 0; part < n; part += kLanes)
+            pack_lanes(first + part * weight.n, std::min<int64_t>(kLanes, real - part), out + part,
+                       n);
+          out += taps * n;
+          continue;
+        }
+        for_taps(p, weight, [=, &out](int64_t at) FASTCNN_INLINE {
+          const T* from = first + at;
+          for (int64_t l = 0; l < real; ++l, from += weight.n) out[l] = T::get(*from);
           std::fill(out + real, out + n, 0.f);
           out += n;
         });
       }
+  }
+
+ private:
+  // As many output channels as lanes, `real` of them there, whose taps lie side by side.
+  template <class T>
+  void pack_lanes(const T* from, int64_t real, float* out, int64_t pitch) const {
+    using Raw = typename T::Raw;
+    for (int64_t t = 0; t < taps; t += kLanes) {
+      const int64_t n = std::min<int64_t>(kLanes, taps - t);
+      Vec<float> v[kLanes] = {};
+      for (int64_t l = 0; l < real; ++l) {
+        const T* at = from + l * p.weight.n + t;
+        v[l] = T::widen(n == kLanes ? load<Raw>(at) : load_first<Raw>(at, n));
+      }
+      transpose<float>(v);
+      for (int64_t i = 0; i < n; ++i) store(out + (t + i) * pitch, v[i]);
+    }
   }
 };
 

@@ -28,9 +28,14 @@ def sides(padding: Sequence[int]) -> list[int]:
 
 def conv_output_size(x: Tensor, weight: Tensor, conv: Conv) -> list[int]:
     """Returns [rows, columns] of the output; what makes no sense is for the convolution to refuse."""
+    return output_size(x.shape, weight.shape, conv)
+
+
+def output_size(shape: Sequence[int], weight: Sequence[int], conv: Conv) -> list[int]:
+    """Returns the same for the shapes of both."""
     stride, padding, dilation, _ = conv
     around = sides(padding)
-    sizes = zip(x.shape[2:], weight.shape[2:], stride, around[:2], around[2:], dilation, strict=False)
+    sizes = zip(shape[2:], weight[2:], stride, around[:2], around[2:], dilation, strict=False)
     return [(n + a + b - d * (k - 1) - 1) // max(1, s) + 1 for n, k, s, a, b, d in sizes]
 
 

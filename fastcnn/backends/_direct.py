@@ -6,6 +6,7 @@ its lanes. Ours, csrc/cpu/direct.h, is one call, and so is its backward.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from .. import _native
 from ..stages import Conv, Stages
 from ._block import BlockGradients
-from ._convolution import conv_output_size, output_format, sides
+from ._convolution import output_format, output_size, sides
 from ._launch import Results, address, allocate, empty_on, params
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -24,12 +25,12 @@ _empty = empty_on(torch.device("cpu"))
 
 
 class Geometry:
-    """A convolution's sizes: of its output, of a group, and the products that it takes."""
+    """A convolution's sizes, given its input's shape: of its output, and the products that it takes."""
 
-    def __init__(self, x: Tensor, weight: Tensor, conv: Conv) -> None:
-        self.images, self.channels = x.shape[0], weight.shape[0]
-        self.rows, self.columns = conv_output_size(x, weight, conv)
-        self.taps = math.prod(weight.shape[1:])
+    def __init__(self, shape: Sequence[int], weight: Sequence[int], conv: Conv) -> None:
+        self.images, self.channels = shape[0], weight[0]
+        self.rows, self.columns = output_size(shape, weight, conv)
+        self.taps = math.prod(weight[1:])
         self.products = self.images * self.channels * self.rows * self.columns * self.taps
 
     @property
@@ -37,16 +38,14 @@ class Geometry:
         return self.images, self.channels, self.rows, self.columns
 
 
-def _fits(x: Tensor, weight: Tensor, conv: Conv, stages: Stages) -> bool:
+def _fits(shape: Sequence[int], weight: Sequence[int], conv: Conv) -> bool:
     """Returns whether the kernel knows this; what is no convolution at all is for torch to refuse."""
     stride, padding, dilation, groups = conv
-    if stages.lrn or x.dtype not in _DTYPES or weight.dtype != x.dtype:
-        return False
     if not (len(stride) == len(dilation) == 2 and len(padding) in (2, 4)):
         return False
-    if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0 or groups < 1 or 0 in weight.shape:
+    if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0 or groups < 1 or 0 in weight:
         return False
-    return x.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0
+    return shape[1] == weight[1] * groups and weight[0] % groups == 0
 
 
 def fits_bias(bias: Tensor | None, weight: Tensor) -> bool:
@@ -59,12 +58,15 @@ def fits_bias(bias: Tensor | None, weight: Tensor) -> bool:
 # Products of a call up to which a library's set-up costs more than it saves: in half precision fewer, which a
 # library may have matrix units for.
 _FEW = {torch.float32: 4 << 20, torch.bfloat16: 1 << 20, torch.float16: 1 << 20}
-_TINY = 1 << 20  # up to which what a call costs in Python tells
 
 
-def _is_tiny(x: Tensor, weight: Tensor) -> bool:
-    """Returns whether there are few products, with stride or without."""
-    return x.numel() // max(1, x.shape[1]) * weight.numel() <= _TINY
+def _has_set_up(shape: Sequence[int], weight: Sequence[int], dtype: torch.dtype, conv: Conv) -> bool:
+    """Returns whether torch sets oneDNN up, which takes longer than a call of ours does in Python.
+
+    Of one small image it doesn't in float32 (ATen's ConvParams::use_mkldnn).
+    """
+    small = shape[0] == 1 and math.prod(shape) <= 20480 and min(weight[2:]) <= 3
+    return not small or conv[3] > 1 or dtype != torch.float32
 
 
 def geometry(
@@ -74,25 +76,34 @@ def geometry(
 
     prepared: whether the call's set-up is done already.
     """
-    if not (prepared or stages.pool) and _is_tiny(x, weight):
+    if stages.lrn or x.dtype not in _DTYPES or weight.dtype != x.dtype:
         return None
-    if not _fits(x, weight, conv, stages):
+    stride, padding, dilation, groups = conv  # lists in an op
+    numbers = tuple(stride), tuple(padding), tuple(dilation), groups
+    return _geometry(x.shape, weight.shape, x.dtype, numbers, stages, prepared)
+
+
+@functools.lru_cache(maxsize=1024)  # a call asks up to three times
+def _geometry(
+    shape: torch.Size, weight: torch.Size, dtype: torch.dtype, conv: Conv, stages: Stages, prepared: bool
+) -> Geometry | None:
+    if not _fits(shape, weight, conv) or not (prepared or _has_set_up(shape, weight, dtype, conv)):
         return None
-    sizes = Geometry(x, weight, conv)
+    sizes = Geometry(shape, weight, conv)
     if sizes.images == 0 or sizes.rows < 1 or sizes.columns < 1:
         return None
     if stages.pool and min(stages.pool.windows(sizes.rows, 0), stages.pool.windows(sizes.columns, 1)) < 1:
         return None
-    return sizes if _is_best(x.dtype, weight, sizes, stages) else None
+    return sizes if _is_best(dtype, weight, sizes, stages) else None
 
 
-def _is_best(dtype: torch.dtype, weight: Tensor, sizes: Geometry, stages: Stages) -> bool:
+def _is_best(dtype: torch.dtype, weight: Sequence[int], sizes: Geometry, stages: Stages) -> bool:
     """Returns whether the kernel is faster than a library's; by `make sweep`, on one thread.
 
     A 1 x 1 kernel is a matrix product. Few channels leave a library's lanes idle; to pool at once saves
     writing and reading the maps, which of large ones a library also rearranges.
     """
-    _, channels, *kernel = weight.shape
+    _, channels, *kernel = weight
     if max(kernel) == 1:
         return False
     if sizes.products <= _FEW[dtype]:

@@ -195,7 +195,7 @@ _NOTHING = Stages(relu=False)
 
 
 def _convolve_directly(x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
-    sizes = _direct.Geometry(x, weight, conv)
+    sizes = _direct.Geometry(x.shape, weight.shape, conv)
     return _direct.forward(x, weight, None, conv, _NOTHING, False, sizes)[0]
 
 

@@ -171,7 +171,7 @@ class ConvNet(torch.nn.Module):
         fused: bool,
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.fused = name, fused
         features: Named = []
         for row in table.convs:
             features += block(row, in_channels, fused)
@@ -190,10 +190,11 @@ class ConvNet(torch.nn.Module):
         self.classifier = (Classifier if fused else torch.nn.Sequential)(OrderedDict(classifier))
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(self.features, Features):
+        if self.fused:
             y = small.run(self, input, _prepare)
             if y is not None:
                 return y
+        if isinstance(self.features, Features):
             maps = self.features(input, self.margins(input))
         else:
             maps = self.features(self.with_margins(input))
