@@ -75,7 +75,7 @@ def block(
 
 def few_to_pool(x: Tensor, dilation: Pair) -> bool:
     """Returns whether ``auto`` leaves a lone pooling to torch, by the number of values alone."""
-    if type(x) is not Tensor or torch.compiler.is_compiling() or not x.is_cpu or x.numel() >= cpu.SMALL:
+    if type(x) is not Tensor or torch.compiler.is_compiling() or not x.is_cpu or x.numel() >= 8 * cpu.SMALL:
         return False
     if current_backend() != "auto" or cpu.missing_reason() is not None:
         return False

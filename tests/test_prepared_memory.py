@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from prepared import CONVS, NETS, SUBJECTS, alike, conv, convs, dense, pair, reset, same, shifted, warm
+from prepared import NETS, SUBJECTS, alike, conv, convs, dense, pair, reset, same, shifted, warm
 from torch import nn
 from torch.overrides import TorchFunctionMode
 

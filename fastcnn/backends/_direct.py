@@ -83,7 +83,7 @@ def geometry(
     return _geometry(x.shape, weight.shape, x.dtype, numbers, stages, prepared)
 
 
-@functools.lru_cache(maxsize=1024)  # a call asks up to three times
+@functools.lru_cache(maxsize=128)  # a call asks up to three times
 def _geometry(
     shape: torch.Size, weight: torch.Size, dtype: torch.dtype, conv: Conv, stages: Stages, prepared: bool
 ) -> Geometry | None:
