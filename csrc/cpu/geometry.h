@@ -96,7 +96,8 @@ inline int64_t forward_tasks(const EpilogueParams& p) {
 }
 constexpr int64_t kBackwardTasks = 32, kBackwardRows = 8;  // fewer: windows are shared too often
 
-// A thread's scratch memory, zeroed before the first task, handed out in aligned pieces.
+// A thread's scratch memory, handed out in aligned pieces. An epilogue's, and a gradient's, is
+// zeroed before the first task.
 class Scratch {
  public:
   explicit Scratch(char* memory) : memory_(memory) {}

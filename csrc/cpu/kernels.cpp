@@ -16,14 +16,20 @@ namespace fastcnn::FASTCNN_ISA {
 
 namespace {
 
-// Zeroed memory that frees itself.
+enum class Fill { zeros, nothing };
+
+// Memory that frees itself.
 class Memory {
  public:
-  explicit Memory(int64_t bytes)
+  Memory(int64_t bytes, Fill fill)
       : data_(static_cast<char*>(
             std::aligned_alloc(Scratch::kLine, round_up(bytes + 1, Scratch::kLine)))) {
     if (!data_) throw std::bad_alloc();
-    std::memset(data_, 0, bytes);
+    if (fill == Fill::zeros) std::memset(data_, 0, bytes);
+#ifdef __SANITIZE_ADDRESS__  // NaNs, so that a test fails by what was never written
+    else
+      std::memset(data_, 0xff, bytes);
+#endif
   }
   ~Memory() { std::free(data_); }
   Memory(const Memory&) = delete;
@@ -35,13 +41,13 @@ class Memory {
 };
 
 // Runs run(worker, task) for every task on so many threads, each with a worker that make(scratch)
-// makes, and scratch of its own.
+// makes, and scratch of its own: to fill that of a small network takes as long as a layer.
 template <class Make, class Run>
-void run_tasks(int threads, Make make, Run run) {
+void run_tasks(int threads, Fill fill, Make make, Run run) {
   Scratch measure(nullptr);
   const int64_t tasks = make(measure).tasks();
   threads = int(clamp(threads, 1, std::max<int64_t>(1, tasks)));
-  const Memory memory(threads * measure.used());
+  const Memory memory(threads * measure.used(), fill);
   const auto work = [&](int thread, auto each) {
     Scratch scratch(memory.data() + thread * measure.used());
     auto worker = make(scratch);
@@ -69,7 +75,7 @@ void run_tasks(int threads, Make make, Run run) {
 template <class Worker>
 void run_epilogue(const EpilogueParams& p, double* sums) {
   run_tasks(
-      p.threads, [&](Scratch& scratch) { return Worker(p, scratch); },
+      p.threads, Fill::zeros, [&](Scratch& scratch) { return Worker(p, scratch); },
       [&](Worker& worker, int64_t task) { worker.run(task, sums ? sums + task * p.C : nullptr); });
 }
 
@@ -78,7 +84,7 @@ void run_backward(const EpilogueParams& p) {
   if (!p.bias) return run_epilogue<Worker>(p, nullptr);
   Scratch measure(nullptr);
   const int64_t tasks = Worker(p, measure).tasks();
-  const Memory memory(tasks * p.C * int64_t(sizeof(double)));
+  const Memory memory(tasks * p.C * int64_t(sizeof(double)), Fill::zeros);
   double* sums = reinterpret_cast<double*>(memory.data());
   run_epilogue<Worker>(p, sums);
   for (int64_t c = 0; c < p.C; ++c) {
@@ -130,7 +136,8 @@ void convolution_forward(const ConvParams& p) {
       float* weights = packed.get();
       direct.pack<T>(weights);
       run_tasks(
-          p.after.threads, [&](Scratch& scratch) { return DirectForward<T>(p, weights, scratch); },
+          p.after.threads, Fill::nothing,
+          [&](Scratch& scratch) { return DirectForward<T>(p, weights, scratch); },
           [](DirectForward<T>& worker, int64_t task) { worker.run(task); });
     }
   });
@@ -144,7 +151,8 @@ void convolution_backward(const ConvParams& p) {
       const Gradients<T> gradients(p, !pooled);
       const std::vector<float> weights = p.grad_x.data ? packed_turned<T>(p) : std::vector<float>();
       const auto run = [&](auto make) {
-        run_tasks(p.after.threads, make, [](auto& worker, int64_t task) { worker.run(task); });
+        run_tasks(p.after.threads, Fill::zeros, make,
+                  [](auto& worker, int64_t task) { worker.run(task); });
       };
       if (pooled)
         run([&](Scratch& s) { return PooledBackward<T>(p, gradients, weights, s); });
@@ -165,7 +173,8 @@ static void denses_forward(const NetworkParams& p) {
     const bool last = i + 1 == p.denses.size();
     float* to = last ? static_cast<float*>(p.y) : buffers.get() + i % 2 * p.N * most;
     run_tasks(
-        p.threads, [&](Scratch&) { return DenseForward(p.denses[i], from, to, p.N); },
+        p.threads, Fill::nothing,
+        [&](Scratch&) { return DenseForward(p.denses[i], from, to, p.N); },
         [](DenseForward& worker, int64_t task) { worker.run(task); });
     from = to;
   }
@@ -175,7 +184,7 @@ void network_forward(const NetworkParams& p) {
   if (p.convolutions.empty()) return denses_forward(p);
   const PackedWeights packed(p);
   run_tasks(
-      p.threads, [&](Scratch& scratch) { return ChainForward(p, packed, scratch); },
+      p.threads, Fill::nothing, [&](Scratch& scratch) { return ChainForward(p, packed, scratch); },
       [](ChainForward& worker, int64_t task) { worker.run(task); });
 }
 
