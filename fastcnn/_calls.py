@@ -55,10 +55,13 @@ def block(
 
     margins: rows and columns of zeros, besides padding, at the top, left, bottom and right.
     """
-    if input.dim() == 3 and weight.dim() == 4:
+    tensors = isinstance(input, Tensor) and isinstance(weight, Tensor)
+    tensors = tensors and (bias is None or isinstance(bias, Tensor))
+    if tensors and input.dim() == 3 and weight.dim() == 4:
         given = stride, padding, dilation, groups, stages, recompute, margins
         return block(input.unsqueeze(0), weight, bias, *given).squeeze(0)
-    fits = input.dim() == weight.dim() == 4 and (isinstance(padding, (int, str)) or len(padding) <= 2)
+    fits = tensors and input.dim() == weight.dim() == 4
+    fits = fits and (isinstance(padding, (int, str)) or len(padding) <= 2)
     if not fits or input.dtype not in DTYPES or stages.empty:  # if it doesn't fit, conv2d says what is wrong
         if margins:
             top, left, bottom, right = margins

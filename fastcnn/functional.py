@@ -48,6 +48,9 @@ def epilogue(
         ValueError: an unknown order.
         TypeError: lrn or pool is not a spec.
     """
+    if not (isinstance(input, Tensor) and (bias is None or isinstance(bias, Tensor))):
+        kinds = f"{type(input).__name__} and {type(bias).__name__}"
+        raise TypeError(f"epilogue: input must be a Tensor, bias one or None, but got {kinds}")
     return _calls.epilogue(input, bias, stages_of(relu, lrn, pool, order))
 
 
@@ -113,9 +116,10 @@ def max_pool2d(
         except (RuntimeError, TypeError):
             pass  # said below in our words
     stages = pool_alone(kernel_size, stride, padding, dilation, ceil_mode)
-    if input.dim() not in (3, 4):
+    is_tensor = isinstance(input, Tensor)
+    if is_tensor and input.dim() not in (3, 4):
         raise RuntimeError(f"max_pool2d: expected a 3D or 4D input, but got shape {tuple(input.shape)}")
-    if return_indices or input.dtype not in DTYPES:
+    if return_indices or not is_tensor or input.dtype not in DTYPES:
         assert stages.pool
         return F.max_pool2d(input, *stages.pool.pairs, ceil_mode, return_indices=return_indices)  # type: ignore[call-overload]
     return _calls.epilogue(input, None, stages)

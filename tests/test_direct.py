@@ -427,7 +427,8 @@ WRONG = [
     {"weight": torch.ones(0, 3, 3, 3)}, {"bias": torch.ones(5)}, {"bias": torch.ones(4).half()},
     {"bias": torch.ones(4, 1)}, {"input": torch.ones(2, 3, 0, 8)}, {"input": torch.ones(3, 8)},
     {"input": torch.ones(2, 0, 8, 8)}, {"stride": 0}, {"stride": (1, 1, 1)}, {"padding": -1},
-    {"dilation": 0}, {"groups": 2}, {"groups": 0},
+    {"dilation": 0}, {"groups": 2}, {"groups": 0}, {"input": [1.0]}, {"input": None}, {"weight": None},
+    {"weight": "w"}, {"bias": [1.0] * 4},
 ]  # fmt: skip
 
 

@@ -261,6 +261,8 @@ def margins_of(
     name: str, margins: Callable[[int], tuple[int, int]], sizes: Sizes, input: Tensor
 ) -> tuple[int, int, int, int]:
     """Rows and columns of zeros at the top, left, bottom and right; a size that is not taken is refused."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{name}: input must be a Tensor, but got {type(input).__name__}")
     height, width = input.shape[-2:] if input.dim() in (3, 4) else (0, 0)
     if not (sizes.taken(height) and sizes.taken(width)):
         raise RuntimeError(
