@@ -149,15 +149,18 @@ void convolution_backward(const ConvParams& p) {
     if constexpr (!std::is_same_v<T, F64>) {
       const bool pooled = p.after.pool.kh > 0;
       const Gradients<T> gradients(p, !pooled);
-      const std::vector<float> weights = p.grad_x.data ? packed_turned<T>(p) : std::vector<float>();
       const auto run = [&](auto make) {
         run_tasks(p.after.threads, Fill::zeros, make,
                   [](auto& worker, int64_t task) { worker.run(task); });
       };
-      if (pooled)
-        run([&](Scratch& s) { return PooledBackward<T>(p, gradients, weights, s); });
-      else
+      if (pooled) {
+        const Windows<T> windows(p);
+        run([&](Scratch& s) { return PooledBackward<T>(windows, gradients, s); });
+      } else {
+        const std::vector<float> weights =
+            p.grad_x.data ? packed_turned<T>(p) : std::vector<float>();
         run([&](Scratch& s) { return DirectBackward<T>(p, gradients, weights, s); });
+      }
       gradients.write();
     }
   });

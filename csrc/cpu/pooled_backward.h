@@ -1,38 +1,18 @@
 // The gradients of a direct convolution behind which values were pooled. Of each window one value
 // alone has a gradient, and a ReLU leaves fewer, so these are walked one by one; g at (h, w) gives
 //   db[o] += g;  dw[o, c, i, :] += g * x[c, h + i, w ..]
-// with lanes along the kernel's rows. dx is as input_gradient.h has it.
+// with lanes along the kernel's rows. dx is as pooled_input_gradient.h has it.
 #pragma once
 
-#include "input_gradient.h"
+#include "pooled_input_gradient.h"
 
 namespace fastcnn::FASTCNN_ISA {
 
-// A part of a row of the kernel: rows are short, and whole cache lines at any address are slow.
-constexpr int kPart = kLanes < 8 ? kLanes : 8;
-typedef float PartVec __attribute__((vector_size(kPart * sizeof(float))));
-
-struct Part {
-  int64_t at;    // where it reads, from a window's first value on
-  int64_t tap;   // its first
-  int64_t taps;  // at most kPart; with dilation one
-};
-
-inline std::vector<Part> parts_of(const ConvParams& p, int64_t plane, int64_t pitch) {
-  std::vector<Part> parts;
-  const int64_t most = p.dw == 1 ? kPart : 1;
-  for (int64_t c = 0; c < p.C / p.groups; ++c)
-    for (int64_t i = 0; i < p.kh; ++i)
-      for (int64_t j = 0; j < p.kw; j += most)
-        parts.push_back({c * plane + i * p.dh * pitch + j * p.dw, (c * p.kh + i) * p.kw + j,
-                         std::min(most, p.kw - j)});
-  return parts;
-}
-
-// A value with a gradient: where its window begins in the input.
+// A value with a gradient: its place in the convolution's output, and where its window begins in
+// the input.
 struct Chosen {
   float g;
-  int64_t at;
+  int64_t pixel, at;
 };
 
 struct Place {
@@ -58,29 +38,24 @@ using AddParts = void (*)(const float*, const Chosen*, int64_t, const Part*, flo
 
 constexpr AddParts kAddParts[] = {&add_parts<1>, &add_parts<2>, &add_parts<3>, &add_parts<4>,
                                   &add_parts<5>, &add_parts<6>, &add_parts<7>, &add_parts<8>};
-constexpr int64_t kPartsAtOnce = 8;
-
 template <class T>
 class PooledBackward {
  public:
-  // packed: the weights for dx.
-  PooledBackward(const ConvParams& params, const Gradients<T>& gradients,
-                 const std::vector<float>& packed, Scratch& scratch)
-      : p(params),
-        after_(params.after),
+  PooledBackward(const Windows<T>& windows, const Gradients<T>& gradients, Scratch& scratch)
+      : p(windows.direct.p),
+        after_(p.after),
         gradients_(gradients),
-        direct_(params),
-        of_input_(params, packed, scratch),
-        plane_(direct_.input_rows(after_.H) * direct_.width),
-        parts_(parts_of(params, plane_, direct_.width)) {
-    direct_.by_pixels = true;  // whole vectors may end past the input: it is always copied
-    input_ = scratch.span<float>(p.grad_weight.data ? direct_.group_in * plane_ + kLanes : 0);
+        direct_(windows.direct),
+        parts_(windows.parts),
+        of_input_(windows, scratch) {
+    input_ = scratch.span<float>(p.grad_weight.data ? direct_.group_in * windows.plane : 0);
     g_ = scratch.span<float>(after_.OH * after_.OW);
     r_ = scratch.span<float>(after_.OH * after_.OW);
-    chosen_ = scratch.span<Chosen>(after_.OH * after_.OW);
+    chosen_ = scratch.span<Chosen>(after_.OH * after_.OW + 1);
     const Pool& pool = after_.pool;
     for (int64_t i = 0; i < pool.kh * pool.kw; ++i)
       places_.push_back({i / pool.kw * pool.dh, i % pool.kw * pool.dw});
+    places_.push_back({after_.H + pool.ph, 0});  // outside
   }
 
   int64_t tasks() const { return gradients_.tasks(); }
@@ -90,49 +65,50 @@ class PooledBackward {
     for (n_ = images.begin; n_ < images.end; ++n_) {
       for (int64_t g = 0; g < p.groups; ++g) {
         if (p.grad_weight.data) padded_input<T>(direct_, n_, g, {0, after_.H}, input_);
+        if (p.grad_x.data) of_input_.clear();
         for (int64_t o = 0; o < direct_.group_out; ++o)
           add_channel(task, g * direct_.group_out + o);
+        if (p.grad_x.data) of_input_.write(n_, g);
       }
-      if (p.grad_x.data) of_input_.write(n_);
     }
   }
 
  private:
   void add_channel(int64_t task, int64_t o) {
     read_gradient<T>(after_, n_, o, g_, r_);
-    if (p.grad_x.data) of_input_.clear(o);
     const int64_t at = n_ * after_.offsets.n + o * after_.offsets.c;
     const void* offsets = after_.offsets.data;
     const int64_t count = after_.offset_bytes == 1
-                              ? choose(o, static_cast<const uint8_t*>(offsets) + at)
-                              : choose(o, static_cast<const int32_t*>(offsets) + at);
-    double sum = 0;
-    for (int64_t i = 0; i < count; ++i) sum += chosen_[i].g;
-    gradients_.of_bias(task)[o] += float(sum);
+                              ? choose(static_cast<const uint8_t*>(offsets) + at)
+                              : choose(static_cast<const int32_t*>(offsets) + at);
+    double sums[4] = {};  // side by side: one addition waits for the one before
+    for (int64_t i = 0; i < count; ++i) sums[i % 4] += chosen_[i].g;
+    gradients_.of_bias(task)[o] += float(sums[0] + sums[1] + sums[2] + sums[3]);
+    for (int64_t i = 0; p.grad_x.data && i < count; ++i)
+      of_input_.put(o % direct_.group_out, chosen_[i].pixel, chosen_[i].g);
     const int64_t parts = p.grad_weight.data ? int64_t(parts_.size()) : 0;
-    float* sums = gradients_.of_weight(task) + o * direct_.taps;
+    float* of_taps = gradients_.of_weight(task) + o * direct_.taps;
     for (int64_t k = 0, n = 0; k < parts; k += n) {
       n = std::min(kPartsAtOnce, parts - k);
-      kAddParts[n - 1](input_, chosen_, count, &parts_[k], sums);
+      kAddParts[n - 1](input_, chosen_, count, &parts_[k], of_taps);
     }
   }
 
-  // The values that were chosen and have a gradient; a window without a place inside has none.
+  // The values that were chosen and have a gradient; a window without a place inside has none. No
+  // branch depends on values: half of them would be foreseen wrongly.
   template <class Offset>
-  int64_t choose(int64_t o, const Offset* offsets) {
+  int64_t choose(const Offset* offsets) {
     const Pool& pool = after_.pool;
     const float* g = g_;
     int64_t count = 0;
     for (int64_t oh = 0; oh < after_.OH; ++oh)
       for (int64_t ow = 0; ow < after_.OW; ++ow, ++g) {
-        const uint32_t place = offsets[oh * after_.offsets.h + ow * after_.offsets.w];
-        if (*g == 0 || place >= uint64_t(pool.kh * pool.kw)) continue;
-        const Place from = places_[place];
-        const int64_t h = oh * pool.sh - pool.ph + from.h, w = ow * pool.sw - pool.pw + from.w;
         // What a saved-tensor hook brought back may name any place.
-        if (h < 0 || h >= after_.H || w < 0 || w >= after_.W) continue;
-        chosen_[count++] = {*g, h * p.sh * direct_.width + w * p.sw};
-        if (p.grad_x.data) of_input_.put(o, h, w, *g);
+        const uint32_t place = offsets[oh * after_.offsets.h + ow * after_.offsets.w];
+        const Place from = places_[std::min<size_t>(place, places_.size() - 1)];
+        const int64_t h = oh * pool.sh - pool.ph + from.h, w = ow * pool.sw - pool.pw + from.w;
+        chosen_[count] = {*g, h * after_.W + w, h * p.sh * direct_.width + w * p.sw};
+        count += (*g != 0) & (h >= 0) & (h < after_.H) & (w >= 0) & (w < after_.W);
       }
     return count;
   }
@@ -140,10 +116,10 @@ class PooledBackward {
   const ConvParams& p;
   const EpilogueParams& after_;
   const Gradients<T>& gradients_;
-  Direct direct_;
-  InputGradient<T> of_input_;
-  int64_t plane_, n_ = 0;
-  std::vector<Part> parts_;
+  const Direct& direct_;
+  const std::vector<Part>& parts_;
+  PooledInputGradient<T> of_input_;
+  int64_t n_ = 0;
   std::vector<Place> places_;  // of a pooling's window
   float *input_, *g_, *r_;
   Chosen* chosen_;
