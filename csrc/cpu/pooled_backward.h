@@ -15,8 +15,10 @@ struct Chosen {
   int64_t pixel, at;
 };
 
+// A place of a pooling's window, counted from its first in rows and columns, in pixels of the
+// convolution's output, and in values of its input.
 struct Place {
-  int64_t h, w;
+  int64_t h, w, pixels, values;
 };
 
 // Adds to COUNT parts' sums what all chosen values give.
@@ -53,9 +55,11 @@ class PooledBackward {
     r_ = scratch.span<float>(after_.OH * after_.OW);
     chosen_ = scratch.span<Chosen>(after_.OH * after_.OW + 1);
     const Pool& pool = after_.pool;
-    for (int64_t i = 0; i < pool.kh * pool.kw; ++i)
-      places_.push_back({i / pool.kw * pool.dh, i % pool.kw * pool.dw});
-    places_.push_back({after_.H + pool.ph, 0});  // outside
+    for (int64_t i = 0; i < pool.kh * pool.kw; ++i) {
+      const int64_t h = i / pool.kw * pool.dh, w = i % pool.kw * pool.dw;
+      places_.push_back({h, w, pixel(h, w), value(h, w)});
+    }
+    places_.push_back({after_.H + pool.ph, 0, 0, 0});  // outside
   }
 
   int64_t tasks() const { return gradients_.tasks(); }
@@ -81,10 +85,12 @@ class PooledBackward {
     const int64_t count = after_.offset_bytes == 1
                               ? choose(static_cast<const uint8_t*>(offsets) + at)
                               : choose(static_cast<const int32_t*>(offsets) + at);
-    double sums[4] = {};  // side by side: one addition waits for the one before
-    for (int64_t i = 0; i < count; ++i) sums[i % 4] += chosen_[i].g;
-    gradients_.of_bias(task)[o] += float(sums[0] + sums[1] + sums[2] + sums[3]);
-    for (int64_t i = 0; p.grad_x.data && i < count; ++i)
+    double even = 0, odd = 0;  // two sums: an addition waits for the one before
+    int64_t i = 0;
+    for (; i + 1 < count; i += 2) even += chosen_[i].g, odd += chosen_[i + 1].g;
+    if (i < count) even += chosen_[i].g;
+    gradients_.of_bias(task)[o] += float(even + odd);
+    for (i = 0; p.grad_x.data && i < count; ++i)
       of_input_.put(o % direct_.group_out, chosen_[i].pixel, chosen_[i].g);
     const int64_t parts = p.grad_weight.data ? int64_t(parts_.size()) : 0;
     float* of_taps = gradients_.of_weight(task) + o * direct_.taps;
@@ -93,6 +99,9 @@ class PooledBackward {
       kAddParts[n - 1](input_, chosen_, count, &parts_[k], of_taps);
     }
   }
+
+  int64_t pixel(int64_t h, int64_t w) const { return h * after_.W + w; }
+  int64_t value(int64_t h, int64_t w) const { return h * p.sh * direct_.width + w * p.sw; }
 
   // The values that were chosen and have a gradient; a window without a place inside has none. No
   // branch depends on values: half of them would be foreseen wrongly.
@@ -103,11 +112,12 @@ class PooledBackward {
     int64_t count = 0;
     for (int64_t oh = 0; oh < after_.OH; ++oh)
       for (int64_t ow = 0; ow < after_.OW; ++ow, ++g) {
+        const int64_t top = oh * pool.sh - pool.ph, left = ow * pool.sw - pool.pw;
         // What a saved-tensor hook brought back may name any place.
-        const uint32_t place = offsets[oh * after_.offsets.h + ow * after_.offsets.w];
-        const Place from = places_[std::min<size_t>(place, places_.size() - 1)];
-        const int64_t h = oh * pool.sh - pool.ph + from.h, w = ow * pool.sw - pool.pw + from.w;
-        chosen_[count] = {*g, h * after_.W + w, h * p.sh * direct_.width + w * p.sw};
+        const uint32_t named = offsets[oh * after_.offsets.h + ow * after_.offsets.w];
+        const Place& place = places_[std::min<size_t>(named, places_.size() - 1)];
+        const int64_t h = top + place.h, w = left + place.w;
+        chosen_[count] = {*g, pixel(top, left) + place.pixels, value(top, left) + place.values};
         count += (*g != 0) & (h >= 0) & (h < after_.H) & (w >= 0) & (w < after_.W);
       }
     return count;
