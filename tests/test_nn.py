@@ -75,7 +75,7 @@ BAD = [
     (lambda x: F.epilogue(x.tolist()), TypeError, "input must be a Tensor, .* list and NoneType"),
     (lambda x: F.epilogue(x, [1.0]), TypeError, "bias one or None, but got Tensor and list"),
     (lambda x: F.max_pool2d(x.tolist(), 2), TypeError, "'input' .* must be Tensor, not list"),
-    (lambda x: fastcnn.models.lenet5()(x.tolist()), TypeError, "lenet5.*: input must be a Tensor, but got list"),
+    (lambda x: fastcnn.models.lenet5()(x.tolist()), TypeError, "lenet5.* must be a Tensor, but got list"),
     (lambda x: F.epilogue(x, pool=(3, 2)), TypeError, r"pool .*\(3, 2\)"),
     (lambda x: F.epilogue(x, order="sideways"), ValueError, "order .*'sideways'"),
     (lambda x: F.epilogue(x[None]), RuntimeError, r"\(1, 2, 4, 9, 9\)"),
