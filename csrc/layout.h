@@ -27,7 +27,7 @@ struct DLPackExchangeAPI {
   uint32_t major, minor;
   const DLPackExchangeAPI* previous;  // of another major version
   void *allocate, *from_tensor, *to_tensor;
-  int (*look)(void* tensor, DLTensor* out);  // -1: a Python error is set
+  int (*look)(void* tensor, DLTensor* out);  // may be null; -1: a Python error is set
   void* current_stream;
 };
 
@@ -39,7 +39,8 @@ class Exchange {
     if (!found) throw py::error_already_set();
     api_ = static_cast<const DLPackExchangeAPI*>(found);
     while (api_ && api_->major != DLPackExchangeAPI::kMajor) api_ = api_->previous;
-    if (!api_) throw std::runtime_error("fastcnn: this PyTorch has another version of DLPack");
+    if (!api_ || !api_->look)
+      throw std::runtime_error("fastcnn: this PyTorch has another version of DLPack");
   }
 
   // False for a tensor without values in the CPU's memory.

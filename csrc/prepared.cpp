@@ -46,12 +46,9 @@ void Prepared::dense(const DenseParams& params, int weight, int bias) {
 
 void Prepared::epilogue(const EpilogueParams& params) { epilogue_ = params; }
 
-bool Prepared::needs_nothing_but_values(py::handle input) const {
+bool Prepared::dispatches_nothing(py::handle input) const {
   for (const auto& [function, value] : torch_.state)
     if (!equal(call(function), value)) return false;
-  if (call(torch_.is_grad_enabled).ptr() == Py_True &&
-      (attribute(input, torch_.names.requires_grad).ptr() == Py_True || watch.requires_grad()))
-    return false;
   const py::object keys = keys_of(torch_, input);
   if (!equal(keys, keys_)) return false;
   const py::tuple pair =
@@ -63,11 +60,14 @@ bool Prepared::needs_nothing_but_values(py::handle input) const {
 
 py::object Prepared::operator()(py::handle input) const {
   if ((PyObject*)Py_TYPE(input.ptr()) != torch_.tensor.ptr()) return py::none();
-  if (!needs_nothing_but_values(input)) return py::none();
+  if (!dispatches_nothing(input)) return py::none();
   const void* const x = layout_.address(input);
   if (!x) return py::none();
   std::vector<const void*> weights;
   if (!watch.holds(weights)) return py::bool_(false);
+  if (call(torch_.is_grad_enabled).ptr() == Py_True &&
+      (attribute(input, torch_.names.requires_grad).ptr() == Py_True || watch.requires_grad()))
+    return py::none();
   const int threads = std::min(threads_, py::cast<int>(call(torch_.get_num_threads)));
   std::vector<PyObject*> arguments;
   for (py::handle argument : empty_) arguments.push_back(argument.ptr());

@@ -47,7 +47,7 @@ class Prepared {
   void clear();
 
  private:
-  bool needs_nothing_but_values(py::handle input) const;  // no gradients, nobody who listens
+  bool dispatches_nothing(py::handle input) const;
   void run(const void* x, const std::vector<const void*>& weights, void* y, int threads) const;
 
   const Torch& torch_;

@@ -127,6 +127,7 @@ class Making:
 
     def __init__(self, input: Tensor) -> None:
         self.in_chain = False  # whose maps are NCHW inside, whatever torch's would be
+        self.format = torch.contiguous_format  # of torch's map
         self.call = _native.load().Prepared(_torch(), input)
         self.watch = self.call.watch
         self.x = input
@@ -167,23 +168,27 @@ class Making:
         sizes = _direct.geometry(self.x, weight, numbers, stages, prepared=True)
         require(sizes and _direct.fits_bias(bias, weight))
         assert sizes is not None
-        y = torch.empty(stages.output_shape(sizes.shape), dtype=self.x.dtype, device="meta")
-        outside = output_format(self.x, weight)
-        format = torch.contiguous_format if self.in_chain else outside
-        after = params(sizes.shape, y.contiguous(memory_format=format), None, None, None, stages, format)
+        self.format = output_format(self.x, weight)
+        format = torch.contiguous_format if self.in_chain else self.format
+        shape = stages.output_shape(sizes.shape)
+        after = params(sizes.shape, self.map(shape, format), None, None, None, stages, format)
         self.call.convolution(_direct.convolution(self.x, weight, numbers, after), at, bias_at)
-        self.x, self.products = y.contiguous(memory_format=outside), self.products + sizes.products
+        self.x, self.products = self.map(shape, self.format), self.products + sizes.products
         self.convolutions += 1
+
+    def map(self, shape: Sequence[int], format: torch.memory_format) -> Tensor:
+        return torch.empty(shape, dtype=self.x.dtype, device="meta", memory_format=format)
 
     def parameters_of(self, module: nn.Module) -> None:
         self.watch.entry(module.__dict__, "_parameters", module._parameters)
 
     def dense(self, module: nn.Linear, relu: bool) -> None:
         self.parameters_of(module)
-        (weight, at), (_, bias_at) = (self.tensor(module, name) for name in ("weight", "bias"))
+        (weight, at), (bias, bias_at) = (self.tensor(module, name) for name in ("weight", "bias"))
         require(weight is not None and self.x.dim() == 2 and weight.shape[1] == self.x.shape[1])
         assert weight is not None
         outputs, inputs = weight.shape
+        require(_direct.fits_bias(bias, weight))  # torch would spread another
         require(inputs * outputs <= _DENSE if self.convolutions else len(self.x) <= _IMAGES)
         self.call.dense(inputs, outputs, relu, at, bias_at)
         self.x = self.x.new_empty(self.x.shape[0], outputs, device="meta")
@@ -191,8 +196,9 @@ class Making:
 
     def finished(self) -> Any:
         """Returns C++'s call."""
-        require(not self.in_chain or self.x.is_contiguous())
-        rest = (self.x.dtype,) if self.x.dim() != 4 else (self.x.dtype, memory_format(self.x))
+        is_map = self.x.dim() == 4
+        require(not (self.in_chain and is_map) or self.format == torch.contiguous_format)
+        rest = (self.x.dtype, self.format) if is_map else (self.x.dtype,)
         names = ("dtype", "memory_format")[: len(rest)]
         self.call.output((tuple(self.x.shape), *rest), names, _direct.most_threads(self.products))
         return self.call
@@ -247,10 +253,9 @@ def epilogue(names: Sequence[str], stages_of: Callable[..., Stages], module: nn.
             require(input.shape[1] % stages.lrn.groups == 0)
         else:
             require(not cpu.pools_slowly(input))
-        format = memory_format(input)
-        shape = stages.output_shape(input.shape)
-        y = torch.empty(shape, dtype=input.dtype, device="meta", memory_format=format)
-        making.call.epilogue(params(input, y, None, None, None, stages, format))
+        making.format = memory_format(input)
+        y = making.map(stages.output_shape(input.shape), making.format)
+        making.call.epilogue(params(input, y, None, None, None, stages, making.format))
         making.x, making.products = y, input.numel() * (_direct.GRAIN // cpu.GRAIN)
 
     return _made(make, input)

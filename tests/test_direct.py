@@ -251,6 +251,20 @@ def test_special_values(outputs, format, pool, isa, monkeypatch):
         assert_close(ours, right.float(), factor=10)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_infinite_weights_make_nans_of_gradients_of_zero(isa, monkeypatch):
+    with_isa(monkeypatch, isa)
+    torch.manual_seed(0)
+    case = SimpleNamespace(conv=((1, 1), (0, 0), (1, 1), 1), stages=Stages(pool=MaxPool(2)))
+    x, weight = torch.rand(2, 3, 9, 9), torch.randn(5, 3, 3, 3)
+    weight[0, 0, 1, 1] = torch.inf
+    y, _, offsets = forward(case, x, weight, None)
+    grad_y = torch.randn_like(y)
+    expected = expected_gradients(case, *in_dtype(torch.float64, grad_y, x, weight, y), offsets)[0]
+    assert expected.isnan().any()
+    assert_close(backward(case, grad_y, x, weight, y, offsets)[0], expected.float(), factor=10)
+
+
 @pytest.mark.parametrize("outputs", [2, 40])
 @pytest.mark.parametrize("size", [(2, 3), (2, 30), (30, 3)])
 def test_windows_of_nothing_but_padding(size, outputs):

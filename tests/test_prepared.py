@@ -114,6 +114,10 @@ PARAMETERS = {
     "data flipped in strides": lambda m: set_data(conv(m).weight, lambda w: torch.stack([w, -w], -1)[..., 1]),
     "data expanded": lambda m: set_data(conv(m).weight, lambda w: w[:1].expand(w.shape)),
     "bias expanded": lambda m: set_data(conv(m).bias, lambda b: b[:1].expand(b.shape)),
+    "dense bias of one": lambda m: [renewed(d, "bias", torch.ones(1)) for d in denses(m)[-1:]],
+    "dense bias of each image": lambda m: [
+        renewed(d, "bias", torch.randn(3, d.out_features)) for d in denses(m)[-1:]
+    ],
     "bias strided": lambda m: set_data(conv(m).bias, lambda b: torch.stack([b, -b], -1)[:, 1]),
     "data unaligned": lambda m: set_data(
         conv(m).weight, lambda w: torch.cat([w.new_ones(1), w.flatten() * 2])[1:].view(w.shape)
@@ -376,6 +380,18 @@ def test_a_block_with_lrn_and_another_order():
         with torch.no_grad():
             a = nn.functional.conv2d(x, block.weight, block.bias)
             torch.testing.assert_close(block(x), fastcnn.testing.plain_epilogue(a, None, stages))
+
+
+def test_one_channel_between_convolutions_in_channels_last():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 1, 3), nn.ReLU(), nn.Conv2d(1, 4, 3), nn.ReLU()]
+    plain = nn.Sequential(*layers).to(memory_format=torch.channels_last).eval()
+    for x in (torch.randn(2, 3, 9, 9), torch.randn(2, 3, 9, 9).contiguous(memory_format=torch.channels_last)):
+        same(fastcnn.fuse(copy.deepcopy(plain)), plain, x)
+    for cls in (fastcnn.nn.ConvBlock2d, nn.Conv2d):
+        block = cls(3, 1, 3).to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            assert {block(x).stride() for _ in range(3)} == {(49, 1, 7, 1)}
 
 
 # Hooks: each multiplies something, and is counted.

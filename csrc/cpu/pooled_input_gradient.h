@@ -28,6 +28,7 @@ struct Windows {
   int64_t plane;  // of an input channel, with the padding that windows see
   std::vector<Part> parts;
   std::vector<float> weights;  // where dx is needed
+  bool finite = true;          // are they; an infinite one makes a NaN of a gradient of zero
 
   explicit Windows(const ConvParams& p)
       : direct(p), plane(direct.input_rows(p.after.H) * direct.width) {
@@ -47,6 +48,7 @@ struct Windows {
     const T* from = static_cast<const T*>(w.data) + o * w.n;
     std::vector<float> taps;
     for_taps(direct.p, w, [&](int64_t at) { taps.push_back(T::get(from[at])); });
+    for (float tap : taps) finite &= tap - tap == 0;
     for (const Part& part : parts)
       for (int64_t l = 0; l < kPart; ++l)
         weights.push_back(l < part.taps ? taps[part.tap + l] : 0.f);
@@ -124,7 +126,7 @@ class PooledInputGradient {
     int64_t count = 0;
     for (int64_t o = 0; o < direct_.group_out; ++o) {
       given_[count] = {da[o], (g * direct_.group_out + o) * parts * kPart};
-      count += da[o] != 0;
+      count += da[o] != 0 || !windows_.finite;
     }
     for (int64_t k = 0, n = 0; count && k < parts; k += n) {
       n = std::min(kPartsAtOnce, parts - k);

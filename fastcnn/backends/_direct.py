@@ -76,7 +76,7 @@ def geometry(
 
     prepared: whether the call's set-up is done already.
     """
-    if stages.lrn or x.dtype not in _DTYPES or weight.dtype != x.dtype:
+    if stages.lrn or x.dtype not in _DTYPES or weight.dtype != x.dtype or not weight.is_cpu:
         return None
     stride, padding, dilation, groups = conv  # lists in an op
     numbers = tuple(stride), tuple(padding), tuple(dilation), groups

@@ -161,6 +161,8 @@ class ConvNet(torch.nn.Module):
         RuntimeError: an H or W that the table does not take; torch's own for wrong channels.
     """
 
+    fused = False
+
     def __init__(
         self,
         name: str,
