@@ -189,7 +189,8 @@ class Making:
         assert weight is not None
         outputs, inputs = weight.shape
         require(_direct.fits_bias(bias, weight))  # torch would spread another
-        require(inputs * outputs <= _DENSE if self.convolutions else len(self.x) <= _IMAGES)
+        few = len(self.x) <= min(_IMAGES, _IMAGES // 2 + inputs // 64)
+        require(inputs * outputs <= _DENSE if self.convolutions else few)
         self.call.dense(inputs, outputs, relu, at, bias_at)
         self.x = self.x.new_empty(self.x.shape[0], outputs, device="meta")
         self.products += self.x.shape[0] * inputs * outputs
@@ -205,7 +206,7 @@ class Making:
 
 
 _DENSE = 1 << 20  # weights of a dense layer behind convolutions, whose threads don't share them
-_IMAGES = 32  # of dense layers alone: past these a library's matrix product reads the weights as rarely
+_IMAGES = 32  # of dense layers alone: past these, and half of it for short sums, a library is as fast
 
 
 def _is_frozen(value: Any) -> bool:

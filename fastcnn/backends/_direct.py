@@ -58,6 +58,7 @@ def fits_bias(bias: Tensor | None, weight: Tensor) -> bool:
 # Products of a call up to which a library's set-up costs more than it saves: in half precision fewer, which a
 # library may have matrix units for.
 _FEW = {torch.float32: 4 << 20, torch.bfloat16: 1 << 20, torch.float16: 1 << 20}
+_FEW_NARROW = 1 << 17  # for fewer columns than sums that go on side by side: each waits for itself
 
 
 def _has_set_up(shape: Sequence[int], weight: Sequence[int], dtype: torch.dtype, conv: Conv) -> bool:
@@ -106,11 +107,11 @@ def _is_best(dtype: torch.dtype, weight: Sequence[int], sizes: Geometry, stages:
     _, channels, *kernel = weight
     if max(kernel) == 1:
         return False
-    if sizes.products <= _FEW[dtype]:
+    if sizes.products <= (_FEW[dtype] if sizes.columns >= 4 else _FEW_NARROW):
         return True
     if dtype != torch.float32:
         return channels <= 4 and stages.pool is not None
-    if sizes.rows * sizes.columns < 100:
+    if sizes.rows * sizes.columns < 100 or sizes.columns < 4:
         return False
     if stages.pool:
         return channels <= 64

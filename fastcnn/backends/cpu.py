@@ -50,11 +50,13 @@ def slower_reason(x: Tensor, stages: Stages, weight: Tensor | None, conv: Conv |
     """Returns why torch's own functions do as well: there is no LRN, and few values to pool if any.
 
     In a block oneDNN adds the bias as it writes: nothing is left but a ReLU in place, and the pooling. Its
-    values are counted as if it had neither stride nor margins.
+    values are counted as if it had no margins.
     """
     if stages.lrn is not None or (weight is not None and _convolves_in(x.dtype) != x.dtype):
         return None
-    values = x.numel() if weight is None else x.numel() // max(1, x.shape[1]) * weight.shape[0]
+    values = x.numel()
+    if weight is not None:
+        values = values // max(1, x.shape[1] * math.prod(conv[0] if conv else ())) * weight.shape[0]
     if type(values) is not int:  # a compiler's symbol, which no choice may depend on
         return None
     if weight is not None and conv and _direct.geometry(x, weight, conv, stages):
