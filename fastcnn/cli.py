@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from . import __version__, _native, available_backends, backends
+from .backends import cpu
 from .backends._fastest import chosen
 from .receptive_field import Row
 from .stages import DTYPES
@@ -108,6 +109,8 @@ def _facts() -> Iterator[tuple[str, str]]:
         times = ", ".join(f"{way} {time:.3g} ms" for way, time in choice.milliseconds.items())
         yield f"fastest of {', '.join(map(str, choice.key))}", f"{choice.way} ({times})"
     yield "instruction set", torch.backends.cpu.get_cpu_capability()
+    last = cpu.prefers_channels_last(torch.bfloat16)
+    yield "models in bfloat16", "in channels_last, faster with AMX" if last else "in their input's format"
     yield "threads", str(torch.get_num_threads())
     yield "OpenMP in torch", "yes" if torch.backends.openmp.is_available() else "no"
     yield "GPU", ", ".join(_gpus()) or "none"

@@ -12,7 +12,7 @@ from PIL import Image
 
 import fastcnn
 from fastcnn import _native, cli, demo
-from fastcnn.backends import _fastest
+from fastcnn.backends import _fastest, cpu
 
 
 @pytest.fixture
@@ -42,6 +42,15 @@ def test_info_tells_what_a_report_needs(capsys):
     assert {"triton", "instruction set", "OpenMP in torch", "GPU"} <= printed.keys()
     for name, reason in fastcnn.available_backends().items():
         assert printed[f"backend {name}"] == (reason or "available")
+
+
+@pytest.mark.parametrize(
+    ("has_amx", "words"), [(False, "in their input's format"), (True, "in channels_last")]
+)
+def test_info_tells_the_format_of_models(has_amx, words, capsys, monkeypatch):
+    monkeypatch.setattr(cpu, "prefers_channels_last", lambda dtype: has_amx)
+    cli.main(["info"])
+    assert facts(capsys.readouterr().out)["models in bfloat16"].startswith(words)
 
 
 def test_info_prints_what_the_extension_says_of_itself(capsys, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fastcnn.backends import cpu
 from fastcnn.models import alexnet, lenet5
 from fastcnn.models.alexnet import TABLES
 from fastcnn.nn import ConvBlock2d
@@ -439,3 +440,20 @@ def test_wrong_channels_get_torchs_own_error(fused):
 def test_other_channels_and_classes():
     assert lenet5(num_classes=3, in_channels=2)(torch.zeros(5, 2, 32, 32)).shape == (5, 3)
     assert shapes(on_meta(in_channels=1))["features.conv1.weight"] == (96, 1, 11, 11)
+
+
+@pytest.mark.parametrize("prefers", [False, True])
+def test_half_precision_runs_in_the_faster_format(prefers, monkeypatch):
+    monkeypatch.setattr(cpu, "prefers_channels_last", lambda dtype: prefers and dtype == torch.bfloat16)
+    torch.manual_seed(0)
+    net, x, seen = lenet5("relu", in_channels=3).eval(), torch.randn(2, 3, 28, 28), []
+    net.features[1].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    with torch.no_grad():
+        expected = net(x)
+        found = net.bfloat16()(x.bfloat16())
+        one = net(x[0].bfloat16())
+    net(x.bfloat16())  # where gradients are recorded it stays as it is
+    assert [t.is_contiguous(memory_format=torch.channels_last) for t in seen[:2]] == [False, prefers]
+    assert seen[-1].is_contiguous() and found.is_contiguous()
+    for y, right in ((found, expected), (one, expected[0])):
+        torch.testing.assert_close(y.float(), right, rtol=0.05, atol=0.02)
