@@ -305,6 +305,10 @@ def test_what_is_declined():
         (x, weight, ((1, 1), (1, 1), (9, 9), 1), stages),
     ]:
         assert _direct.geometry(*declined) is None
+    one_pixel = torch.randn(8, 16, 5, 5), torch.randn(120, 16, 5, 5), ((1, 1), (0, 0), (1, 1), 1), Stages()
+    assert _direct.geometry(*one_pixel, prepared=True) and not _direct.geometry(*one_pixel)
+    one_image = torch.randn(1, 3, 9, 9), torch.randn(4, 3, 3, 3), ((1, 1), (0, 0), (1, 1), 1), Stages()
+    assert _direct.geometry(*one_image, prepared=True) and not _direct.geometry(*one_image)
 
 
 # Networks: as one call, from the first that could be.

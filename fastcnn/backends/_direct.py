@@ -95,10 +95,12 @@ def _geometry(
         return None
     if stages.pool and min(stages.pool.windows(sizes.rows, 0), stages.pool.windows(sizes.columns, 1)) < 1:
         return None
-    return sizes if _is_best(dtype, weight, sizes, stages) else None
+    return sizes if _is_best(dtype, weight, sizes, stages, prepared) else None
 
 
-def _is_best(dtype: torch.dtype, weight: Sequence[int], sizes: Geometry, stages: Stages) -> bool:
+def _is_best(
+    dtype: torch.dtype, weight: Sequence[int], sizes: Geometry, stages: Stages, prepared: bool
+) -> bool:
     """Returns whether the kernel is faster than a library's; by `make sweep`, on one thread.
 
     A 1 x 1 kernel is a matrix product. Few channels leave a library's lanes idle; to pool at once saves
@@ -107,11 +109,12 @@ def _is_best(dtype: torch.dtype, weight: Sequence[int], sizes: Geometry, stages:
     _, channels, *kernel = weight
     if max(kernel) == 1:
         return False
-    if sizes.products <= (_FEW[dtype] if sizes.columns >= 4 else _FEW_NARROW):
+    narrow = sizes.columns < 4
+    if sizes.products <= (_FEW_NARROW if narrow and not prepared else _FEW[dtype]):
         return True
     if dtype != torch.float32:
         return channels <= 4 and stages.pool is not None
-    if sizes.rows * sizes.columns < 100 or sizes.columns < 4:
+    if sizes.rows * sizes.columns < 100 or narrow:
         return False
     if stages.pool:
         return channels <= 64
