@@ -51,18 +51,17 @@ class DenseForward {
         images(count),
         inputs(p.inputs),
         outputs(p.outputs),
-        outputs_(
+        task_outputs(
             round_up(std::max<int64_t>(1, kTaskProducts / std::max<int64_t>(1, images * inputs)),
                      kOutputsAtOnce)),
         least(p.relu ? 0 : -std::numeric_limits<float>::infinity()) {}
 
-  int64_t tasks() const { return (outputs + outputs_ - 1) / outputs_; }
+  int64_t tasks() const { return (outputs + task_outputs - 1) / task_outputs; }
 
   void run(int64_t task) const {
-    const int64_t end = std::min(outputs, (task + 1) * outputs_);
-    for (int64_t o = task * outputs_; o < end; o += kOutputsAtOnce) {
+    const int64_t end = std::min(outputs, (task + 1) * task_outputs);
+    for (int64_t o = task * task_outputs; o < end; o += kOutputsAtOnce)
       all_images<kImages>(0, {o, std::min(end, o + kOutputsAtOnce)});
-    }
   }
 
  private:
@@ -123,8 +122,8 @@ class DenseForward {
 
   const float *x, *weight, *bias;
   float* y;
-  int64_t images, inputs, outputs, outputs_;  // the last: of a task
-  float least;                                // value of y
+  int64_t images, inputs, outputs, task_outputs;
+  float least;  // value of y
 };
 
 }  // namespace fastcnn::FASTCNN_ISA

@@ -109,6 +109,23 @@ void with_type(const EpilogueParams& p, Run run) {
   }
 }
 
+// Dense layers one by one, so that threads share the weights, which are far more than the images.
+void denses_forward(const NetworkParams& p) {
+  int64_t most = 0;
+  for (const DenseParams& layer : p.denses) most = std::max(most, layer.outputs);
+  const std::unique_ptr<float[]> buffers(new float[2 * p.N * most]);
+  const float* from = static_cast<const float*>(p.x);
+  for (size_t i = 0; i < p.denses.size(); ++i) {
+    const bool last = i + 1 == p.denses.size();
+    float* to = last ? static_cast<float*>(p.y) : buffers.get() + i % 2 * p.N * most;
+    run_tasks(
+        p.threads, Fill::nothing,
+        [&](Scratch&) { return DenseForward(p.denses[i], from, to, p.N); },
+        [](DenseForward& worker, int64_t task) { worker.run(task); });
+    from = to;
+  }
+}
+
 }  // namespace
 
 void forward(const EpilogueParams& p) {
@@ -164,23 +181,6 @@ void convolution_backward(const ConvParams& p) {
       gradients.write();
     }
   });
-}
-
-// Dense layers one by one, so that threads share the weights, which are far more than the images.
-static void denses_forward(const NetworkParams& p) {
-  int64_t most = 0;
-  for (const DenseParams& layer : p.denses) most = std::max(most, layer.outputs);
-  const std::unique_ptr<float[]> buffers(new float[2 * p.N * most]);
-  const float* from = static_cast<const float*>(p.x);
-  for (size_t i = 0; i < p.denses.size(); ++i) {
-    const bool last = i + 1 == p.denses.size();
-    float* to = last ? static_cast<float*>(p.y) : buffers.get() + i % 2 * p.N * most;
-    run_tasks(
-        p.threads, Fill::nothing,
-        [&](Scratch&) { return DenseForward(p.denses[i], from, to, p.N); },
-        [](DenseForward& worker, int64_t task) { worker.run(task); });
-    from = to;
-  }
 }
 
 void network_forward(const NetworkParams& p) {

@@ -40,6 +40,7 @@ using AddParts = void (*)(const float*, const Chosen*, int64_t, const Part*, flo
 
 constexpr AddParts kAddParts[] = {&add_parts<1>, &add_parts<2>, &add_parts<3>, &add_parts<4>,
                                   &add_parts<5>, &add_parts<6>, &add_parts<7>, &add_parts<8>};
+
 template <class T>
 class PooledBackward {
  public:

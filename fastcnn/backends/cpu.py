@@ -178,8 +178,9 @@ def _capabilities() -> Mapping[str, Any]:
 def prefers_channels_last(dtype: torch.dtype) -> bool:
     """Returns whether a network is faster in channels_last: where AMX multiplies matrices of the dtype.
 
-    AlexNet in bfloat16 on 32 images took 52 to 66 ms in NCHW, and 35 in channels_last (two cores of a Xeon);
-    with AVX-512 alone both take as long (`make bench-cpu`).
+    AlexNet in bfloat16 on 32 images took 52 to 66 ms in NCHW, and 35 with images and weights in channels_last
+    (`make bench-cpu`, two cores of a Xeon with AMX; the images alone have not been timed there). With AVX-512
+    alone all take as long.
     """
     return dtype in _NATIVE and bool(_capabilities().get(_NATIVE[dtype][0]))
 
