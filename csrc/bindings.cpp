@@ -81,17 +81,18 @@ static void convolution_backward(ConvParams p, const Address& grad_x, const Addr
   cpu::convolution_backward(p);
 }
 
-// A Prepared may be part of a cycle, module and all: the garbage collector has to see through it.
+// An object may be part of a cycle, module and all: the garbage collector has to see through it.
+template <typename T>
 static void collect_garbage(PyHeapTypeObject* heap_type) {
   PyTypeObject& type = heap_type->ht_type;
   type.tp_flags |= Py_TPFLAGS_HAVE_GC;
   type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(Py_TYPE(self));
     if (!py::detail::is_holder_constructed(self)) return 0;
-    return py::cast<Prepared&>(py::handle(self)).traverse(visit, arg);
+    return py::cast<T&>(py::handle(self)).traverse(visit, arg);
   };
   type.tp_clear = [](PyObject* self) {
-    if (py::detail::is_holder_constructed(self)) py::cast<Prepared&>(py::handle(self)).clear();
+    if (py::detail::is_holder_constructed(self)) py::cast<T&>(py::handle(self)).clear();
     return 0;
   };
 }
@@ -156,14 +157,17 @@ PYBIND11_MODULE(_C, m) {
            }),
            "tensor"_a, "keys"_a, "included"_a, "excluded"_a, "known"_a, "is_grad_enabled"_a,
            "get_num_threads"_a, "empty"_a, "state"_a);
-  py::class_<Watch>(m, "Watch")
+  py::class_<Watch>(m, "Watch", py::custom_type_setup(&collect_garbage<Watch>))
+      .def(py::init([](const Torch& torch) { return Watch(torch.names, torch.exchange); }),
+           "torch"_a, py::keep_alive<1, 2>())
       .def("entry", &Watch::entry, "dictionary"_a, "key"_a, "value"_a)
       .def("absent", [](Watch& w, py::dict d, py::str key) { w.entry(d, key, py::object()); })
       .def("attribute", &Watch::attribute)
       .def("size", &Watch::size)
       .def("type", &Watch::type)
-      .def("tensor", &Watch::tensor, "dictionary"_a, "key"_a);
-  py::class_<Prepared>(m, "Prepared", py::custom_type_setup(&collect_garbage))
+      .def("tensor", &Watch::tensor, "dictionary"_a, "key"_a)
+      .def("holds", [](const Watch& w) { return w.holds(); });
+  py::class_<Prepared>(m, "Prepared", py::custom_type_setup(&collect_garbage<Prepared>))
       .def(py::init<const Torch&, py::object>(), "torch"_a, "input"_a, py::keep_alive<1, 2>())
       .def("output", &Prepared::output, "empty"_a, "names"_a, "threads"_a)
       .def_readonly("watch", &Prepared::watch)

@@ -70,6 +70,11 @@ class Watch {
     tensors_.push_back({{std::move(dictionary), std::move(key), t}, Layout(exchange_, t)});
   }
 
+  bool holds() const {
+    std::vector<const void*> addresses;
+    return holds(addresses);
+  }
+
   // addresses: where the tensors' values are, if it does.
   bool holds(std::vector<const void*>& addresses) const {
     for (const auto& [object, its] : types_)

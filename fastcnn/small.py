@@ -44,13 +44,16 @@ class Calls:
         return type(None), ()  # a copy, or a pickled module, has none
 
 
-def run(module: nn.Module, input: Tensor, prepare: Prepare) -> Tensor | None:
-    """Returns the module's output by a prepared call; None where the module has to be called as usual."""
+def run(module: nn.Module, input: Tensor, prepare: Prepare, holder: Any = None) -> Tensor | None:
+    """Returns the module's output by a prepared call; None where the module has to be called as usual.
+
+    holder: who remembers the calls, by default the module.
+    """
     if torch.compiler.is_compiling() or type(input) is not Tensor:
         return None
     if module.training and torch.is_grad_enabled():
         return None
-    owner = module.__dict__
+    owner = (holder or module).__dict__
     calls: Calls | None = owner.get("_fastcnn_calls")
     if calls is None or calls.owner is not owner:
         calls = owner["_fastcnn_calls"] = Calls(owner)
@@ -90,7 +93,7 @@ def _may_be_prepared(module: nn.Module, input: Tensor) -> bool:
 
 
 @functools.cache
-def _torch() -> Any:
+def torchs() -> Any:
     """Returns how C++ looks at tensors, and what it asks of this thread."""
     return _native.load().Torch(
         Tensor,
@@ -128,7 +131,7 @@ class Making:
     def __init__(self, input: Tensor) -> None:
         self.in_chain = False  # whose maps are NCHW inside, whatever torch's would be
         self.format = torch.contiguous_format  # of torch's map
-        self.call = _native.load().Prepared(_torch(), input)
+        self.call = _native.load().Prepared(torchs(), input)
         self.watch = self.call.watch
         self.x = input
         self.tensors = self.products = self.convolutions = 0
@@ -227,12 +230,12 @@ def _made(make: Callable[[Making], None], input: Tensor) -> Any:
 
 def block(module: Any, input: Tensor) -> Any:
     """Prepares a :class:`fastcnn.nn.ConvBlock2d`."""
+    return convolution(module, input, lambda making: making.value(module, "stages")[0])
 
-    def make(making: Making) -> None:
-        (stages,) = making.value(module, "stages")
-        making.convolution(module, stages)
 
-    return _made(make, input)
+def convolution(module: nn.Conv2d, input: Tensor, stages: Callable[[Making], Stages]) -> Any:
+    """Prepares a convolution layer's weights with stages."""
+    return _made(lambda making: making.convolution(module, stages(making)), input)
 
 
 _POOL_NAMES = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")

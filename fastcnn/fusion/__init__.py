@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from .explain import explain
@@ -56,7 +57,7 @@ def fuse(
     unfuse(model)
     before = None if example_inputs is None else _evaluated(model, example_inputs)
     for _, m, fusion in plan(model, fold_bn):
-        if fusion.useful:
+        if fusion.is_useful:
             install(m, fusion)
             _warn_of_nchw(m)
     if example_inputs is not None:
@@ -75,7 +76,7 @@ def fuse(
 # as it is. Which format to take is the user's choice: inputs have to be changed, too.
 def _warn_of_nchw(fused: nn.Module) -> None:
     for weight in fused.parameters():
-        nchw = weight.dim() == 4 and not weight.is_contiguous(memory_format=torch.channels_last)
+        nchw = not is_lazy(weight) and weight.dim() == 4 and not weight.is_contiguous(memory_format=torch.channels_last)
         if weight.is_cuda and nchw:
             warnings.warn(
                 f"fuse: a convolution of {type(fused).__name__} is NCHW on {weight.device}; there blocks are "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +10,8 @@ from torch.fx import Graph, Node
 
 from ..stages import LRN, MaxPool, Stages
 from . import runtime
-from .kinds import Part, part_of
+from .guard import Guard
+from .parts import Part, part_of
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Chain:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        return tuple(part.kind for part in self.parts)
+        return tuple(part.kind for part in self.parts if part.kind != "nothing")
 
     @property
     def per_image(self) -> bool:
@@ -37,16 +36,22 @@ class Chain:
         pool_first = {"pool", "lrn"} <= specs.keys() and kinds.index("pool") < kinds.index("lrn")
         return Stages("relu" in kinds, order="pool_lrn" if pool_first else "lrn_pool", **specs)
 
+    @property
+    def calls(self) -> list[str]:
+        return [described(node) for node in self.nodes]
+
 
 def _may_follow(parts: list[Part], part: Part, fold_bn: bool) -> bool:
-    """Whether a block that does these may do this next.
+    """Returns whether a block that does these may do this next.
 
     A ReLU behind a pooling is one before it: the maximum commutes with it, and so do their gradients; but
     not where a window may see padding alone, whose maximum is -inf.
     """
-    kinds = {p.kind for p in parts}
+    kinds = {p.kind for p in parts} - {"nothing"}
+    if part.kind == "nothing":
+        return True
     if part.kind == "bn":
-        return fold_bn and kinds == {"conv"} and part.channels == parts[0].channels
+        return fold_bn and kinds == {"conv"} and bool(parts[0].path) and part.channels == parts[0].channels
     if part.kind == "relu":
         return not {"relu", "lrn"} & kinds and not any(_may_see_nothing(p.spec) for p in parts)
     return part.kind in ("lrn", "pool") and part.kind not in kinds
@@ -56,18 +61,16 @@ def _may_see_nothing(spec: LRN | MaxPool | None) -> bool:
     return isinstance(spec, MaxPool) and max(spec.pairs[2]) > 0 and max(spec.pairs[3]) > 1
 
 
-def _worth(kinds: list[str]) -> bool:
-    return bool({"lrn", "pool"} & set(kinds)) or (kinds[0] == "conv" and "relu" in kinds)
+def _is_worth_it(kinds: tuple[str, ...]) -> bool:
+    """Returns whether a block is more than one of torch's functions, or does it better."""
+    return bool({"lrn", "pool", "bn"} & set(kinds)) or (kinds[0] == "conv" and "relu" in kinds)
 
 
 def find(
-    graph: Graph, module_of: Callable[[Node], nn.Module | None], fold_bn: bool
+    graph: Graph, root: nn.Module, training: bool, fold_bn: bool
 ) -> tuple[list[Chain], list[tuple[Node, str]]]:
-    """The chains in order, and what else one may have looked for in them, with the reason why it is not.
-
-    module_of: the module that a node calls.
-    """
-    found = {node: part_of(node, module_of(node)) for node in graph.nodes}
+    """Returns the chains in order, and what else one may have looked for in them, with the reason why not."""
+    found = {node: part_of(node, root, training) for node in graph.nodes}
     parts = {node: part for node, part in found.items() if isinstance(part, Part)}
     chains: list[Chain] = []
     taken: set[Node] = set()
@@ -80,93 +83,63 @@ def find(
             reader = next(iter(nodes[-1].users))
             if reader not in parts or parts[reader].input is not nodes[-1]:
                 break
-            if not _may_follow([parts[n] for n in nodes], parts[reader], fold_bn):
+            if not _may_follow([parts[n] for n in nodes], parts[reader], fold_bn and not training):
                 break
             nodes.append(reader)
+        while parts[nodes[-1]].kind == "nothing":
+            nodes.pop()
         chain = Chain(tuple(nodes), tuple(parts[n] for n in nodes))
-        keeps_output = {"relu", "pool"} <= set(chain.kinds) and "lrn" not in chain.kinds
-        if keeps_output and any(_overwrites(reader, module_of) for reader in nodes[-1].users):
-            continue
-        if _worth(list(chain.kinds)):
+        if _is_worth_it(chain.kinds):
             chains.append(chain)
             taken.update(nodes)
     left = [(node, part) for node, part in found.items() if isinstance(part, str)]
-    for node, part in parts.items():
-        if part.kind == "conv" and node not in taken:
-            left.append((node, _why_alone(node, module_of)))
-    return chains, left
+    alone = [node for node, part in parts.items() if part.kind == "conv" and node not in taken]
+    return chains, left + [(node, _why_alone(node, root)) for node in alone]
 
 
-def _overwrites(node: Node, module_of: Callable[[Node], nn.Module | None]) -> bool:
-    """Whether a call changes its input: a block's output, kept for backward where a max pooling's is not."""
-    if node.op == "call_module":
-        return bool(getattr(module_of(node), "inplace", False))
-    name = described(node)
-    in_place = name.endswith("_") and not name.endswith("__")
-    return in_place or name in _AUGMENTED or bool(node.kwargs.get("inplace"))
-
-
-_AUGMENTED = frozenset(
-    f"i{name}" for name in ["add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow"]
-)
-
-
-def _why_alone(node: Node, module_of: Callable[[Node], nn.Module | None]) -> str:
-    readers = list(node.users)
-    if len(readers) != 1:
-        return f"its output has {len(readers)} readers"
-    (reader,) = readers
-    module = module_of(reader)
+def _why_alone(node: Node, root: nn.Module) -> str:
+    if len(node.users) != 1:
+        return f"its output has {len(node.users)} readers"
+    (reader,) = node.users
     if reader.op == "output":
         return "nothing follows"
-    return f"{described(reader) if module is None else type(module).__name__} follows"
+    is_layer = reader.op == "call_module"
+    name = type(root.get_submodule(str(reader.target))).__name__ if is_layer else described(reader)
+    return f"{name} follows"
 
 
 def described(node: Node) -> str:
-    """A call as one would write it."""
+    """Returns a call as one would write it."""
     if node.op in ("call_module", "call_method"):
         return str(node.target)
     return str(getattr(node.target, "__name__", node.target))
 
 
-class _Name:
-    """A constant in the generated code, by its name."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-def replace(
-    graph: Graph, chain: Chain, module_of: Callable[[Node], nn.Module | None], constants: dict[str, Any]
-) -> None:
-    """Put one call in the place of a chain's first, where its inputs are what they were."""
+def replace(graph: Graph, chain: Chain, root: nn.Module, training: bool, guard: Guard) -> runtime.Chain:
+    """Puts one call in the place of a chain's first, where its inputs are what they were."""
     first, head = chain.nodes[0], chain.parts[0]
-    stages = _Name(f"_fastcnn_stages_{len(constants)}")
-    constants[stages.name] = chain.stages
+    call = _CALLS[head.kind == "conv", bool(head.path)](chain.stages, chain.per_image)
     with graph.inserting_before(first):
-        if head.kind == "conv":
-            arguments = head.arguments | ({"per_image": True} if chain.per_image else {})
-            weight, bias = _parameters(graph, first, module_of(first), arguments)
-            if "bn" in chain.kinds:
-                norm = graph.get_attr(str(chain.nodes[1].target))
-                both = graph.call_function(runtime.folded, (weight, bias, norm))
-                weight, bias = (graph.call_function(operator.getitem, (both, i)) for i in range(2))
-            call = graph.call_function(runtime.block, (head.input, weight, bias, stages), arguments)  # type: ignore[arg-type]
-        else:
-            call = graph.call_function(runtime.epilogue, (head.input, stages, chain.per_image))  # type: ignore[arg-type]
-    chain.nodes[-1].replace_all_uses_with(call)
-    for node in reversed(chain.nodes):
-        graph.erase_node(node)
+        layers = [graph.get_attr(p.path) for p in chain.parts if p.kind in ("conv", "bn") and p.path]
+        node = graph.call_function(call, (head.input, *layers), head.arguments)  # type: ignore[arg-type]
+    chain.nodes[-1].replace_all_uses_with(node)
+    for unused in reversed(chain.nodes):
+        graph.erase_node(unused)
+    for part in chain.parts:
+        if part.path:
+            m = root.get_submodule(part.path)
+            guard.passes(m, *(name for name in part.settings if name != "training"))
+            parent, _, name = part.path.rpartition(".")
+            guard.entry(root.get_submodule(parent), "_modules", name, m)
+            if "training" in part.settings:
+                guard.entry(m, "", "training", training)
+    return call
 
 
-def _parameters(
-    graph: Graph, conv: Node, module: nn.Module | None, arguments: dict[str, Any]
-) -> tuple[Any, Any]:
-    """Weight and bias of a convolution, a module's looked up when it runs; out of a function's arguments."""
-    if module is None:
-        return arguments.pop("weight"), arguments.pop("bias", None)
-    weight = graph.get_attr(f"{conv.target}.weight")
-    return weight, None if module.bias is None else graph.get_attr(f"{conv.target}.bias")
+# By whether a convolution is first, and whether that is a layer.
+_CALLS = {
+    (True, True): runtime.LayerBlock,
+    (True, False): runtime.FunctionBlock,
+    (False, True): runtime.Epilogue,
+    (False, False): runtime.Epilogue,
+}

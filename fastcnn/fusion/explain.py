@@ -34,14 +34,15 @@ def _rows(model: nn.Module) -> Iterator[tuple[str, str, str]]:
     for name, m, fusion in plan(model, fold_bn):
         where = f"{name or 'model'} ({type(m).__name__})"
         made = fusion_of(m)
-        if made is not None and made.forwards:
-            fusion = made
+        fusion = made or fusion
         for calls, result in _of_module(m, fusion, made is not None):
             yield where, calls, result
 
 
 def _of_module(m: nn.Module, fusion: Fusion, is_fused: bool) -> Iterator[tuple[str, str]]:
-    forward, other = (fusion.forwards[mode] for mode in (m.training, not m.training))
+    forward, other = (fusion.forwards.get(mode) for mode in (m.training, not m.training))
+    if forward is None:  # another's forward looks through it
+        return
     if not isinstance(forward, Fused):
         yield "forward", f"as written: {forward}"
         return

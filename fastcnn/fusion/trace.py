@@ -1,37 +1,195 @@
 """A module's forward as a graph, if a graph says all of what it does.
 
-torch.fx follows values, not Python: what else a forward does, or decides, is lost without a word. Here such a
-forward is refused, with the reason.
+The forward runs once on stand-ins, for the module (standin.py) and for tensors (values.py), in this thread
+alone: nothing of PyTorch or of the model is replaced meanwhile.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import enum
 import inspect
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+import operator
+from collections.abc import Callable
+from types import MethodType
+from typing import Any, NoReturn
 
-from torch import nn
-from torch.fx import Graph, Node, Proxy, Tracer
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+from torch.fx.node import base_types
+from torch.fx.proxy import TracerBase
+from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
-from .._plain import GroupedLRN
-from ..nn import ConvBlock2d, LocalResponseNorm, MaxPool2d
-from .depends import written
-from .kinds import Part, customised, part_of
+from . import parts, purity
+from .guard import MISSING, Guard, customised, held, is_record, written
+from .standin import StandIn
 from .values import Untraceable, Value, ValueAttribute
-from .watch import Reads, watching
-
-# Layers of fastcnn's, whose forward is a block already.
-OWN = (ConvBlock2d, GroupedLRN, LocalResponseNorm, MaxPool2d)
 
 
-@dataclass(frozen=True)
-class Trace:
-    """The graph of a forward, and the attributes that it depends on."""
+class Trace(TracerBase):
+    """A forward in training or in evaluation.
 
-    graph: Graph
-    reads: Reads
+    Attributes:
+        graph: calls of other modules are nodes, but for modules that are looked through.
+        guard: what it has read.
+        names: arguments of the forward that have no default.
+        images: whether it asserts that it is given (N, C, H, W).
+
+    Raises:
+        Untraceable: a graph would not do the same.
+    """
+
+    def __init__(self, m: nn.Module, training: bool, traces: Traces) -> None:
+        super().__init__()
+        self.graph, self.guard = Graph(), Guard()
+        self.m, self.training, self.traces = m, training, traces
+        self.names = required(written(type(m)).forward)
+        self.failed: Untraceable | None = None
+        self.attributes: list[ValueAttribute] = []
+        self.copies: list[tuple[str, Any, Any]] = []
+        self.state, self.images = _state(), False
+        try:
+            with _Recorder(self):
+                values = [self.create_proxy("placeholder", name, (), {}) for name in self.names]
+                self.create_proxy("output", "output", (self.forward(StandIn(self, m, ""), m)(*values),), {})
+        except Untraceable:
+            raise
+        except Exception as error:  # whatever a forward may raise on values that stand for tensors
+            raise self.failed or Untraceable(str(error).partition("\n")[0] or type(error).__name__) from error
+        if self.failed is not None:
+            raise self.failed
+        for attribute in self.attributes:
+            if attribute.unused:
+                raise Untraceable(f"forward looks at a value's {attribute.attr}")
+        for name, mine, original in self.copies:
+            if held(mine) != original:
+                raise Untraceable(f"forward changes {name}")
+        self._drop_assertions()
+
+    def is_line(self) -> bool:
+        """Returns whether the graph is nothing but parts of a block, one after another."""
+        first, *calls, output = (node for node in self.graph.nodes if node.op != "get_attr")
+        previous = first
+        for node in calls:
+            part = parts.part_of(node, self.m, self.training)
+            if not isinstance(part, parts.Part) or part.input is not previous:
+                return False
+            previous = node
+        return bool(calls) and first.op == "placeholder" and output.args == (previous,)
+
+    def refuse(self, why: str) -> NoReturn:
+        """Raises, and remembers it, in case the forward catches it."""
+        self.failed = Untraceable(f"forward {why}")
+        raise self.failed
+
+    def forward(self, stand_in: StandIn, m: nn.Module) -> Any:
+        """Returns a module's forward, of a stand-in."""
+        cls = written(type(m))
+        for c in cls.__mro__:
+            purity.check(vars(c).get("forward"))
+        self.guard.shared[cls, "forward"] = cls.forward
+        return MethodType(cls.forward, stand_in)
+
+    def call(self, stand_in: StandIn, m: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
+        """Records a module's call, or what that calls in its turn."""
+        if not path:
+            self.refuse("calls itself")
+        if self.traces.looks_through(m, self.training):
+            self.is_child(m, path)
+            self.guard.passes(m)
+            return self.forward(stand_in, m)(*args, **kwargs)
+        return self.create_proxy("call_module", path, args, kwargs)
+
+    def is_child(self, m: nn.Module, path: str) -> None:
+        """Notes that a module is where it is."""
+        parent, _, name = path.rpartition(".")
+        if path:
+            self.guard.entry(self.m.get_submodule(parent), "_modules", name, m)
+
+    def tensor(self, m: nn.Module, tensors: str, path: str) -> Value | None:
+        """Returns a parameter or buffer, which the graph looks up anew; None where it is."""
+        name = path.rpartition(".")[2]
+        if vars(m)[tensors][name] is None:
+            self.guard.entry(m, tensors, name, None)
+            return None
+        return self.create_proxy("get_attr", path, (), {})
+
+    def seen(self, name: str, value: Any) -> Any:
+        """Returns what the forward may have of an attribute: of a container a copy, of modules stand-ins."""
+        if isinstance(value, nn.Module):
+            return self._registered(value)
+        if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
+            return MethodType(value.__func__, self._registered(value.__self__))
+        if type(value) is dict:
+            mine: Any = {key: self.seen(name, v) for key, v in value.items()}
+        elif type(value) in (list, tuple, set):
+            mine = type(value)(self.seen(name, v) for v in value)
+        elif is_record(value):
+            mine = copy.copy(value)
+        elif callable(value) or isinstance(value, (enum.Enum, *base_types, type(None))):
+            mine = value
+            purity.check(value)
+        else:
+            mine = MISSING
+        if mine is MISSING or isinstance(value, Tensor):
+            self.refuse(f"uses {name}, a {type(value).__name__}")
+        if mine is not value and type(value) is not tuple:
+            self.copies.append((name, mine, held(mine)))
+        return mine
+
+    def _registered(self, m: nn.Module) -> StandIn:
+        path = next((path for path, other in self.m.named_modules() if other is m), None)
+        if path is None:
+            self.refuse(f"uses a {type(m).__name__} that is not a layer of its own")
+        stand_in: Any = StandIn(self, self.m, "")
+        for name in path.split("."):
+            stand_in = getattr(stand_in, name)
+        return stand_in
+
+    def create_arg(self, a: Any) -> Any:
+        kind = type(a)
+        if issubclass(kind, Value):
+            return a.node
+        is_structure = issubclass(kind, (dict, list, tuple)) and kind.__module__ != "torch"
+        exact = kind in (dict, list, tuple) or hasattr(kind, "_fields")
+        if issubclass(kind, (Tensor, StandIn)) or (is_structure and not exact):
+            self.refuse(f"makes or passes on a {kind.__name__}")
+        return super().create_arg(a)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:  # type: ignore[override]
+        if _state() != self.state:
+            self.refuse("switches gradients or autocast on or off")
+        node = self.graph.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs))
+        return Value(node, self)
+
+    def iter(self, obj: Any) -> NoReturn:  # torch.fx unpacks a value, and asks for everything else
+        self.refuse("goes through a value")
+
+    def _drop_assertions(self) -> None:
+        """Takes out what is asserted of a value's number of dimensions: blocks are for images alone."""
+        for node in reversed(self.graph.nodes):
+            asserts = node.target is torch._assert and _is_about_dimensions(node.args[0])
+            if asserts or (not node.users and node.target in (getattr, operator.eq)):
+                self.graph.erase_node(node)
+                self.images |= asserts
+
+
+class _Recorder(TorchFunctionMode):
+    """What torch's functions are to a trace."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", str(function))
+        if not any(issubclass(t, Value) for t in types):
+            self.trace.refuse(f"calls {name}")
+        kind = is_tensor_method_or_property(function)
+        target = name if kind else function
+        return self.trace.create_proxy("call_method" if kind else "call_function", target, args, kwargs or {})
 
 
 class Traces:
@@ -39,18 +197,20 @@ class Traces:
 
     def __init__(self) -> None:
         self._made: dict[tuple[int, bool], Trace | Untraceable] = {}
-        self._looked_through: dict[tuple[int, bool], bool] = {}
+        self._lines: dict[tuple[int, bool], bool] = {}
 
     def get(self, m: nn.Module, training: bool) -> Trace:
-        """Calls of other modules are nodes, but for modules that are looked through.
+        """Returns the trace.
 
         Raises:
             Untraceable: a graph would not do the same.
         """
-        key = (id(m), training)
+        key = id(m), training
         if key not in self._made:
+            for child in list(m.modules())[:0:-1]:  # before, so that a trace is not made within another's mode
+                self.looks_through(child, training)
             try:
-                self._made[key] = self._trace(m, training)
+                self._made[key] = self._as_in_evaluation(m, training) or Trace(m, training, self)
             except Untraceable as reason:
                 self._made[key] = Untraceable(str(reason))
         made = self._made[key]
@@ -58,134 +218,64 @@ class Traces:
             raise made
         return made
 
-    def _trace(self, m: nn.Module, training: bool) -> Trace:
-        for child in list(m.modules())[:0:-1]:  # before, since tracing is not made to be nested
-            self.looks_through(child, training)
-        tracer = _Tracer(lambda child: self._looked_through.get((id(child), training), False))
-        tracer.traced_func_name = "_fastcnn_forward" if hasattr(m, "_fastcnn_forward") else "forward"
-        try:
-            tracer.names = required(m)
-            with _modes_set(m, training), watching(m) as reads:
-                graph = tracer.trace(m)
-        except Untraceable:
-            raise
-        except Exception as error:  # whatever a forward may raise on values that stand for tensors
-            raise Untraceable(str(error).partition("\n")[0] or type(error).__name__) from error
-        if tracer.failed is not None:
-            raise tracer.failed
-        for attribute in tracer.attributes:
-            if attribute.unused:
-                raise Untraceable(f"forward looks at a value's {attribute.attr}")
-        return Trace(graph, reads)
+    def _as_in_evaluation(self, m: nn.Module, training: bool) -> Trace | None:
+        """Returns what was traced in evaluation, where it is the same in training."""
+        made = self._made.get((id(m), False))
+        if not training or not isinstance(made, Trace):
+            return None
+        through = (self.looks_through(x, True) for x, _ in made.guard.passed.values())
+        reads_mode = any(name == "training" for *_, name, _ in made.guard.entries.values())
+        return None if reads_mode or not all(through) else made
 
     def looks_through(self, m: nn.Module, training: bool) -> bool:
-        """Whether a module's forward is nothing but parts of a block, one after another."""
-        key = (id(m), training)
-        if key not in self._looked_through:
-            self._looked_through[key] = False  # also while it is being found out
-            if not (isinstance(m, OWN) or customised(m) or Tracer().is_leaf_module(m, "")):
+        """Returns whether a module's forward is nothing but parts of a block, one after another."""
+        key = id(m), training
+        if key not in self._lines:
+            self._lines[key] = False  # also while it is being found out
+            plain_call = type(m).__call__ is nn.Module.__call__  # type: ignore[comparison-overlap]
+            if plain_call and not is_layer(m) and not customised(m):
                 with contextlib.suppress(Untraceable):
-                    self._looked_through[key] = _is_line(self.get(m, training).graph, m)
-        return self._looked_through[key]
+                    self._lines[key] = self.get(m, training).is_line()
+        return self._lines[key]
 
 
-def module_of(root: nn.Module) -> Callable[[Node], nn.Module | None]:
-    """What gives the module that a node of root's graph calls."""
-
-    def get(node: Node) -> nn.Module | None:
-        return root.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-    return get
+def is_layer(m: nn.Module) -> bool:
+    """Returns whether a module is a layer of torch's or of fastcnn's, whose forward is not looked into."""
+    cls = written(type(m))
+    return cls in parts.LAYERS or (purity.is_torchs(cls) and not isinstance(m, nn.Sequential))
 
 
-def _is_line(graph: Graph, m: nn.Module) -> bool:
-    first, *calls, output = graph.nodes
-    previous = first
-    for node in calls:
-        part = part_of(node, module_of(m)(node))
-        if not isinstance(part, Part) or node.all_input_nodes != [previous]:
-            return False
-        previous = node
-    return bool(calls) and first.op == "placeholder" and output.args == (previous,)
-
-
-def required(m: nn.Module) -> list[str]:
-    """The arguments of forward that have no default.
+def required(forward: Callable[..., Any]) -> list[str]:
+    """Returns the arguments of a forward, after the module, that have no default.
 
     Raises:
         Untraceable: one of them has to be given by its name.
     """
-    forward = written(type(m)).forward
     names = []
     for name, parameter in list(inspect.signature(forward).parameters.items())[1:]:
-        if parameter.default is not parameter.empty:
-            continue
-        if parameter.kind is parameter.KEYWORD_ONLY:
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
             raise Untraceable(f"forward's argument {name} can't be given by position")
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+        if parameter.kind in _BY_POSITION and parameter.default is parameter.empty:
             names.append(name)
     return names
 
 
-class _Tracer(Tracer):
-    """torch.fx's, with values that refuse what can't be recorded."""
-
-    proxy_buffer_attributes = True
-    names: list[str]
-
-    def __init__(self, looks_through: Callable[[nn.Module], bool]) -> None:
-        super().__init__()
-        self.looks_through = looks_through
-        self.failed: Untraceable | None = None
-        self.attributes: list[ValueAttribute] = []
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not self.looks_through(m)
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        if next(c for c in type(m).__mro__ if "__call__" in vars(c)) is not nn.Module:
-            raise Untraceable(f"{type(m).__name__} is called in its own way")
-        return super().call_module(m, forward, args, kwargs)
-
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        """The arguments without a default stand for tensors; the others keep theirs."""
-        values = [self.create_proxy("placeholder", name, (), {}) for name in self.names]
-        return root_fn, [self.root, *values]
-
-    def create_arg(self, a: Any) -> Any:
-        kind = type(a)
-        exact = kind in (dict, list, tuple) or hasattr(kind, "_fields") or kind.__module__ == "torch"
-        if issubclass(kind, (dict, list, tuple)) and not exact:
-            raise Untraceable(f"forward makes a {kind.__name__}")
-        return super().create_arg(a)
-
-    def proxy(self, node: Node) -> Proxy:
-        return Value(node, self)
-
-    def to_bool(self, obj: Proxy) -> bool:
-        raise self._fail("decides by a value")
-
-    def iter(self, obj: Proxy) -> Iterator[Any]:
-        raise self._fail("unpacks or goes through a value")
-
-    def keys(self, obj: Proxy) -> Any:
-        raise self._fail("goes through a value")
-
-    def _fail(self, why: str) -> Untraceable:
-        self.failed = Untraceable(f"forward {why}")
-        return self.failed
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-@contextlib.contextmanager
-def _modes_set(m: nn.Module, training: bool) -> Iterator[None]:
-    """All of m in training, or in evaluation."""
-    before = [(child, child.training) for child in m.modules()]
-    try:
-        for child, _ in before:
-            child.training = training
-        yield
-    finally:
-        for child, mode in before:
-            child.training = mode
+def _state() -> tuple[Any, ...]:
+    devices = ("cpu", "cuda")
+    autocast = [(torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
+
+
+def _text(graph: Graph) -> list[Any]:
+    return [(node.op, node.target, repr(node.args), repr(node.kwargs)) for node in graph.nodes]
+
+
+def _is_about_dimensions(condition: Any) -> bool:
+    """Returns whether a value is `x.ndim == 4`."""
+    if not (isinstance(condition, Node) and condition.target is operator.eq and condition.args[1] == 4):
+        return False
+    ndim = condition.args[0]
+    return isinstance(ndim, Node) and ndim.target is getattr and ndim.args[1] == "ndim"

@@ -7,7 +7,6 @@ torch.fx's own let much pass that a graph then lacks: `x += 1` would make a new 
 from __future__ import annotations
 
 import operator
-import sys
 from typing import Any, NoReturn
 
 import torch
@@ -25,12 +24,10 @@ class Value(Proxy):
     """A tensor, or a number or tuple that comes from one."""
 
     def refuse(self, why: str) -> NoReturn:
-        """Raise, and be remembered, in case the forward catches it."""
-        self.tracer.failed = Untraceable(f"forward {why}")  # type: ignore[attr-defined]
-        raise self.tracer.failed  # type: ignore[attr-defined]
+        self.tracer.refuse(why)  # type: ignore[attr-defined]
 
     def __getattr__(self, k: str) -> Attribute:
-        if not hasattr(torch.Tensor, k):
+        if not hasattr(torch.Tensor, k) or k.startswith("__"):
             raise AttributeError(f"a tensor has no attribute {k!r}")
         attribute = ValueAttribute(self, k)
         self.tracer.attributes.append(attribute)  # type: ignore[attr-defined]
@@ -43,37 +40,9 @@ class Value(Proxy):
 
     @property
     def __class__(self) -> type:
-        code = sys._getframe(1).f_code  # C functions ask too, on behalf of code that doesn't
-        if code.co_name == "is_tensor" or (
-            not is_torchs(1) and {"isinstance", "__class__"} & {*code.co_names}
-        ):
+        if self.node.op != "placeholder":  # which a fused forward is given as tensors alone
             self.refuse("asks for the type of a value")
-        return type(self)
-
-    @__class__.setter
-    def __class__(self, cls: type) -> None:
-        self.refuse("changes a value's type")
-
-    def __hash__(self) -> int:
-        if not is_torchs(1):
-            self.refuse("looks a value up")
-        return id(self)
-
-    def __len__(self) -> int:
-        self.refuse("asks for a value's length")
-
-    def __int__(self) -> int:
-        self.refuse("makes a value a number")
-
-    __float__ = __int__
-
-    def __contains__(self, item: Any) -> bool:
-        self.refuse("looks into a value")
-
-
-def is_torchs(depth: int) -> bool:
-    """Whether the code that called this far above the caller is torch's."""
-    return str(sys._getframe(depth + 1).f_globals.get("__name__")).partition(".")[0] in ("torch", "functools")
+        return torch.Tensor
 
 
 class ValueAttribute(Value, Attribute):
@@ -93,26 +62,25 @@ class ValueAttribute(Value, Attribute):
         return not self.called and self._node is None
 
 
+_REFUSED = {
+    "decides by a value": ("__bool__",),
+    "makes a value a number": ("__int__", "__float__", "__complex__", "__index__"),
+    "unpacks or goes through a value": ("__len__", "__contains__"),
+    "looks a value up": ("__hash__",),
+    "copies a value": ("__reduce_ex__",),
+}
+
+
+def _refusal(why: str) -> Any:
+    return lambda self, *_: self.refuse(why)
+
+
 def _in_place(function: Any) -> Any:
-    def record(self: Value, other: Any) -> Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return record
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
 
 
-for _name in [
-    "iadd",
-    "isub",
-    "imul",
-    "imatmul",
-    "itruediv",
-    "ifloordiv",
-    "imod",
-    "ipow",
-    "iand",
-    "ior",
-    "ixor",
-    "ilshift",
-    "irshift",
-]:
-    setattr(Value, f"__{_name}__", _in_place(getattr(operator, _name)))
+for _why, _names in _REFUSED.items():
+    for _name in _names:
+        setattr(Value, _name, _refusal(_why))
+for _name in "add sub mul matmul truediv floordiv mod pow and or xor lshift rshift".split():
+    setattr(Value, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))

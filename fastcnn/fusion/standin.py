@@ -1,0 +1,101 @@
+"""Stand-ins for modules while a forward is traced: what it reads of them is noted, what it would change is refused."""
+
+from __future__ import annotations
+
+from types import FunctionType
+from typing import Any
+
+from torch import nn
+
+from . import purity
+from .guard import MISSING, written
+
+_INTERNAL = frozenset(vars(nn.Module())) - {"training", "_modules"}
+
+
+class StandIn:
+    """A module in a trace; path: its name in the one whose forward is traced."""
+
+    __slots__ = ("_fastcnn_children", "_fastcnn_module", "_fastcnn_path", "_fastcnn_trace")
+
+    def __init__(self, trace: Any, m: nn.Module, path: str) -> None:
+        for name, value in zip(StandIn.__slots__, ({}, m, path, trace), strict=True):
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        trace, m, path = self._fastcnn_trace, self._fastcnn_module, self._fastcnn_path
+        guard = trace.guard
+        if name == "training":
+            guard.entry(m, "", name, trace.training)
+            return trace.training
+        if (child := m._modules.get(name)) is not None:
+            return _child(self, name, child)
+        trace.is_child(m, path)
+        if name == "_modules":
+            guard.size(m._modules)
+            return {key: child and _child(self, key, child) for key, child in m._modules.items()}
+        for tensors in ("_parameters", "_buffers"):
+            if name in vars(m)[tensors]:
+                return trace.tensor(m, tensors, f"{path}.{name}".lstrip("."))
+        if name in vars(m) and name not in _INTERNAL:
+            guard.value(m, name, vars(m)[name])
+            return trace.seen(name, vars(m)[name])
+        return _of_class(self, m, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._fastcnn_trace.refuse(f"changes {name}")
+
+    __delattr__ = __setattr__  # type: ignore[assignment]
+
+    @property
+    def __class__(self) -> Any:
+        return written(type(self._fastcnn_module))
+
+    @__class__.setter
+    def __class__(self, cls: Any) -> None:
+        self._fastcnn_trace.refuse("changes a module's class")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._fastcnn_trace.call(self, self._fastcnn_module, self._fastcnn_path, args, kwargs)
+
+    def __bool__(self) -> bool:
+        return not hasattr(self.__class__, "__len__") or len(self) > 0
+
+
+def _child(parent: StandIn, name: str, m: nn.Module) -> StandIn:
+    children = parent._fastcnn_children
+    if name not in children:
+        path = f"{parent._fastcnn_path}.{name}".lstrip(".")
+        children[name] = StandIn(parent._fastcnn_trace, m, path)
+    return children[name]
+
+
+def _of_class(self: StandIn, m: nn.Module, name: str) -> Any:
+    """Returns what an attribute of the module's class is to the stand-in."""
+    trace, cls = self._fastcnn_trace, self.__class__
+    found = next((vars(c)[name] for c in cls.__mro__ if name in vars(c)), MISSING)
+    if name in _INTERNAL or (found is MISSING and cls.__getattr__ is not nn.Module.__getattr__):
+        trace.refuse(f"looks at {name}")
+    trace.guard.entry(m, "", name, MISSING)
+    if found is MISSING:
+        for container in (m._modules, m._parameters, m._buffers):
+            trace.guard.size(container)
+        raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}")
+    trace.guard.shared[cls, name] = getattr(cls, name)
+    if isinstance(found, property):
+        purity.check(found.fget)
+        return found.__get__(self)
+    if isinstance(found, (FunctionType, staticmethod, classmethod)):
+        purity.check(getattr(found, "__func__", found))
+        return found.__get__(self, cls)
+    if hasattr(found, "__get__") and not isinstance(found, type):
+        trace.refuse(f"looks at {name}")
+    return trace.seen(name, found)
+
+
+def _special(name: str) -> Any:
+    return lambda self, *args: StandIn.__getattr__(self, name)(*args)
+
+
+for _name in ("__iter__", "__len__", "__getitem__", "__contains__", "__dir__"):
+    setattr(StandIn, _name, _special(_name))
