@@ -166,6 +166,7 @@ PYBIND11_MODULE(_C, m) {
       .def("size", &Watch::size)
       .def("type", &Watch::type)
       .def("tensor", &Watch::tensor, "dictionary"_a, "key"_a)
+      .def("values", &Watch::values, "dictionary"_a, "key"_a)
       .def("holds", [](const Watch& w) { return w.holds(); });
   py::class_<Prepared>(m, "Prepared", py::custom_type_setup(&collect_garbage<Prepared>))
       .def(py::init<const Torch&, py::object>(), "torch"_a, "input"_a, py::keep_alive<1, 2>())

@@ -37,7 +37,7 @@ inline bool equal(py::handle a, py::handle b) {
 // The names that are asked for, interned: a look-up then compares addresses.
 struct Names {
   py::str is_neg = intern("is_neg"), requires_grad = intern("requires_grad"),
-          raw_repr = intern("raw_repr");
+          raw_repr = intern("raw_repr"), version = intern("_version"), data_ptr = intern("data_ptr");
 
   static py::str intern(const char* name) {
     return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name));
@@ -70,6 +70,14 @@ class Watch {
     tensors_.push_back({{std::move(dictionary), std::move(key), t}, Layout(exchange_, t)});
   }
 
+  // dictionary[key] must be this tensor, where it is, and written to as often by PyTorch's count.
+  void values(py::dict dictionary, py::str key) {
+    py::object t = dictionary[key];
+    py::object version = fastcnn::attribute(t, names_.version);
+    py::object address = call_method(t, names_.data_ptr);
+    values_.push_back({{std::move(dictionary), std::move(key), t}, version, address});
+  }
+
   bool holds() const {
     std::vector<const void*> addresses;
     return holds(addresses);
@@ -85,6 +93,10 @@ class Watch {
       if (fastcnn::attribute(e.owner, e.key).ptr() != e.value.ptr()) return false;
     for (const auto& [container, size] : sizes_)
       if (PyObject_Length(container.ptr()) != size) return false;
+    for (const Values& v : values_)
+      if (!v.at.holds() || !equal(fastcnn::attribute(v.at.value, names_.version), v.version) ||
+          !equal(call_method(v.at.value, names_.data_ptr), v.address))
+        return false;
     for (const Tensor& t : tensors_) {
       if (!t.at.holds() || call_method(t.at.value, names_.is_neg).ptr() != Py_False) return false;
       addresses.push_back(t.layout.address(t.at.value));
@@ -110,6 +122,10 @@ class Watch {
       Py_VISIT(object.ptr());
       Py_VISIT(its.ptr());
     }
+    for (const Values& v : values_) {
+      Py_VISIT(v.at.owner.ptr());
+      Py_VISIT(v.at.value.ptr());
+    }
     for (const Tensor& t : tensors_) {
       Py_VISIT(t.at.owner.ptr());
       Py_VISIT(t.at.value.ptr());
@@ -118,7 +134,7 @@ class Watch {
   }
 
   void clear() {
-    entries_.clear(), attributes_.clear(), sizes_.clear(), types_.clear(), tensors_.clear();
+    entries_.clear(), attributes_.clear(), sizes_.clear(), types_.clear(), values_.clear(), tensors_.clear();
   }
 
  private:
@@ -135,12 +151,17 @@ class Watch {
     Entry at;
     Layout layout;
   };
+  struct Values {
+    Entry at;
+    py::object version, address;
+  };
 
   const Names& names_;
   const Exchange& exchange_;
   std::vector<Entry> entries_, attributes_;
   std::vector<std::pair<py::object, Py_ssize_t>> sizes_;
   std::vector<std::pair<py::object, py::object>> types_;
+  std::vector<Values> values_;
   std::vector<Tensor> tensors_;
 };
 

@@ -3,53 +3,55 @@
 from __future__ import annotations
 
 import copy
-import operator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import _calls, small
+from .. import _calls, _native, small
 from .._dispatch import can_bypass, needs_grad
 from ..backends import plain
 from ..stages import DTYPES, LRN, Stages
 
 
 class Chain:
-    """The calls of a chain as one call.
+    """The calls of a chain as one.
 
     Attributes:
-        times: in seconds, of the chain and of what it replaces, where fuse has compared them.
+        is_left: whether it runs as torch's functions, since these were faster.
+        times: in seconds, of the block and of these, where they were measured.
     """
 
-    __module__ = __name__
+    is_left = False
+    times: tuple[float, ...] = ()
 
     def __init__(self, stages: Stages, per_image: bool) -> None:
         self.stages, self.per_image = stages, per_image
-        self.__name__ = type(self).__name__.lower()  # for the graph's code
+        self.__name__ = type(self).__name__.lower()  # in the graph's code
 
     def is_torchs(self, x: Tensor) -> bool:
-        """Returns whether torch's functions see something else than a block: LRN in (C, H, W) goes over H.
+        """Returns whether a block would not do: LRN in (C, H, W) goes over H; types without kernels."""
+        not_images = x.dim() != 4 and self.stages.lrn is not None and not self.per_image
+        return self.is_left or not_images or x.dtype not in DTYPES
 
-        And for types that a block has no kernels for.
-        """
-        return (x.dim() != 4 and self.stages.lrn is not None and not self.per_image) or x.dtype not in DTYPES
-
-    def apart(self, x: Tensor) -> Tensor:
+    def stages_of(self, x: Tensor, overwrite: bool) -> Tensor:
         """Returns the stages by torch's functions, each as the original calls it."""
 
         def normalise(x: Tensor, lrn: LRN) -> Tensor:
             return F.local_response_norm(x, lrn.size, lrn.alpha, lrn.beta, lrn.k)
 
-        return plain.after_bias(x, self.stages, normalise=normalise)
+        return plain.after_bias(x, self.stages, overwrite, None if self.per_image else normalise)
 
 
 class Epilogue(Chain):
     """Stages without a convolution."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.apart(x) if self.is_torchs(x) else _calls.epilogue(x, None, self.stages)
+        return self.written(x) if self.is_torchs(x) else _calls.epilogue(x, None, self.stages)
+
+    def written(self, x: Tensor) -> Tensor:
+        return self.stages_of(x, overwrite=False)
 
 
 class FunctionBlock(Chain):
@@ -65,86 +67,92 @@ class FunctionBlock(Chain):
         dilation: Any = 1,
         groups: int = 1,
     ) -> Tensor:
-        conv = stride, padding, dilation, groups
-        if self.is_torchs(x):
-            return self.apart(F.conv2d(x, weight, bias, *conv))
-        return _calls.block(x, weight, bias, *conv, self.stages)
+        conv = weight, bias, stride, padding, dilation, groups
+        return self.written(x, *conv) if self.is_torchs(x) else _calls.block(x, *conv, self.stages)
+
+    def written(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.stages_of(F.conv2d(x, *args, **kwargs), overwrite=True)
 
 
-class LayerBlock(FunctionBlock):
+class LayerBlock(Chain):
     """A convolution layer, in evaluation a batch norm folded into it, and stages."""
 
     folded: Folded | None = None
 
-    def __call__(self, x: Tensor, conv: nn.Conv2d, norm: Any = None) -> Tensor:  # type: ignore[override]
-        if norm is not None:
-            folded = self._folded(x, conv, norm)
-            if folded is None:
-                return self.apart(_normalised(conv(x), norm))
-            conv = folded
-        y = small.run(conv, x, self._prepare, holder=self)
+    def __call__(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> Tensor:
+        folded = conv if norm is None else self._folded(x, conv, norm)
+        if folded is None or self.is_torchs(x):
+            return self.written(x, conv, norm, folded)
+        y = small.run(folded, x, self._prepare, holder=self)
         if y is not None:
             return y
         numbers = conv.stride, conv.padding, conv.dilation, conv.groups
-        return super().__call__(x, conv.weight, conv.bias, *numbers)
+        return _calls.block(x, folded.weight, folded.bias, *numbers, self.stages)
+
+    def written(
+        self, x: Tensor, conv: nn.Conv2d, norm: Any = None, folded: nn.Conv2d | None = None
+    ) -> Tensor:
+        a = (folded or conv).forward(x)
+        if norm is not None and folded is None:
+            tensors = norm.running_mean, norm.running_var, norm.weight, norm.bias
+            a = F.batch_norm(a, *tensors, False, 0.0, norm.eps)
+        return self.stages_of(a, overwrite=True)
 
     def _prepare(self, conv: nn.Conv2d, x: Tensor) -> Any:
         return small.convolution(conv, x, lambda making: self.stages)
 
     def _folded(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d | None:
-        """Returns the convolution with the norm in its weights; None where that is no gain, or not the same.
+        """Returns the convolution with the norm in its weights; None where the layers run as they are written.
 
-        Autograd, torch.func and torch.compile see both layers, as they are written.
+        They do where someone else has to see both: autograd, torch.func, torch.compile.
         """
         folded = self.folded
         if torch.compiler.is_compiling():
             return None
-        if torch.is_grad_enabled() and needs_grad(*_tensors(conv, norm)):
+        if torch.is_grad_enabled() and needs_grad(*(t[name] for t, name in _tensors(conv, norm))):
             return None
-        if folded is None or not folded.holds(conv, norm):
-            if x.dim() != 4 or not can_bypass(x, *_tensors(conv, norm)):
+        if folded is None or not folded.holds():
+            if x.dim() != 4 or not Folded.is_possible(x, conv, norm):
                 return None
             folded = self.folded = Folded(conv, norm)
         return folded.conv
 
 
-def _normalised(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+def _tensors(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> list[tuple[dict[str, Any], str]]:
+    """Returns where the tensors are of which folded weights are made, and what tells that they have changed.
 
-
-def _tensors(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> list[Tensor | None]:
-    p, q, b = conv._parameters, norm._parameters, norm._buffers
-    counter = b["num_batches_tracked"]  # torch changes running statistics without counting versions
-    return [
-        p["weight"], p["bias"], q["weight"], q["bias"], b["running_mean"], b["running_var"], counter
-    ]
+    PyTorch doesn't count that training writes to running statistics, but that it does to the counter.
+    """
+    pairs = [(m._parameters, name) for m in (conv, norm) for name in ("weight", "bias")]
+    pairs += [(norm._buffers, name) for name in ("running_mean", "running_var", "num_batches_tracked")]
+    return [(tensors, name) for tensors, name in pairs if tensors[name] is not None]
 
 
 class Folded:
-    """A convolution with a batch norm's running statistics worked into its weights.
+    """A convolution with a batch norm's running statistics worked into its weights, once.
 
     y = (conv(x) - mean) s + beta with s = gamma / sqrt(var + eps) (Ioffe & Szegedy 2015, §3.1): each
     filter times its s.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-        self.tensors = _tensors(conv, norm)
-        self.state = _state(self.tensors)
-        weight, bias, gamma, beta, mean, var, _ = self.tensors
-        assert weight is not None and mean is not None and var is not None  # or it would be no chain
+        watch = _native.load().Watch(small.torchs())
+        for tensors, name in _tensors(conv, norm):
+            watch.values(tensors, name)
+        self.holds = watch.holds
+        weight, bias, mean, var = conv.weight, conv.bias, norm.running_mean, norm.running_var
+        assert mean is not None and var is not None  # or it would be no chain
         with torch.no_grad():
             scale = torch.rsqrt((var if var.dtype == torch.float64 else var.float()) + norm.eps)
-            scale = scale if gamma is None else scale * gamma
+            scale = scale if norm.weight is None else scale * norm.weight
             shift = (-mean if bias is None else bias - mean) * scale
-            shift = shift if beta is None else shift + beta
+            shift = shift if norm.bias is None else shift + norm.bias
             weight = (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype)
-        self.conv: nn.Conv2d = copy.copy(conv)
+        self.conv = copy.copy(conv)
         vars(self.conv)["_parameters"] = {"weight": weight, "bias": shift.to(weight.dtype)}
 
-    def holds(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
-        now = _tensors(conv, norm)
-        return all(map(operator.is_, now, self.tensors)) and _state(now) == self.state
-
-
-def _state(tensors: list[Tensor | None]) -> list[tuple[int, int]]:
-    return [(t._version, t.data_ptr()) for t in tensors if t is not None]
+    @staticmethod
+    def is_possible(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
+        tensors = [t[name] for t, name in _tensors(conv, norm)]
+        counted = not any(t.is_inference() for t in tensors)
+        return counted and can_bypass(x, *tensors) and _native.missing_reason() is None
