@@ -14,8 +14,8 @@ from .entry import Entry
 TORCHVISION = """
     alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 mnasnet1_0
     mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnet34
-    resnet50 resnext50_32x4d shufflenet_v2_x1_0 squeezenet1_0 squeezenet1_1 vgg11 vgg11_bn vgg16 vgg16_bn vgg19
-    wide_resnet50_2
+    resnet50 resnext50_32x4d shufflenet_v2_x1_0 squeezenet1_0 squeezenet1_1 vgg11 vgg11_bn vgg16 vgg16_bn
+    vgg19 wide_resnet50_2
 """
 TIMM = """
     convnext_atto cspdarknet53 cspresnet50 darknet53 densenet121 dla34 dpn68 eca_resnet33ts edgenext_xx_small
@@ -50,7 +50,7 @@ def _entries(package: str, names: list[str], build: Callable[[str], nn.Module]) 
 def _of_torchvision(name: str) -> nn.Module:
     from torchvision import models
 
-    # Inception's and GoogLeNet's own initialisation takes minutes, and has auxiliary heads.
+    # Their own initialisation takes long, and warns that it will change.
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     return models.get_model(name, **options)
 
