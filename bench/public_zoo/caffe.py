@@ -37,6 +37,33 @@ class SpatialCrossMapLRN(nn.Module):
         return x
 
 
+class AlexNet(nn.Module):
+    """Krizhevsky et al. 2012 as most write it, with LRN across both towers."""
+
+    def __init__(self, num_classes=1000):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 96, 11, stride=4)
+        self.conv2 = nn.Conv2d(96, 256, 5, padding=2, groups=2)
+        self.conv3 = nn.Conv2d(256, 384, 3, padding=1)
+        self.conv4 = nn.Conv2d(384, 384, 3, padding=1, groups=2)
+        self.conv5 = nn.Conv2d(384, 256, 3, padding=1, groups=2)
+        self.relu = nn.ReLU(inplace=True)
+        self.norm = nn.LocalResponseNorm(5, k=2.0)
+        self.pool = nn.MaxPool2d(3, 2)
+        self.dropout = nn.Dropout()
+        self.fc6 = nn.Linear(256 * 6 * 6, 4096)
+        self.fc7 = nn.Linear(4096, 4096)
+        self.fc8 = nn.Linear(4096, num_classes)
+
+    def forward(self, x):
+        x = self.pool(self.norm(self.relu(self.conv1(x))))
+        x = self.pool(self.norm(self.relu(self.conv2(x))))
+        x = self.relu(self.conv4(self.relu(self.conv3(x))))
+        x = self.pool(self.relu(self.conv5(x))).flatten(1)
+        x = self.relu(self.fc7(self.dropout(self.relu(self.fc6(x)))))
+        return self.fc8(self.dropout(x))
+
+
 class CaffeNet(nn.Module):
     """AlexNet with pooling before LRN."""
 
@@ -330,6 +357,7 @@ class BNInception(nn.Module):
 
 
 ENTRIES = [
+    Entry("caffe/alexnet", AlexNet, (3, 227, 227)),
     Entry("caffe/caffenet", CaffeNet, (3, 227, 227)),
     Entry("caffe/vgg_m", VGGM, (3, 221, 221)),
     Entry("caffe/zfnet", ZFNet),
