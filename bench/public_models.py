@@ -1,6 +1,6 @@
 """What `fastcnn.fuse` does to models that people have: the blocks in them, its time, and how fast they run.
 
-    python bench/public_models.py [-k WORD ...] [--batches 1 8 32] [--quick] [--no-compile] [--minutes 15]
+    python bench/public_models.py [-k WORD ...] [--batches 1 8 32] [--quick] [--no-compile] [--minutes 9]
     python bench/public_models.py --find [--why] [-k WORD ...]
 
 Each model runs plain, fused, fused with fold_bn, with batch norms folded once by torch.fx, by torch.compile,
@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from public_zoo import Entry, entries
 from torch import Tensor, nn
+from torch._inductor.async_compile import shutdown_compile_workers
 from torch.fx.experimental import optimization
 
 import fastcnn
@@ -82,40 +83,52 @@ def why(model: nn.Module) -> collections.Counter[str]:
 
 
 @contextlib.contextmanager
-def limited(limit: float) -> Iterator[None]:
-    """Raises TimeoutError in the block when so many seconds are over."""
+def limited(end: float) -> Iterator[None]:
+    """Raises TimeoutError in the block at that time of the clock, whatever the block makes of it."""
 
     def stop(*_: object) -> None:
-        raise TimeoutError("the model's minutes were over")
+        raise TimeoutError
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(limit, 1e-6))
     try:
+        signal.setitimer(signal.ITIMER_REAL, max(end - time.perf_counter(), 1e-6))
         yield
+    except Exception as error:
+        if time.perf_counter() < end:
+            raise
+        raise TimeoutError("the minutes for compiling were over") from error
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
-def compiled_until(module: nn.Module, x: Tensor, end: float) -> Run:
-    """Compiles a copy of the module, until that time at most."""
+def compiled_by(end: float, module: nn.Module, x: Tensor) -> Run:
+    """Compiles a copy of the module, if that is done by then."""
     run = inferring(compiled(module), x)
-    with limited(end - time.perf_counter()):
-        run()
+    try:
+        with limited(end):
+            run()
+    except TimeoutError:
+        shutdown_compile_workers()  # which would go on while others are timed
+        raise
     return run
 
 
-def contenders(models: Models, x: Tensor, with_compile: bool, end: float) -> Builders:
-    """Returns who computes the model's output for x; plain torch is called "eager", as `check` asks."""
+def contenders(models: Models, x: Tensor, minutes: float) -> Builders:
+    """Returns who computes the model's output for x; plain torch is called "eager", as `check` asks.
+
+    minutes: for compiling; without any, nobody compiles.
+    """
     builders: Builders = {
         "eager": partial(inferring, models.plain, x),
         "fuse": partial(inferring, models.fused, x),
         "fold_bn": partial(inferring, models.folded, x),
         "torch.fx": lambda: inferring(optimization.fuse(models.plain), x),
     }
-    if with_compile:
-        builders["torch.compile"] = partial(compiled_until, models.plain, x, end)
-        builders["fold_bn, torch.compile"] = partial(compiled_until, models.folded, x, end)
+    if minutes:
+        end = time.perf_counter() + 60 * minutes
+        builders["torch.compile"] = partial(compiled_by, end, models.plain, x)
+        builders["fold_bn, torch.compile"] = partial(compiled_by, end, models.folded, x)
     return builders
 
 
@@ -129,23 +142,24 @@ def timed(builders: Builders, budget: Budget) -> dict[str, Any]:
     return {
         "seconds": {name: quartiles(took)._asdict() for name, took in rounds.items()},
         "times_faster": {name: quartiles(ratio)._asdict() for name, ratio in ratios.items()},
-        "failed": failed,
+        # Without the lines of code that a compiler's error quotes, whose paths say nothing elsewhere.
+        "failed": {name: re.split(r" from user code| File ", text)[0] for name, text in failed.items()},
     }
 
 
-def measure(entry: Entry, batches: list[int], with_compile: bool, budget: Budget, minutes: float) -> dict:
-    """Returns what the results say of a model; batches that take too long are left out, with the reason."""
-    end = time.perf_counter() + 60 * minutes
+def measure(entry: Entry, batches: list[int], budget: Budget, minutes: float) -> dict[str, Any]:
+    """Returns what the results say of a model; batches that take too long are left out, with the reason.
+
+    minutes: for compiling it, shared by the batches.
+    """
     models, found = fuse(entry.make())
     rows: list[dict[str, Any]] = []
     image = 0.0  # seconds that plain torch took for an image of the batch before
     for batch in sorted(batches):
-        if time.perf_counter() > end:
-            row: dict[str, Any] = {"left_out": "the model's minutes were over"}
-        elif image * batch > SLOW:
-            row = {"left_out": f"a call would take {image * batch:.1f} s"}
+        if image * batch > SLOW:
+            row: dict[str, Any] = {"left_out": f"a call would take {image * batch:.1f} s"}
         else:
-            row = timed(contenders(models, entry.images(batch), with_compile, end), budget)
+            row = timed(contenders(models, entry.images(batch), minutes / len(batches)), budget)
             image = row["seconds"]["eager"]["median"] / batch
         rows.append({"batch": batch, **row})
     return {"name": entry.name, "image": entry.image, **found, "batches": rows}
@@ -194,7 +208,7 @@ def time_all(chosen: list[Entry], args: argparse.Namespace) -> None:
             continue
         try:
             budget = QUICK if args.quick else THOROUGH
-            model = measure(entry, args.batches, not args.no_compile, budget, args.minutes)
+            model = measure(entry, args.batches, budget, args.minutes)
         except Exception as error:
             data["errors"][entry.name] = reason(error)
             print(f"{entry.name}: {reason(error)}")
@@ -210,12 +224,12 @@ def main() -> None:
     parser.add_argument("-k", "--models", nargs="+", metavar="WORD", help="names that have one of these")
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--minutes", type=float, default=15, help="of a model, compiling included")
+    parser.add_argument("--minutes", type=float, default=9, help="for compiling a model, over all batches")
     parser.add_argument(
         "--quick", action="store_true", help="three rounds, and no file unless --out names one"
     )
     parser.add_argument(
-        "--no-compile", action="store_true", help="without torch.compile, which takes longest"
+        "--no-compile", dest="minutes", action="store_const", const=0, help="the same as --minutes 0"
     )
     parser.add_argument("--resume", action="store_true", help="keep the models that the file has")
     parser.add_argument("--out", type=Path, help="JSON; without --quick bench/results/public_models.json")

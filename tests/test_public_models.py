@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,12 +99,21 @@ def test_a_run_can_be_resumed_and_becomes_a_page(public_models, monkeypatch, tmp
 
 def test_what_takes_too_long_is_left_out(public_models, monkeypatch):
     (entry,) = [entry for entry in written() if entry.name == "cifar/lenet"]
-    (row,) = public_models.measure(entry, [1], False, public_models.QUICK, 0)["batches"]
-    assert row == {"batch": 1, "left_out": "the model's minutes were over"}
     monkeypatch.setattr(public_models, "SLOW", 0)
-    first, second = public_models.measure(entry, [1, 8], False, public_models.QUICK, 1)["batches"]
-    assert "seconds" in first
-    assert "a call would take" in second["left_out"]
-    with pytest.raises(TimeoutError), public_models.limited(0):
-        while True:
-            pass
+    monkeypatch.setattr(public_models, "compiled", lambda module: lambda x: time.sleep(60))
+    first, second = public_models.measure(entry, [1, 8], public_models.QUICK, 1e-9)["batches"]
+    assert list(first["seconds"]) == ["eager", "fuse", "fold_bn", "torch.fx"]
+    late = "TimeoutError: the minutes for compiling were over"
+    assert first["failed"] == {"torch.compile": late, "fold_bn, torch.compile": late}
+    assert second["left_out"].startswith("a call would take ")
+
+
+def test_only_what_is_late_is_a_timeout(public_models):
+    now = time.perf_counter()
+    with pytest.raises(TimeoutError, match="minutes"), public_models.limited(now):
+        try:
+            time.sleep(60)
+        except TimeoutError as error:
+            raise RuntimeError("what a compiler makes of it") from error
+    with pytest.raises(RuntimeError, match="another"), public_models.limited(now + 60):
+        raise RuntimeError("another")
