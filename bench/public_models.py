@@ -31,7 +31,6 @@ from typing import Any, NamedTuple
 import torch
 from public_zoo import Entry, entries
 from torch import Tensor, nn
-from torch._inductor.async_compile import shutdown_compile_workers
 from torch.fx.experimental import optimization
 
 import fastcnn
@@ -44,7 +43,6 @@ from fastcnn.measure import quartiles, seconds
 RESULTS = Path(__file__).parent / "results" / "public_models.json"
 BATCHES = (1, 8, 32)
 THOROUGH, QUICK = Budget(7, 3, 30), Budget(3, 0, 0)
-SLOW = 2  # seconds that plain torch may take for a batch
 
 
 class Models(NamedTuple):
@@ -109,6 +107,8 @@ def compiled_by(end: float, module: nn.Module, x: Tensor) -> Run:
         with limited(end):
             run()
     except TimeoutError:
+        from torch._inductor.async_compile import shutdown_compile_workers
+
         shutdown_compile_workers()  # which would go on while others are timed
         raise
     return run
@@ -147,16 +147,17 @@ def timed(builders: Builders, budget: Budget) -> dict[str, Any]:
     }
 
 
-def measure(entry: Entry, batches: list[int], budget: Budget, minutes: float) -> dict[str, Any]:
-    """Returns what the results say of a model; batches that take too long are left out, with the reason.
+def measure(entry: Entry, batches: list[int], budget: Budget, minutes: float, slow: float) -> dict[str, Any]:
+    """Returns what the results say of a model.
 
-    minutes: for compiling it, shared by the batches.
+    minutes: for compiling it, shared by the batches; slow: seconds of plain torch, beyond which a batch is
+    left out.
     """
     models, found = fuse(entry.make())
     rows: list[dict[str, Any]] = []
     image = 0.0  # seconds that plain torch took for an image of the batch before
     for batch in sorted(batches):
-        if image * batch > SLOW:
+        if image * batch > slow:
             row: dict[str, Any] = {"left_out": f"a call would take {image * batch:.1f} s"}
         else:
             row = timed(contenders(models, entry.images(batch), minutes / len(batches)), budget)
@@ -208,7 +209,7 @@ def time_all(chosen: list[Entry], args: argparse.Namespace) -> None:
             continue
         try:
             budget = QUICK if args.quick else THOROUGH
-            model = measure(entry, args.batches, budget, args.minutes)
+            model = measure(entry, args.batches, budget, args.minutes, args.slow)
         except Exception as error:
             data["errors"][entry.name] = reason(error)
             print(f"{entry.name}: {reason(error)}")
@@ -228,6 +229,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="three rounds, and no file unless --out names one"
     )
+    parser.add_argument("--slow", type=float, default=4, help="seconds that plain torch may take for a batch")
     parser.add_argument(
         "--no-compile", dest="minutes", action="store_const", const=0, help="the same as --minutes 0"
     )

@@ -99,9 +99,8 @@ def test_a_run_can_be_resumed_and_becomes_a_page(public_models, monkeypatch, tmp
 
 def test_what_takes_too_long_is_left_out(public_models, monkeypatch):
     (entry,) = [entry for entry in written() if entry.name == "cifar/lenet"]
-    monkeypatch.setattr(public_models, "SLOW", 0)
     monkeypatch.setattr(public_models, "compiled", lambda module: lambda x: time.sleep(60))
-    first, second = public_models.measure(entry, [1, 8], public_models.QUICK, 1e-9)["batches"]
+    first, second = public_models.measure(entry, [1, 8], public_models.QUICK, 1e-9, 0)["batches"]
     assert list(first["seconds"]) == ["eager", "fuse", "fold_bn", "torch.fx"]
     late = "TimeoutError: the minutes for compiling were over"
     assert first["failed"] == {"torch.compile": late, "fold_bn, torch.compile": late}
