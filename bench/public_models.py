@@ -215,6 +215,7 @@ def time_all(chosen: list[Entry], args: argparse.Namespace) -> None:
             print(f"{entry.name}: {reason(error)}")
         else:
             data["models"].append(model)
+            data["errors"].pop(entry.name, None)
             show(model)
         if out:
             out.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
