@@ -23,6 +23,7 @@ import report_cpu
 import report_gpu
 import report_growth
 import report_memory
+import report_public
 import report_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,7 +106,7 @@ def files() -> dict[str, str]:
     cpu, results = read_cpu()
     growth, memory = read("growth", "make growth"), read("memory", "make memory")
     choices = report_choices.section(read("choices", "make choices"))
-    return {
+    pages = {
         "README.md": marked("README.md", results=report_cpu.readme(cpu, results)),
         "docs/cpu.md": marked("docs/cpu.md", results=report_cpu.floors(results), choices=choices),
         "fastcnn/backends/trusted.json": report_gpu.allowed(RESULTS),
@@ -117,6 +118,10 @@ def files() -> dict[str, str]:
         "docs/growth.svg": figures.svg(figures.growth(growth)),
         "docs/memory.svg": figures.svg(figures.memory(memory)),
     }
+    if (RESULTS / "public_models.json").exists():  # of a run of hours, which has not been made yet
+        data = read("public_models", "python bench/public_models.py")
+        pages["docs/public_models.md"] = report_public.page(data)
+    return pages
 
 
 def differences(path: str, text: str) -> list[str]:
