@@ -228,14 +228,18 @@ class Traces:
         return None if reads_mode or not all(through) else made
 
     def looks_through(self, m: nn.Module, training: bool) -> bool:
-        """Returns whether a module's forward is nothing but parts of a block, one after another."""
+        """Returns whether a module's forward is a part of its caller's graph.
+
+        It is where it is nothing but parts of a block, one after another; or a batch norm and an activation.
+        """
         key = id(m), training
         if key not in self._lines:
             self._lines[key] = False  # also while it is being found out
             plain_call = type(m).__call__ is nn.Module.__call__  # type: ignore[comparison-overlap]
             if plain_call and not is_layer(m) and not customised(m):
                 with contextlib.suppress(Untraceable):
-                    self._lines[key] = self.get(m, training).is_line()
+                    trace = self.get(m, training)
+                    self._lines[key] = isinstance(m, nn.BatchNorm2d) or trace.is_line()
         return self._lines[key]
 
 
