@@ -146,6 +146,9 @@ def _named_padding(weight: Tensor, stride: Pair, padding: str, dilation: Pair) -
         raise RuntimeError(f"padding must be 'same' or 'valid', but got {padding!r}")
     if any(s != 1 for s in _ints(stride)):
         raise RuntimeError(f"padding='same' is not supported for strided convolutions, got {stride}")
-    sizes = zip(_ints(dilation), weight.shape[2:], strict=True)
+    kernel: Sequence[int] = weight.shape[2:]
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]  # each is a tensor then
+        kernel = [int(size) for size in kernel]
+    sizes = zip(_ints(dilation), kernel, strict=True)
     height, width = (d * (k - 1) for d, k in sizes)
     return height // 2, width // 2, -(-height // 2), -(-width // 2)
