@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
 _Keys = torch._C.DispatchKeySet
@@ -39,6 +41,15 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 def in_transform() -> bool:
     """Returns whether torch.func transforms or forward-mode differentiation are active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def knows_torch_alone(*tensors: Tensor | None) -> bool:
+    """Returns whether a tensor's class handles torch's operations itself, as DTensor does.
+
+    The classes that torch compiles with take any op.
+    """
+    classes = {type(t) for t in tensors if t is not None} - {FakeTensor, FunctionalTensor}
+    return any(c.__torch_dispatch__ is not Tensor.__torch_dispatch__ for c in classes)
 
 
 def can_bypass(*tensors: Tensor | None) -> bool:

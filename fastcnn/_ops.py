@@ -17,7 +17,7 @@ from torch import Tensor
 from . import backends
 from ._autograd import How, epilogue_gradients, gradients, none_for_empty, save
 from ._bypass import run
-from ._dispatch import can_bypass, in_transform, needs_grad
+from ._dispatch import can_bypass, in_transform, knows_torch_alone, needs_grad
 from .backends import plain, reference
 from .backends._convolution import convolution_backward_fastest, convolve
 from .backends._launch import allocate, empty_on
@@ -191,7 +191,7 @@ def _epilogue(x: Tensor, bias: Tensor | None, *flat: Any) -> Tensor:
         return reference.epilogue(x, bias, stages)
     if can_bypass(x, bias):  # autocast is behind, or an exported program runs
         return run(x, None, bias, stages)
-    if backends.choose(x, stages, inside_op=True) is plain:
+    if knows_torch_alone(x, bias) or backends.choose(x, stages, inside_op=True) is plain:
         return plain.epilogue(x, bias, stages)
     return _ops.epilogue_forward(x, bias, *flat, needs_grad(x, bias))[0]
 
@@ -204,7 +204,7 @@ def _conv2d_block(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) ->
     stages = Stages.unflat(relu, lrn, pool, order)
     if can_bypass(x, weight, bias):
         return run(x, weight, bias, stages, conv, recompute)
-    if backends.choose(x, stages, weight, inside_op=True) is plain:
+    if knows_torch_alone(x, weight, bias) or backends.choose(x, stages, weight, inside_op=True) is plain:
         return plain.conv2d_block(x, weight, bias, conv, stages, recompute)
     # To recompute is to compute the same again: with what backward needs, which is then dropped.
     save = needs_grad(x, weight, bias)
