@@ -81,8 +81,8 @@ def local_response_norm(
         return handle_torch_function(local_response_norm, (input,), input, size, alpha, beta, k)
     if input.dim() < 3:
         raise ValueError(f"Expected 3D or higher dimensionality input (got {input.dim()} dimensions)")
-    if input.dtype not in DTYPES:
-        return F.local_response_norm(input, size, alpha, beta, k)
+    if input.dtype not in DTYPES or any(isinstance(number, Tensor) for number in (alpha, beta, k)):
+        return F.local_response_norm(input, size, alpha, beta, k)  # which gives numbers gradients, too
     stages = lrn_alone(size, alpha, beta, k)
     if input.dim() == 4:
         return _calls.epilogue(input, None, stages)

@@ -122,7 +122,8 @@ def local_response_norm(x: Tensor, lrn: LRN) -> Tensor:
     if lrn.size % 2 == 0 or lrn.size > squares.shape[-3]:  # which avg_pool3d's own padding does not do
         squares, margin = F.pad(squares, (0, 0, 0, 0, lrn.before, lrn.after)), 0
     means = F.avg_pool3d(squares, (lrn.size, 1, 1), stride=1, padding=(margin, 0, 0)).flatten(-4, -3)
-    return (wide / means.mul(lrn.alpha).add(lrn.k).pow(lrn.beta)).to(x.dtype)
+    y = wide / means.mul(lrn.alpha).add(lrn.k).pow(lrn.beta)
+    return y if wide is x else y.to(x.dtype)  # of integers it is a float
 
 
 def _onnx_local_response_norm(x: Tensor, lrn: LRN) -> Tensor:
