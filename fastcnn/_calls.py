@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from . import _ops  # noqa: F401  registers the ops
 from ._bypass import run
-from ._dispatch import can_bypass, knows_torch_alone
+from ._dispatch import can_bypass, torch_alone_is_known
 from .backends import PREFERENCE, choose, cpu, current_backend, plain
 from .backends._convolution import sides
 from .stages import DTYPES, Conv, Pair, Stages, check, numbers, whole
@@ -106,14 +106,14 @@ def _torch_is_as_fast(
 def _is_plain(x: Tensor, stages: Stages, weight: Tensor | None = None, conv: Conv | None = None) -> bool:
     """Returns whether torch's own functions are called, of which whoever listens sees each.
 
-    ONNX has the stages as torch does, and a class that handles torch's operations knows those alone. While
-    compiling, and under autocast, which changes the dtype, the op decides.
+    ONNX has the stages as torch does. While compiling, and under autocast, which changes the dtype, the op
+    decides.
     """
     if torch.onnx.is_in_onnx_export():
         return True
     if torch.compiler.is_compiling():
         return False
-    if knows_torch_alone(x, weight):
+    if torch_alone_is_known(x, weight):
         return True
     device = x.device.type
     if device in PREFERENCE and torch.is_autocast_enabled(device):

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 _Keys = torch._C.DispatchKeySet
 _Key = torch._C.DispatchKey
@@ -43,13 +44,16 @@ def in_transform() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def knows_torch_alone(*tensors: Tensor | None) -> bool:
-    """Returns whether a tensor's class handles torch's operations itself, as DTensor does.
+def torch_alone_is_known(*tensors: Tensor | None) -> bool:
+    """Returns whether somebody listens who knows torch's operations, but would not know our ops.
 
-    The classes that torch compiles with take any op.
+    That is a tensor's class with a ``__torch_dispatch__``, as DTensor's, unless torch compiles with it; or a
+    counter of FLOPs, to import which for a formula of ours would take longer than to import fastcnn.
     """
     classes = {type(t) for t in tensors if t is not None} - {FakeTensor, FunctionalTensor}
-    return any(c.__torch_dispatch__ is not Tensor.__torch_dispatch__ for c in classes)
+    if any(c.__torch_dispatch__ is not Tensor.__torch_dispatch__ for c in classes):
+        return True
+    return any(type(m).__module__ == "torch.utils.flop_counter" for m in _get_current_dispatch_mode_stack())
 
 
 def can_bypass(*tensors: Tensor | None) -> bool:
