@@ -56,14 +56,16 @@ def whole(value: Any) -> int:
 
 def numbers(value: Any) -> tuple[int, ...]:
     """Returns one number or a list of some as ints, one of them twice; TypeError for anything else."""
+    if type(value) is int:
+        return value, value
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
+        return value
     items = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     return tuple(map(whole, items * 2 if len(items) == 1 else items))
 
 
 def pair(name: str, value: Pair) -> tuple[int, int]:
     """``value`` as (height, width); torch's errors for anything that is not one int or two."""
-    if type(value) is int:
-        return value, value
     try:
         items = numbers(value)
     except TypeError:
