@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from . import _ops  # noqa: F401  registers the ops
 from ._bypass import run
-from ._dispatch import can_bypass
+from ._dispatch import can_bypass, torch_alone_is_known
 from .backends import PREFERENCE, choose, cpu, current_backend, plain
 from .backends._convolution import sides
-from .stages import DTYPES, Conv, Pair, Stages, check
+from .stages import DTYPES, Conv, Pair, Stages, check, numbers, whole
 
 _fastcnn = torch.ops.fastcnn
 
@@ -60,14 +60,16 @@ def block(
     if tensors and input.dim() == 3 and weight.dim() == 4:
         given = stride, padding, dilation, groups, stages, recompute, margins
         return block(input.unsqueeze(0), weight, bias, *given).squeeze(0)
-    fits = tensors and input.dim() == weight.dim() == 4
-    fits = fits and (isinstance(padding, (int, str)) or len(padding) <= 2)
-    if not fits or input.dtype not in DTYPES or stages.empty:  # if it doesn't fit, conv2d says what is wrong
+    ours = tensors and input.dim() == weight.dim() == 4 and input.dtype in DTYPES and not stages.empty
+    try:
+        conv = conv_numbers(weight, stride, padding, dilation, groups, margins) if ours else None
+    except TypeError:
+        conv = None
+    if conv is None:  # conv2d says what is wrong, if anything is
         if margins:
             top, left, bottom, right = margins
             input = F.pad(input, (left, right, top, bottom))
         return epilogue(F.conv2d(input, weight, bias, stride, padding, dilation, groups), None, stages)
-    conv = conv_numbers(weight, stride, padding, dilation, groups, margins)
     fast = _torch_is_as_fast(input, stages, weight, conv)
     if not fast and can_bypass(input, weight, bias):
         return run(input, weight, bias, stages, conv, recompute)
@@ -109,8 +111,12 @@ def _is_plain(x: Tensor, stages: Stages, weight: Tensor | None = None, conv: Con
     """
     if torch.onnx.is_in_onnx_export():
         return True
+    if torch.compiler.is_compiling():
+        return False
+    if torch_alone_is_known(x, weight):
+        return True
     device = x.device.type
-    if torch.compiler.is_compiling() or (device in PREFERENCE and torch.is_autocast_enabled(device)):
+    if device in PREFERENCE and torch.is_autocast_enabled(device):
         return False
     return choose(x, stages, weight, conv) is plain
 
@@ -123,19 +129,19 @@ def conv_numbers(
     groups: int,
     margins: Sequence[int],
 ) -> Conv:
-    """Returns the convolution as backends take it, see :mod:`.backends._convolution`."""
+    """Returns the convolution as backends take it, see :mod:`.backends._convolution`.
+
+    A wrong length is for the convolution itself to refuse; TypeError for other than ints.
+    """
     if isinstance(padding, str):
-        padding = _named_padding(weight, stride, padding, dilation)
-    around = _ints(padding)
+        around = _named_padding(weight, stride, padding, dilation)
+    else:
+        around = numbers(padding)
+        if len(around) > 2:
+            raise TypeError(f"padding must be an int or a pair of ints, but got {padding!r}")
     if margins:
         around = tuple(p + m for p, m in zip(sides(around), margins, strict=True))
-    return _ints(stride), around, _ints(dilation), groups
-
-
-def _ints(value: Pair) -> tuple[int, ...]:
-    """Returns an int or a sequence as a tuple; a wrong length is for the convolution itself to refuse."""
-    items = (value,) if isinstance(value, int) else tuple(value)
-    return items * 2 if len(items) == 1 else items
+    return numbers(stride), around, numbers(dilation), whole(groups)
 
 
 def _named_padding(weight: Tensor, stride: Pair, padding: str, dilation: Pair) -> tuple[int, ...]:
@@ -144,8 +150,11 @@ def _named_padding(weight: Tensor, stride: Pair, padding: str, dilation: Pair) -
         return 0, 0
     if padding != "same":
         raise RuntimeError(f"padding must be 'same' or 'valid', but got {padding!r}")
-    if any(s != 1 for s in _ints(stride)):
+    if any(s != 1 for s in numbers(stride)):
         raise RuntimeError(f"padding='same' is not supported for strided convolutions, got {stride}")
-    sizes = zip(_ints(dilation), weight.shape[2:], strict=True)
+    kernel: Sequence[int] = weight.shape[2:]
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]  # each is a tensor then
+        kernel = [int(size) for size in kernel]
+    sizes = zip(numbers(dilation), kernel, strict=True)
     height, width = (d * (k - 1) for d, k in sizes)
     return height // 2, width // 2, -(-height // 2), -(-width // 2)

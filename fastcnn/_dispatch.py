@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 _Keys = torch._C.DispatchKeySet
 _Key = torch._C.DispatchKey
@@ -39,6 +42,18 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 def in_transform() -> bool:
     """Returns whether torch.func transforms or forward-mode differentiation are active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def torch_alone_is_known(*tensors: Tensor | None) -> bool:
+    """Returns whether somebody listens who knows torch's operations, but would not know our ops.
+
+    That is a tensor's class with a ``__torch_dispatch__``, as DTensor's, unless torch compiles with it; or a
+    counter of FLOPs, to import which for a formula of ours would take longer than to import fastcnn.
+    """
+    classes = {type(t) for t in tensors if t is not None} - {FakeTensor, FunctionalTensor}
+    if any(c.__torch_dispatch__ is not Tensor.__torch_dispatch__ for c in classes):
+        return True
+    return any(type(m).__module__ == "torch.utils.flop_counter" for m in _get_current_dispatch_mode_stack())
 
 
 def can_bypass(*tensors: Tensor | None) -> bool:

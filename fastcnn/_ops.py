@@ -17,7 +17,7 @@ from torch import Tensor
 from . import backends
 from ._autograd import How, epilogue_gradients, gradients, none_for_empty, save
 from ._bypass import run
-from ._dispatch import can_bypass, in_transform, needs_grad
+from ._dispatch import can_bypass, in_transform, needs_grad, torch_alone_is_known
 from .backends import plain, reference
 from .backends._convolution import convolution_backward_fastest, convolve
 from .backends._launch import allocate, empty_on
@@ -27,7 +27,10 @@ _STAGES = "bool relu, float[]? lrn, int[]? pool, str order"
 _CONV = "int[] stride, SymInt[] padding, int[] dilation, int groups"  # see backends/_convolution.py
 _BLOCK = f"Tensor input, Tensor weight, Tensor? bias, {_CONV}, {_STAGES}"
 
-_library = torch.library.Library("fastcnn", "DEF")
+_ops: Any = torch.ops.fastcnn
+if "_library" in vars(_ops):  # this module was imported before: its ops make way for those of now
+    _ops._library._destroy()
+_library = _ops._library = torch.library.Library("fastcnn", "DEF")
 _library.define(f"epilogue(Tensor input, Tensor? bias, {_STAGES}) -> Tensor")
 _library.define(
     f"epilogue_forward(Tensor input, Tensor? bias, {_STAGES}, bool save) -> (Tensor, Tensor, Tensor)"
@@ -42,8 +45,6 @@ _library.define(
     f"convolution_backward(Tensor grad, Tensor input, Tensor weight, {_CONV}, bool[2] needed) "
     "-> (Tensor, Tensor)"
 )
-
-_ops = torch.ops.fastcnn
 
 
 def _empty_for_none(like: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -64,7 +65,7 @@ def _format(channels_last: bool) -> torch.memory_format:
 # The epilogue's ops. Flat: relu, lrn, pool and order, as the schema has them.
 
 
-@torch.library.impl("fastcnn::epilogue_forward", "CompositeExplicitAutograd")
+@torch.library.impl("fastcnn::epilogue_forward", "CompositeExplicitAutograd", lib=_library)
 def _epilogue_forward(x: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     *flat, save = args
     stages = Stages.unflat(*flat)
@@ -73,7 +74,7 @@ def _epilogue_forward(x: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tenso
     return _empty_for_none(x, *backend.epilogue_forward(x, bias, stages, save=save))
 
 
-@torch.library.register_fake("fastcnn::epilogue_forward")
+@torch.library.register_fake("fastcnn::epilogue_forward", lib=_library)
 def _(x: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     *flat, save = args
     stages = Stages.unflat(*flat)
@@ -81,7 +82,7 @@ def _(x: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     return _fake(x, stages, save, stages.makes_r(bias is not None))
 
 
-@torch.library.impl("fastcnn::epilogue_backward", "CompositeExplicitAutograd")
+@torch.library.impl("fastcnn::epilogue_backward", "CompositeExplicitAutograd", lib=_library)
 def _epilogue_backward(
     grad: Tensor,
     r: Tensor | None,
@@ -101,7 +102,7 @@ def _epilogue_backward(
     return _empty_for_none(grad, *grads)
 
 
-@torch.library.register_fake("fastcnn::epilogue_backward")
+@torch.library.register_fake("fastcnn::epilogue_backward", lib=_library)
 def _(
     grad: Tensor,
     r: Tensor | None,
@@ -127,14 +128,14 @@ def _setup_epilogue(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 
 torch.library.register_autograd(
-    "fastcnn::epilogue_forward", epilogue_gradients, setup_context=_setup_epilogue
+    "fastcnn::epilogue_forward", epilogue_gradients, setup_context=_setup_epilogue, lib=_library
 )
 
 
 # The block's.
 
 
-@torch.library.impl("fastcnn::conv2d_block_forward", "CompositeExplicitAutograd")
+@torch.library.impl("fastcnn::conv2d_block_forward", "CompositeExplicitAutograd", lib=_library)
 def _conv2d_block_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     *conv, relu, lrn, pool, order, save, recompute = args
     stages = Stages.unflat(relu, lrn, pool, order)
@@ -143,7 +144,7 @@ def _conv2d_block_forward(x: Tensor, weight: Tensor, bias: Tensor | None, *args:
     return _empty_for_none(x, y, *((None, None) if recompute else saved))
 
 
-@torch.library.register_fake("fastcnn::conv2d_block_forward")
+@torch.library.register_fake("fastcnn::conv2d_block_forward", lib=_library)
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
     *conv, relu, lrn, pool, order, save, recompute = args
     stages = Stages.unflat(relu, lrn, pool, order)
@@ -152,7 +153,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tenso
     return _fake(a, stages, save and not recompute, stages.makes_r(in_block=True))
 
 
-@torch.library.impl("fastcnn::convolution_backward", "CompositeExplicitAutograd")
+@torch.library.impl("fastcnn::convolution_backward", "CompositeExplicitAutograd", lib=_library)
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *conv, needed = args
     grads = zip(convolution_backward_fastest(grad, x, weight, conv, needed), (x, weight), strict=True)
@@ -161,7 +162,7 @@ def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *args: Any) -
     return _empty_for_none(grad, *formatted)
 
 
-@torch.library.register_fake("fastcnn::convolution_backward")
+@torch.library.register_fake("fastcnn::convolution_backward", lib=_library)
 def _(grad: Tensor, x: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]:
     pairs = zip((x, weight), args[-1], strict=True)
     return tuple(
@@ -177,13 +178,15 @@ def _setup_block(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
     save(ctx, x, weight, bias, how, (y, none_for_empty(r), none_for_empty(offsets)))
 
 
-torch.library.register_autograd("fastcnn::conv2d_block_forward", gradients, setup_context=_setup_block)
+torch.library.register_autograd(
+    "fastcnn::conv2d_block_forward", gradients, setup_context=_setup_block, lib=_library
+)
 
 
 # The composite ops, and how they behave under autocast, vmap and the other function transforms.
 
 
-@torch.library.impl("fastcnn::epilogue", "CompositeImplicitAutograd")
+@torch.library.impl("fastcnn::epilogue", "CompositeImplicitAutograd", lib=_library)
 def _epilogue(x: Tensor, bias: Tensor | None, *flat: Any) -> Tensor:
     stages = Stages.unflat(*flat)
     check(x, bias, stages)
@@ -191,12 +194,12 @@ def _epilogue(x: Tensor, bias: Tensor | None, *flat: Any) -> Tensor:
         return reference.epilogue(x, bias, stages)
     if can_bypass(x, bias):  # autocast is behind, or an exported program runs
         return run(x, None, bias, stages)
-    if backends.choose(x, stages, inside_op=True) is plain:
+    if torch_alone_is_known(x, bias) or backends.choose(x, stages, inside_op=True) is plain:
         return plain.epilogue(x, bias, stages)
     return _ops.epilogue_forward(x, bias, *flat, needs_grad(x, bias))[0]
 
 
-@torch.library.impl("fastcnn::conv2d_block", "CompositeImplicitAutograd")
+@torch.library.impl("fastcnn::conv2d_block", "CompositeImplicitAutograd", lib=_library)
 def _conv2d_block(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
     *conv, relu, lrn, pool, order, recompute = args
     if in_transform():
@@ -204,7 +207,7 @@ def _conv2d_block(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) ->
     stages = Stages.unflat(relu, lrn, pool, order)
     if can_bypass(x, weight, bias):
         return run(x, weight, bias, stages, conv, recompute)
-    if backends.choose(x, stages, weight, inside_op=True) is plain:
+    if torch_alone_is_known(x, weight, bias) or backends.choose(x, stages, weight, inside_op=True) is plain:
         return plain.conv2d_block(x, weight, bias, conv, stages, recompute)
     # To recompute is to compute the same again: with what backward needs, which is then dropped.
     save = needs_grad(x, weight, bias)
@@ -228,8 +231,8 @@ def _vmap(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
     return rule
 
 
-torch.library.register_vmap("fastcnn::epilogue", _vmap(_ops.epilogue))
-torch.library.register_vmap("fastcnn::conv2d_block", _vmap(_ops.conv2d_block))
+torch.library.register_vmap("fastcnn::epilogue", _vmap(_ops.epilogue), lib=_library)
+torch.library.register_vmap("fastcnn::conv2d_block", _vmap(_ops.conv2d_block), lib=_library)
 
 
 def _register_autocast(device: str, key: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     fields.add_argument("--plot", type=Path, metavar="PNG", help="file to draw the fields into")
     fields.add_argument("--image", type=Path, help="photograph to draw them on")
     args = parser.parse_args(argv)
-    return args.run(args)
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has seen enough: head, or a pager that was left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
+        return 1
+    return status
 
 
 def _add(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from . import _calls
 from .stages import DTYPES, LRN, MaxPool, Pair, lrn_alone, pool_alone, stages_of
@@ -48,6 +49,9 @@ def epilogue(
         ValueError: an unknown order.
         TypeError: lrn or pool is not a spec.
     """
+    if has_torch_function_variadic(input, bias):
+        stages: Any = {"relu": relu, "lrn": lrn, "pool": pool, "order": order}
+        return handle_torch_function(epilogue, (input, bias), input, bias, **stages)
     if not (isinstance(input, Tensor) and (bias is None or isinstance(bias, Tensor))):
         kinds = f"{type(input).__name__} and {type(bias).__name__}"
         raise TypeError(f"epilogue: input must be a Tensor, bias one or None, but got {kinds}")
@@ -73,10 +77,12 @@ def local_response_norm(
         ValueError: input has fewer than 3 dimensions.
         RuntimeError: size is below 1.
     """
+    if has_torch_function_unary(input):
+        return handle_torch_function(local_response_norm, (input,), input, size, alpha, beta, k)
     if input.dim() < 3:
         raise ValueError(f"Expected 3D or higher dimensionality input (got {input.dim()} dimensions)")
-    if input.dtype not in DTYPES:
-        return F.local_response_norm(input, size, alpha, beta, k)
+    if input.dtype not in DTYPES or any(isinstance(number, Tensor) for number in (alpha, beta, k)):
+        return F.local_response_norm(input, size, alpha, beta, k)  # which gives numbers gradients, too
     stages = lrn_alone(size, alpha, beta, k)
     if input.dim() == 4:
         return _calls.epilogue(input, None, stages)
@@ -115,6 +121,9 @@ def max_pool2d(
             return torch.max_pool2d(input, *spec)
         except (RuntimeError, TypeError):
             pass  # said below in our words
+    if has_torch_function_unary(input):
+        spec = kernel_size, stride, padding, dilation, ceil_mode, return_indices
+        return handle_torch_function(max_pool2d, (input,), input, *spec)
     stages = pool_alone(kernel_size, stride, padding, dilation, ceil_mode)
     is_tensor = isinstance(input, Tensor)
     if is_tensor and input.dim() not in (3, 4):
@@ -156,5 +165,9 @@ def conv2d_block(
     Raises:
         RuntimeError, ValueError, TypeError: torch's for the convolution, epilogue's for the rest.
     """
+    if has_torch_function_variadic(input, weight, bias):
+        conv = stride, padding, dilation, groups
+        given: Any = {"relu": relu, "lrn": lrn, "pool": pool, "order": order, "recompute": recompute}
+        return handle_torch_function(conv2d_block, (input, weight, bias), input, weight, bias, *conv, **given)
     stages = stages_of(relu, lrn, pool, order)
     return _calls.block(input, weight, bias, stride, padding, dilation, groups, stages, recompute)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ._follow import Layer, follow
 from ._reach import NOTHING, distinct, even_step
+from .nn import ConvBlock2d
 
 Pair: TypeAlias = tuple[int, int]  # rows, columns
 Box: TypeAlias = tuple[int, int, int, int]  # top, left, bottom, right, of which the last two are outside
@@ -132,7 +133,7 @@ def _shape(model: nn.Module, input_size: int | Sequence[int]) -> tuple[int, int,
             f"but got {input_size!r}"
         )
     if len(sizes) == 2:
-        channels = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+        channels = (m.in_channels for m in model.modules() if isinstance(m, (ConvBlock2d, nn.Conv2d)))
         sizes.insert(0, next(channels, 0) or 3)  # a lazy one has 0
     return 1, sizes[0], sizes[1], sizes[2]
 

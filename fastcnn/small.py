@@ -160,7 +160,7 @@ class Making:
         self.tensors += 1
         return t, self.tensors - 1
 
-    def convolution(self, module: nn.Conv2d, stages: Stages, margins: Sequence[int] = ()) -> None:
+    def convolution(self, module: nn.Module, stages: Stages, margins: Sequence[int] = ()) -> None:
         """Adds a convolution with bias, ReLU and pooling."""
         stride, padding, dilation, groups, mode = self.value(module, *_CONV_NAMES)
         self.parameters_of(module)
@@ -367,7 +367,7 @@ def _add_layers(making: Making, leaves: Sequence[Any], margins: Sequence[int]) -
     from .nn import ConvBlock2d
 
     rest: Sequence[Any] = [leaf for leaf in leaves if not _does_nothing(leaf, making)]
-    require(rest and isinstance(rest[0], nn.Conv2d if making.x.dim() == 4 else nn.Linear))
+    require(rest and isinstance(rest[0], (ConvBlock2d, nn.Conv2d) if making.x.dim() == 4 else nn.Linear))
     while rest:
         layer, *rest = rest
         kind = type(layer)

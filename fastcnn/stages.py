@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
@@ -15,35 +17,59 @@ Conv: TypeAlias = Sequence[Any]  # stride, padding, dilation and groups; see bac
 ORDERS = ("lrn_pool", "pool_lrn")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-
 Made = TypeVar("Made")
 
 
 def remembered(make: Callable[..., Made]) -> Callable[..., Made]:
     """Returns ``make``, which makes the same of the same arguments, with what it made kept."""
-    kept = functools.lru_cache(maxsize=1024, typed=True)(make)
+
+    @functools.lru_cache(maxsize=1024, typed=True)
+    def kept(*args: Any) -> Made:
+        if _holds_tensor(args):  # the same one may hold another number at the next call
+            raise TypeError
+        return make(*args)
 
     def made(*args: Any) -> Made:
         if torch.compiler.is_compiling():  # a compiler looks past such a cache, with a warning
             return make(*args)
         try:
             return kept(*args)
-        except TypeError:  # not hashable, or refused: make says what is wrong
+        except TypeError:  # not hashable, not to be kept, or refused: make says what is wrong
             pass
         return make(*args)
 
     return made
 
 
-def pair(name: str, value: Pair) -> tuple[int, int]:
-    """``value`` as (height, width); torch's errors for anything that is not one int or two."""
+def _holds_tensor(args: Sequence[Any]) -> bool:
+    return any(isinstance(a, torch.Tensor) or (isinstance(a, tuple) and _holds_tensor(a)) for a in args)
+
+
+def whole(value: Any) -> int:
+    """Returns an int, or what torch takes for one: NumPy's, or a tensor's; TypeError for anything else."""
+    if type(value) is int:
+        return value
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
+
+
+def numbers(value: Any) -> tuple[int, ...]:
+    """Returns one number or a list of some as ints, one of them twice; TypeError for anything else."""
     if type(value) is int:
         return value, value
-    items = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(items) == 1:
-        items = items * 2
-    if not all(isinstance(i, int) for i in items):
-        raise TypeError(f"{name} must be an int or a pair of ints, but got {value!r}")
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
+        return value
+    items = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    return tuple(map(whole, items * 2 if len(items) == 1 else items))
+
+
+def pair(name: str, value: Pair) -> tuple[int, int]:
+    """``value`` as (height, width); torch's errors for anything that is not one int or two."""
+    try:
+        items = numbers(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int or a pair of ints, but got {value!r}") from None
     if len(items) != 2:
         raise RuntimeError(f"{name} must be a single int or a tuple of two ints, but got {value!r}")
     return items
@@ -76,14 +102,19 @@ class LRN:
     def __post_init__(self) -> None:
         for name in ("size", "groups"):
             value = getattr(self, name)
-            if not isinstance(value, int):
-                raise TypeError(f"LRN: {name} must be an int, but got {value!r}")
+            try:
+                object.__setattr__(self, name, whole(value))
+            except TypeError:
+                raise TypeError(f"LRN: {name} must be an int, but got {value!r}") from None
             if value < 1:
                 raise RuntimeError(f"LRN: {name} must be at least 1, but got {value}")
         for name in ("alpha", "beta", "k"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)):
-                raise TypeError(f"LRN: {name} must be a number, but got {value!r}")
+            if type(value) not in (int, float):
+                try:  # the same number; unlike float(), this refuses text
+                    object.__setattr__(self, name, math.ldexp(value, 0))
+                except TypeError:
+                    raise TypeError(f"LRN: {name} must be a number, but got {value!r}") from None
 
     @property
     def before(self) -> int:
@@ -114,7 +145,7 @@ class MaxPool:
         ceil_mode: torch's rule: a last window that starts inside the input or its left padding counts.
 
     Raises:
-        TypeError: something other than ints.
+        TypeError: something other than ints, or than a bool.
         RuntimeError: a size below 1, or padding over half of kernel_size, as torch has it.
     """
 
@@ -127,10 +158,11 @@ class MaxPool:
     def __post_init__(self) -> None:
         for name in ("kernel_size", "stride", "padding", "dilation"):
             value = getattr(self, name)
-            if name == "stride" and (value is None or value == () or value == []):
+            if name == "stride" and (value is None or (isinstance(value, (list, tuple)) and not value)):
                 value = self.kernel_size
             object.__setattr__(self, name, pair(f"max_pool2d: {name}", value))
-        object.__setattr__(self, "ceil_mode", bool(self.ceil_mode))
+        if not isinstance(self.ceil_mode, bool):
+            raise TypeError(f"max_pool2d: ceil_mode must be a bool, but got {self.ceil_mode!r}")
         for name, least in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
             value = getattr(self, name)
             if min(value) < least:

@@ -91,7 +91,7 @@ def warm(m, x):
 
 
 def convs(m):
-    return [child for child in m.modules() if isinstance(child, nn.Conv2d)]
+    return [child for child in m.modules() if isinstance(child, (nn.Conv2d, fastcnn.nn.ConvBlock2d))]
 
 
 def conv(m):

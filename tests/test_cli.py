@@ -206,3 +206,14 @@ def test_receptive_field_without_matplotlib_says_how_to_install_it(without, caps
     without("matplotlib")
     assert cli.main(["receptive-field", "lenet5", "--plot", str(tmp_path / "fields.png")]) == 1
     assert "pip install matplotlib" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("unbuffered", [[], ["-u"]], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("arguments", [["info"], ["receptive-field", "lenet5"], ["--help"]], ids=" ".join)
+def test_a_reader_that_leaves_early_is_no_error(arguments, unbuffered):
+    run = [sys.executable, *unbuffered, "-m", "fastcnn", *arguments]
+    with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # before anything is written
+        errors = process.stderr.read()
+    assert "Traceback" not in errors
+    assert "Exception ignored" not in errors

@@ -30,7 +30,7 @@ def pair(request):
     torch.manual_seed(0)
     fused = alexnet(request.param).eval()
     for layer in fused.modules():
-        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+        if isinstance(layer, (torch.nn.Conv2d, ConvBlock2d, torch.nn.Linear)):
             layer.reset_parameters()
     plain = alexnet(request.param, fused=False).eval()
     plain.load_state_dict(fused.state_dict())

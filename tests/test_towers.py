@@ -18,7 +18,7 @@ def pair():
     torch.manual_seed(0)
     whole = alexnet("2012", num_classes=7, dropout=0.0).to(DEVICES[0])
     for layer in whole.modules():
-        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+        if isinstance(layer, (torch.nn.Conv2d, fastcnn.nn.ConvBlock2d, torch.nn.Linear)):
             layer.reset_parameters()
     return whole, copy.deepcopy(whole).split(*DEVICES), torch.randn(2, 3, 224, 224, device=DEVICES[0])
 

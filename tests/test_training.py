@@ -219,6 +219,31 @@ def test_files_that_are_not_used_are_named(tmp_path):
     assert "not used: 2 files: loose.png, red/notes.txt" in images.find(str(data), 28).notes
 
 
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "__MACOSX", ".git"])
+@pytest.mark.parametrize("place", ["train", "val", "train/red", ""])
+def test_hidden_folders_are_no_classes_and_nothing_in_them_is_used(tmp_path, hidden, place):
+    for part in ("train", "val"):
+        write_pictures(tmp_path / part, 3)
+    picture = (tmp_path / "train" / "red" / "0.png").read_bytes()
+    folder = tmp_path / place / hidden / "deep"
+    folder.mkdir(parents=True)
+    assert images.find(str(tmp_path), 28).notes == ()
+    (folder / "0.png").write_bytes(picture)
+    found = images.find(str(tmp_path), 28)
+    assert found.classes == ("blue", "green", "red")
+    assert (len(found.train), len(found.test)) == (9, 9)
+    assert found.notes == (f"not used: 1 file: {(folder / '0.png').relative_to(tmp_path)}",)
+
+
+def test_hidden_files_are_not_used(tmp_path):
+    data = write_pictures(tmp_path / "a", 4)
+    for name in ("._0.png", ".DS_Store"):
+        (data / "red" / name).write_bytes(b"x")
+    found = images.find(str(data), 28)
+    assert len(found.train) + len(found.test) == 12
+    assert "not used: 2 files: red/.DS_Store, red/._0.png" in found.notes
+
+
 def test_links_are_followed_once(tmp_path):
     data = write_pictures(tmp_path / "a", 4)
     more = write_pictures(tmp_path / "b", 2, ["scarlet"]) / "scarlet"

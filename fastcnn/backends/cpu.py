@@ -76,7 +76,9 @@ def torch_pools_right(x: Tensor, dilation: Pair) -> bool:
     It sums those of overlapping windows in half precision, and writes outside of the map for a window that
     lies in the padding, as a dilated one may.
     """
-    return not torch.is_grad_enabled() or (x.dtype.itemsize > 2 and dilation in (1, (1, 1)))
+    if not torch.is_grad_enabled():
+        return True
+    return x.dtype.itemsize > 2 and type(dilation) in (int, tuple) and dilation in (1, (1, 1))
 
 
 def pools_slowly(x: Tensor) -> bool:

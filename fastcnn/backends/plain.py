@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary
 from torch.utils import checkpoint
 
 from ..stages import LRN, Stages, check
@@ -89,12 +90,31 @@ def _max_pool(v: Tensor, stages: Stages) -> Tensor:
         raise
 
 
+def scripted(v: Tensor, relu: bool, lrn: list[float], pool: list[int], order: str) -> Tensor:
+    """Returns the same as :func:`after_bias` in what TorchScript can compile.
+
+    lrn, pool: :meth:`Stages.flat`'s, or any other number of values for none.
+    """
+    if relu:
+        v = v.relu()
+    for stage in order.split("_"):
+        if stage == "pool" and len(pool) == 9:
+            v = F.max_pool2d(v, pool[0:2], pool[2:4], pool[4:6], pool[6:8], pool[8] == 1)
+        if stage == "lrn" and len(lrn) == 5:
+            wide = v.float() if v.dtype == torch.float16 or v.dtype == torch.bfloat16 else v
+            towers = wide.unflatten(-3, [int(lrn[4]), -1]).flatten(0, -4)
+            v = F.local_response_norm(towers, int(lrn[0]), lrn[1], lrn[2], lrn[3]).view_as(v).to(v.dtype)
+    return v
+
+
 def local_response_norm(x: Tensor, lrn: LRN) -> Tensor:
     """o = x (k + alpha/size * sum of x^2 over the window)^-beta, for (N, C, H, W) or (C, H, W).
 
     :func:`torch.nn.functional.local_response_norm`, to the same bits; but float16 and bfloat16 are computed
     in float32, where squares don't overflow, and neither groups nor an odd window cost a copy.
     """
+    if has_torch_function_unary(x):
+        return handle_torch_function(local_response_norm, (x,), x, lrn)
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     if torch.onnx.is_in_onnx_export() and lrn.size % 2:  # an even window of ONNX's reaches further forward
         return _onnx_local_response_norm(wide, lrn).to(x.dtype)
@@ -102,7 +122,8 @@ def local_response_norm(x: Tensor, lrn: LRN) -> Tensor:
     if lrn.size % 2 == 0 or lrn.size > squares.shape[-3]:  # which avg_pool3d's own padding does not do
         squares, margin = F.pad(squares, (0, 0, 0, 0, lrn.before, lrn.after)), 0
     means = F.avg_pool3d(squares, (lrn.size, 1, 1), stride=1, padding=(margin, 0, 0)).flatten(-4, -3)
-    return (wide / means.mul(lrn.alpha).add(lrn.k).pow(lrn.beta)).to(x.dtype)
+    y = wide / means.mul(lrn.alpha).add(lrn.k).pow(lrn.beta)
+    return y if wide is x else y.to(x.dtype)  # of integers it is a float
 
 
 def _onnx_local_response_norm(x: Tensor, lrn: LRN) -> Tensor:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .. import functional
 from .._plain import GroupedLRN
 from ..models import alexnet, lenet5
+from ..nn import ConvBlock2d
 from ..stages import LRN, MaxPool, Stages
 from . import contenders
 from .contenders import Builders
@@ -90,7 +91,7 @@ def pair(make: Callable[..., Net], dtype: torch.dtype, device: str = "cpu") -> t
     torch.manual_seed(0)
     fused, plain = make(), make(fused=False)
     for layer in fused.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+        if isinstance(layer, ConvBlock2d | nn.Conv2d | nn.Linear):
             layer.reset_parameters()
     plain.load_state_dict(fused.state_dict())
     return plain.to(device, dtype), fused.to(device, dtype)

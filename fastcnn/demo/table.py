@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from .. import functional
 from ..measure import Timing, bytes_kept, compare
 from ..models import alexnet
+from ..nn import ConvBlock2d
 from ..stages import LRN, MaxPool
 
 CAPTION = (
@@ -121,7 +122,7 @@ def cases(batch: int = 32) -> list[Case]:
     torch.manual_seed(0)
     plain, fused = alexnet(fused=False), alexnet()
     for layer in (*fused.features, *fused.classifier):
-        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+        if isinstance(layer, (ConvBlock2d, torch.nn.Linear)):
             layer.reset_parameters()
     plain.load_state_dict(fused.state_dict())
     first = plain.features[:4]

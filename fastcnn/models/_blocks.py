@@ -107,7 +107,7 @@ def _between(least: int, most: int | None, size: int) -> bool:
     return size >= least and (most is None or size <= most)
 
 
-def _fill(layer: torch.nn.Conv2d | torch.nn.Linear, row: Conv | Dense) -> None:
+def _fill(layer: ConvBlock2d | torch.nn.Conv2d | torch.nn.Linear, row: Conv | Dense) -> None:
     if row.std is not None and layer.bias is not None:
         torch.nn.init.normal_(layer.weight, std=row.std)
         torch.nn.init.constant_(layer.bias, row.bias)
@@ -153,7 +153,17 @@ def dense(row: Dense, in_features: int, num_classes: int, dropout: float) -> Nam
     return [*before, (row.name, layer), *after]
 
 
-class ConvNet(torch.nn.Module):
+class Unscriptable(torch.nn.Module):
+    """Mixed into networks, of which torch.jit.script would say that it can't compile some line of ours."""
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        raise RuntimeError(
+            f"torch.jit.script can't compile fastcnn's {type(self).__name__}: use torch.export or "
+            "torch.jit.trace, or script its layers in a torch.nn.Sequential"
+        )
+
+
+class ConvNet(Unscriptable):
     """A table's network: ``features`` (convolutions), ``avgpool``, ``classifier`` (dense layers).
 
     Shape: (N, in_channels, H, W) to (N, num_classes), or without N.
@@ -227,10 +237,12 @@ class ConvNet(torch.nn.Module):
         return split(self, first, second)
 
 
-class Features(torch.nn.Sequential):
+class Features(Unscriptable, torch.nn.Sequential):
     """Blocks, the first of which adds zeros around the image: it may do so without a copy of it."""
 
     def forward(self, input: Tensor, margins: Sequence[int] = ()) -> Tensor:
+        if not isinstance(input, Tensor):  # torch.fx's Proxy; it traces a root with a Proxy for margins, too
+            return super().forward(input)
         for layer in self:
             input = layer(input, margins) if any(margins) else layer(input)
             margins = ()
@@ -248,7 +260,7 @@ def _in_faster_format(input: Tensor) -> Tensor:
     return input.contiguous(memory_format=torch.channels_last) if wanted else input
 
 
-class Classifier(torch.nn.Sequential):
+class Classifier(Unscriptable, torch.nn.Sequential):
     """Dense layers; of few images they are one call, which waits for nothing but their weights."""
 
     def forward(self, input: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._blocks import Unscriptable
+
 # Which maps of S2 each map of C3 sees: table I.
 C3 = (
     *("012", "123", "234", "345", "045", "015"),
@@ -121,7 +123,7 @@ class RBF(nn.Module):
         return -(input.unsqueeze(-2) - self.weight).square().sum(-1)
 
 
-class LeNet1998(nn.Module):
+class LeNet1998(Unscriptable):
     """See :func:`fastcnn.models.lenet5`. Shape: (N, 1, 28 or 32, 28 or 32) to (N, 10)."""
 
     name = "lenet5('1998')"

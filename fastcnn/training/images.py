@@ -260,7 +260,7 @@ def _files(classes: Classes, side: int) -> Files:
 
 def _classes(folder: Path) -> Classes:
     """The pictures of each class, by name."""
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path.name))
     if not folders:
         raise FileNotFoundError(f"{folder}: has neither IDX files nor a folder for each class")
     result = {path.name: [p for p in _walk(path) if p.suffix.lower() in _PICTURES] for path in folders}
@@ -270,8 +270,16 @@ def _classes(folder: Path) -> Classes:
     return result
 
 
-def _walk(folder: Path) -> list[Path]:
-    """All files, by name; links are followed, to each folder once. OSError where one can't be read."""
+def _is_hidden(name: str) -> bool:
+    """Returns whether some program made it for itself, as .ipynb_checkpoints or .DS_Store."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _walk(folder: Path, hidden: bool = False) -> list[Path]:
+    """Returns all files by name, with the hidden ones if asked for; OSError where a folder can't be read.
+
+    Links are followed, to each folder once.
+    """
 
     def fail(error: OSError) -> None:
         raise error
@@ -282,13 +290,14 @@ def _walk(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(os.path.realpath(root))
-        found += [Path(root, name) for name in names]
+        folders[:] = [name for name in folders if hidden or not _is_hidden(name)]
+        found += [Path(root, name) for name in names if hidden or not _is_hidden(name)]
     return sorted(found)
 
 
 def _not_used(folder: Path, used: set[Path]) -> list[str]:
-    """A line about the files that are no pictures by their names, or in no class's folder."""
-    names = [str(path.relative_to(folder)) for path in _walk(folder) if path not in used]
+    """A line about the files that are hidden, no pictures by their names, or in no class's folder."""
+    names = [str(path.relative_to(folder)) for path in _walk(folder, hidden=True) if path not in used]
     if not names:
         return []
     more = ", ..." if len(names) > 3 else ""

@@ -11,6 +11,7 @@ import torch
 
 from .. import models
 from ..models.lenet1998 import LeNet1998
+from ..nn import ConvBlock2d
 from .images import Data
 from .recipe import RECIPES, Recipe
 
@@ -66,7 +67,7 @@ def network(options: Options, recipe: Recipe, data: Data) -> torch.nn.Module:
     model: torch.nn.Module = make(*variant, **settings, **options.model_options)
     if recipe.default_weights and not isinstance(model, LeNet1998):
         for layer in model.modules():
-            if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+            if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear, ConvBlock2d)):
                 layer.reset_parameters()
     if options.weights:
         models.load_weights(model, options.weights)
