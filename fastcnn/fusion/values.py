@@ -40,9 +40,7 @@ class Value(Proxy):
 
     @property
     def __class__(self) -> type:
-        if self.node.op == "placeholder":
-            return torch.Tensor  # a fused forward is given nothing else
-        # Noted, not raised: C code asks, too, and may not expect that.
+        # Noted, not raised: C code asks, too, and crashes on an exception, or on what only seems a tensor.
         self.tracer.failed = Untraceable("forward asks for the type of a value")  # type: ignore[attr-defined]
         return type(self)
 
