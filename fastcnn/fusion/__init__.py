@@ -12,8 +12,10 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from .explain import explain
-from .fused import FusedModule, install, remove
+from .fused import Fused, FusedModule, fusion_of, install, remove
 from .plan import plan
+from .runtime import Chain
+from .timing import leave_losers
 
 __all__ = ["explain", "fuse", "unfuse"]
 
@@ -64,6 +66,7 @@ def fuse(
         try:
             after = _evaluated(model, example_inputs)
             torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4, equal_nan=True)
+            leave_losers(_chains(model), lambda: _evaluated(model, example_inputs))
         except BaseException as error:
             unfuse(model)
             if isinstance(error, AssertionError):
@@ -98,6 +101,12 @@ def unfuse(model: Model) -> Model:
         if isinstance(m, FusedModule):
             remove(m)
     return model
+
+
+def _chains(model: nn.Module) -> list[Chain]:
+    """Returns the chains of a model in evaluation."""
+    fusions = [fusion for m in model.modules() if (fusion := fusion_of(m)) is not None]
+    return [call for f in fusions if isinstance(forward := f.forwards.get(False), Fused) for call in forward.calls]
 
 
 @torch.no_grad()

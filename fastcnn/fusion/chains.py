@@ -118,7 +118,7 @@ def described(node: Node) -> str:
 def replace(graph: Graph, chain: Chain, root: nn.Module, training: bool, guard: Guard) -> runtime.Chain:
     """Puts one call in the place of a chain's first, where its inputs are what they were."""
     first, head = chain.nodes[0], chain.parts[0]
-    call = _CALLS[head.kind == "conv", bool(head.path)](chain.stages, chain.per_image)
+    call = _call_of(head, root)(chain.stages, chain.per_image)
     with graph.inserting_before(first):
         layers = [graph.get_attr(p.path) for p in chain.parts if p.kind in ("conv", "bn") and p.path]
         node = graph.call_function(call, (head.input, *layers), head.arguments)  # type: ignore[arg-type]
@@ -136,10 +136,10 @@ def replace(graph: Graph, chain: Chain, root: nn.Module, training: bool, guard: 
     return call
 
 
-# By whether a convolution is first, and whether that is a layer.
-_CALLS = {
-    (True, True): runtime.LayerBlock,
-    (True, False): runtime.FunctionBlock,
-    (False, True): runtime.Epilogue,
-    (False, False): runtime.Epilogue,
-}
+def _call_of(head: Part, root: nn.Module) -> type[runtime.Chain]:
+    if head.kind != "conv":
+        return runtime.Epilogue
+    if not head.path:
+        return runtime.FunctionBlock
+    is_lazy = isinstance(root.get_submodule(head.path), nn.LazyConv2d)
+    return runtime.LazyBlock if is_lazy else runtime.LayerBlock

@@ -6,55 +6,62 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from .fused import Fused, Fusion, fusion_of
+from .fused import Fused, fusion_of
 from .plan import plan
-
+from .runtime import Chain
 
 def explain(model: nn.Module) -> None:
-    """Print what of a model is fused, or would be by ``fuse``, and what is not and why.
+    """Prints what of a model is fused, or would be by ``fuse``, and what is not and why.
 
-    A line for each chain: the module whose forward it is in, the calls in it, and what they have become; and
-    for each convolution, LRN, max pooling or forward that is left as written.
+    A line for each chain: the module whose forward it is in, the calls in it, and what they have become; for
+    each convolution, LRN, max pooling or forward that is left as written; and a summary.
 
     Raises:
         TypeError: model is not a module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"explain: model must be a torch.nn.Module, but got {type(model).__name__}")
-    rows = list(_rows(model))
+    fusions = [fusion for m in model.modules() if (fusion := fusion_of(m)) is not None]
+    fold_bn = any(fusion.fold_bn for fusion in fusions)
+    rows = [("in", "calls", "run as"), *_rows(model, fold_bn)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    print(_summary(model, [row[2] for row in rows[1:]], fold_bn))
 
 
-def _rows(model: nn.Module) -> Iterator[tuple[str, str, str]]:
-    yield "in", "calls", "run as"
-    fusions = [fusion for m in model.modules() if (fusion := fusion_of(m)) is not None]
-    fold_bn = any(fusion.fold_bn for fusion in fusions)
-    for name, m, fusion in plan(model, fold_bn):
+def _rows(model: nn.Module, fold_bn: bool) -> Iterator[tuple[str, str, str]]:
+    for name, m, planned in plan(model, fold_bn):
         where = f"{name or 'model'} ({type(m).__name__})"
         made = fusion_of(m)
-        fusion = made or fusion
-        for calls, result in _of_module(m, fusion, made is not None):
-            yield where, calls, result
+        forward, other = ((made or planned).forwards.get(mode) for mode in (m.training, not m.training))
+        if isinstance(forward, str):
+            yield where, "forward", f"as written: {forward}"
+        if isinstance(forward, Fused):
+            changed = forward.depends.changed() if made else None
+            for call, (kinds, calls) in zip(forward.calls, forward.chains, strict=True):
+                yield where, ", ".join(calls), _result(call, kinds, changed, made is not None)
+            for written, reason in forward.left:
+                yield where, written, f"as written: {reason}"
+        if isinstance(forward, Fused) and isinstance(other, str):
+            mode = "evaluation" if m.training else "training"
+            yield where, f"forward in {mode}", f"as written: {other}"
 
 
-def _of_module(m: nn.Module, fusion: Fusion, is_fused: bool) -> Iterator[tuple[str, str]]:
-    forward, other = (fusion.forwards.get(mode) for mode in (m.training, not m.training))
-    if forward is None:  # another's forward looks through it
-        return
-    if not isinstance(forward, Fused):
-        yield "forward", f"as written: {forward}"
-        return
-    changed = forward.depends.changed() if is_fused else None
-    for kinds, calls in forward.chains:
-        result = f"one block: {', '.join(kinds)}"
-        if changed:
-            result = f"as written, since {changed}"
-        elif not is_fused:
-            result = f"not fused yet; {result}"
-        yield ", ".join(calls), result
-    for call, reason in forward.left:
-        yield call, f"as written: {reason}"
-    if isinstance(other, str):
-        yield f"forward in {'evaluation' if m.training else 'training'}", f"as written: {other}"
+def _result(call: Chain, kinds: tuple[str, ...], changed: str | None, is_fused: bool) -> str:
+    times = " against ".join(f"{1e6 * t:,.0f} us" for t in call.times)
+    if changed or call.is_left:
+        return f"as written, since {changed or f'a block takes {times}'}"
+    result = f"one block: {', '.join(kinds)}" + (f" ({times})" if times else "")
+    return result if is_fused else f"not fused yet; {result}"
+
+
+def _summary(model: nn.Module, results: list[str], fold_bn: bool) -> str:
+    blocks = [result for result in results if "one block: " in result]
+    folded = sum("bn" in result.split(": ")[1].split(" (")[0].split(", ") for result in blocks)
+    parts = [f"{len(blocks)} blocks", f"{folded} batch norms folded", f"{len(results) - len(blocks)} left as written"]
+    if not fold_bn:
+        forwards = (fusion.forwards.get(False) for _, _, fusion in plan(model, True))
+        chains = [kinds for f in forwards if isinstance(f, Fused) for kinds, _ in f.chains]
+        parts += [f"fold_bn=True would fold {sum('bn' in kinds for kinds in chains)}"]
+    return ", ".join(parts)

@@ -165,6 +165,13 @@ class FusedModule:
     # torch 2.11 takes no module as the argument of such a function.
     _fastcnn_usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
+    def __prepare_scriptable__(self: Any) -> nn.Module:
+        """Returns the module as it is written for torch.jit.script, which writes into its children."""
+        other: nn.Module = self._fastcnn_written.__new__(self._fastcnn_written)
+        vars(other).update(vars(self), _modules=dict(self._modules))
+        vars(other).pop("_fastcnn_fusion")
+        return other
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
         if reduced[0] is copyreg.__newobj__ and reduced[1][0] is type(self):  # type: ignore[attr-defined]

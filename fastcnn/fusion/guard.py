@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules import module as torch_module
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from .. import _native, small
 
@@ -116,7 +117,8 @@ def written(cls: Any) -> Any:
 
 def customised(m: nn.Module) -> str | None:
     """Returns what was hung on a module, so that calling it is more than its class's forward."""
-    if any(getattr(m, name) for name in _HOOKS):
+    own = isinstance(m, LazyModuleMixin) and m.has_uninitialized_params()  # a hook that makes parameters
+    if sum(len(getattr(m, name)) for name in _HOOKS) > own:
         return "has hooks"
     return "has a forward of its own" if any(name in vars(m) for name in _FORWARDS) else None
 

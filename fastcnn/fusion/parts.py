@@ -50,6 +50,7 @@ _DROPOUT = ("training",)
 # By exact class, since a subclass may do anything: its kind, and the attributes that say what it does.
 LAYERS: dict[type, tuple[str, tuple[str, ...]]] = {
     nn.Conv2d: ("conv", _CONV),
+    nn.LazyConv2d: ("conv", _CONV),
     nn.BatchNorm2d: ("bn", ("training", "eps")),
     nn.ReLU: ("relu", ("inplace",)),
     nn.LocalResponseNorm: ("lrn", _LRN),

@@ -118,6 +118,14 @@ class LayerBlock(Chain):
         return folded.conv
 
 
+class LazyBlock(LayerBlock):
+    """The first call of a lazy convolution, which makes its parameters."""
+
+    def __call__(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> Tensor:
+        conv(x)
+        return super().__call__(x, conv, norm)
+
+
 def _tensors(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> list[tuple[dict[str, Any], str]]:
     """Returns where the tensors are of which folded weights are made, and what tells that they have changed.
 

@@ -96,7 +96,8 @@ class Trace(TracerBase):
         """Records a module's call, or what that calls in its turn."""
         if not path:
             self.refuse("calls itself")
-        if self.traces.looks_through(m, self.training):
+        takes_lists = not is_layer(m) and any(type(a) in (list, tuple) for a in args)
+        if takes_lists or self.traces.looks_through(m, self.training):
             self.is_child(m, path)
             self.guard.passes(m)
             return self.forward(stand_in, m)(*args, **kwargs)
