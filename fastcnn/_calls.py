@@ -78,6 +78,23 @@ def block(
     return _fastcnn.conv2d_block(input, weight, bias, *conv, *stages.flat(), recompute)
 
 
+def torch_is_as_fast(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+    stages: Stages,
+) -> bool:
+    """Returns whether :func:`block` leaves (N, C, H, W) to torch's own functions, as no slower."""
+    if torch.compiler.is_compiling() or input.dim() != 4 or input.dtype not in DTYPES:
+        return False
+    conv = conv_numbers(weight, stride, padding, dilation, groups, ())
+    return stages.empty or _torch_is_as_fast(input, stages, weight, conv)
+
+
 def few_to_pool(x: Tensor, dilation: Pair) -> bool:
     """Returns whether ``auto`` leaves a lone pooling to torch, by the number of values alone."""
     if type(x) is not Tensor or torch.compiler.is_compiling() or not x.is_cpu or x.numel() >= 8 * cpu.SMALL:

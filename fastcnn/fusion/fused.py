@@ -49,6 +49,8 @@ class Fused:
 
     def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
         """Returns the tensors of a call in order; None for a call that it was not traced for."""
+        if len(args) == 1 and not kwargs and not self.images and type(args[0]) is Tensor and len(self.names) == 1:
+            return args
         if kwargs:
             rest = self.names[len(args) :]
             if kwargs.keys() != set(rest):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .. import _calls, _native, small
 from .._dispatch import can_bypass, needs_grad
-from ..backends import plain
+from ..backends import current_backend, plain
 from ..stages import DTYPES, LRN, Stages
 
 
@@ -74,25 +74,38 @@ class FunctionBlock(Chain):
         return self.stages_of(F.conv2d(x, *args, **kwargs), overwrite=True)
 
 
+_KEYS = 1000
+
+
 class LayerBlock(Chain):
     """A convolution layer, in evaluation a batch norm folded into it, and stages."""
 
     folded: Folded | None = None
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.plain: set[Any] = set()  # inputs for which torch is as fast, since to find that out takes 10 us
+
     def __call__(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> Tensor:
         folded = conv if norm is None else self._folded(x, conv, norm)
-        if folded is None or self.is_torchs(x):
+        key = x.shape, x.dtype, torch.is_grad_enabled()
+        if folded is None or self.is_torchs(x) or (key in self.plain and current_backend() == "auto"):
             return self.written(x, conv, norm, folded)
         y = small.run(folded, x, self._prepare, holder=self)
         if y is not None:
             return y
-        numbers = conv.stride, conv.padding, conv.dilation, conv.groups
-        return _calls.block(x, folded.weight, folded.bias, *numbers, self.stages)
+        given = x, folded.weight, folded.bias, conv.stride, conv.padding, conv.dilation, conv.groups
+        if _calls.torch_is_as_fast(*given, self.stages) and len(self.plain) < _KEYS:
+            self.plain.add(key)
+        return _calls.block(*given, self.stages)
 
     def written(
         self, x: Tensor, conv: nn.Conv2d, norm: Any = None, folded: nn.Conv2d | None = None
     ) -> Tensor:
-        a = (folded or conv).forward(x)
+        layer = folded or conv
+        weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+        assert weight is not None
+        a = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
         if norm is not None and folded is None:
             tensors = norm.running_mean, norm.running_var, norm.weight, norm.bias
             a = F.batch_norm(a, *tensors, False, 0.0, norm.eps)
