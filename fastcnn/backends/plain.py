@@ -82,7 +82,7 @@ def after_bias(
 
 
 def _max_pool(v: Tensor, stages: Stages) -> Tensor:
-    assert stages.pool
+    assert stages.pool is not None
     try:
         return torch.max_pool2d(v, *stages.pool.pairs, stages.pool.ceil_mode)  # type: ignore[call-arg, arg-type]
     except RuntimeError:

@@ -73,8 +73,9 @@ def fused(m: nn.Module, traces: Traces, training: bool, fold_bn: bool) -> Fused:
     guard.update(trace.guard)
     nodes = len(graph.nodes)
     left = lrn.rewrite(graph, m, guard)
-    images = trace.images or len(graph.nodes) < nodes
     found, others = chains.find(graph, m, training, fold_bn)
+    has_norm = any("bn" in chain.kinds for chain in found)
+    images = trace.images or has_norm or len(graph.nodes) < nodes
     rows = [(chain.kinds, chain.calls) for chain in found]
     left_rows = [(chains.described(node), reason) for node, reason in left + others]
     # The last first, so that an input that is itself replaced is replaced in the call too.

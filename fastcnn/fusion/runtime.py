@@ -91,7 +91,7 @@ class LayerBlock(Chain):
         key = x.shape, x.dtype, torch.is_grad_enabled()
         if folded is None or self.is_torchs(x) or (key in self.plain and current_backend() == "auto"):
             return self.written(x, conv, norm, folded)
-        y = small.run(folded, x, self._prepare, holder=self)
+        y = small.run(folded, x, self._prepare, holder=self.folded or self)
         if y is not None:
             return y
         given = x, folded.weight, folded.bias, conv.stride, conv.padding, conv.dilation, conv.groups
@@ -125,10 +125,10 @@ class LayerBlock(Chain):
         if torch.is_grad_enabled() and needs_grad(*(t[name] for t, name in _tensors(conv, norm))):
             return None
         if folded is None or not folded.holds():
-            if x.dim() != 4 or not Folded.is_possible(x, conv, norm):
+            if not Folded.is_possible(x, conv, norm):
                 return None
             folded = self.folded = Folded(conv, norm)
-        return folded.conv
+        return folded.conv if folded.is_finite else None
 
 
 class LazyBlock(LayerBlock):
@@ -163,12 +163,13 @@ class Folded:
         self.holds = watch.holds
         weight, bias, mean, var = conv.weight, conv.bias, norm.running_mean, norm.running_var
         assert mean is not None and var is not None  # or it would be no chain
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             scale = torch.rsqrt((var if var.dtype == torch.float64 else var.float()) + norm.eps)
             scale = scale if norm.weight is None else scale * norm.weight
             shift = (-mean if bias is None else bias - mean) * scale
             shift = shift if norm.bias is None else shift + norm.bias
             weight = (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype)
+            self.is_finite = bool(weight.isfinite().all() and shift.isfinite().all())
         self.conv = copy.copy(conv)
         vars(self.conv)["_parameters"] = {"weight": weight, "bias": shift.to(weight.dtype)}
 
@@ -176,4 +177,5 @@ class Folded:
     def is_possible(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
         tensors = [t[name] for t, name in _tensors(conv, norm)]
         counted = not any(t.is_inference() for t in tensors)
+        counted = counted and {t.dtype for t in tensors} <= {conv.weight.dtype, torch.int64}
         return counted and can_bypass(x, *tensors) and _native.missing_reason() is None
