@@ -16,7 +16,7 @@ from torch.fx import Graph, GraphModule
 from torch.nn.parameter import is_lazy
 
 from .. import small
-from . import chains, lrn
+from . import chains
 from .guard import Guard, written
 from .runtime import Chain
 from .trace import Traces
@@ -71,13 +71,11 @@ def fused(m: nn.Module, traces: Traces, training: bool, fold_bn: bool) -> Fused:
     graph, guard = Graph(), Guard()
     graph.output(graph.graph_copy(trace.graph, {}))
     guard.update(trace.guard)
-    nodes = len(graph.nodes)
-    left = lrn.rewrite(graph, m, guard)
     found, others = chains.find(graph, m, training, fold_bn)
     has_norm = any("bn" in chain.kinds for chain in found)
-    images = trace.images or has_norm or len(graph.nodes) < nodes
+    images = trace.images or has_norm
     rows = [(chain.kinds, chain.calls) for chain in found]
-    left_rows = [(chains.described(node), reason) for node, reason in left + others]
+    left_rows = [(chains.described(node), reason) for node, reason in trace.left + others]
     # The last first, so that an input that is itself replaced is replaced in the call too.
     calls = [chains.replace(graph, chain, m, training, guard) for chain in reversed(found)][::-1]
     run = type(GraphModule(m, graph)).forward if found else written(type(m)).forward

@@ -15,28 +15,38 @@ MISSING = object()
 _PLAIN = (bool, int, float, str, tuple, type(None))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = [getattr(torch_module, f"_global{name}") for name in _HOOKS]
-_FORWARDS = ("forward", "_conv_forward")
+_FORWARDS = ("forward", "_conv_forward")  # in a module's own attributes
 
 
 class Guard:
-    """What was read of modules, each with the value that it had; objects are compared by identity."""
+    """What was read of modules, each with the value that it had; objects are compared by identity.
+
+    Attributes:
+        passed: modules whose own calls are passed over.
+    """
 
     def __init__(self) -> None:
-        # Module, container ("_modules", "_parameters"; "" for its attributes), name, value or MISSING.
-        self.entries: dict[tuple[int, str, str], tuple[nn.Module, str, str, Any]] = {}
-        self.shared: dict[tuple[Any, str], Any] = {}  # attributes of classes
-        self.sizes: dict[int, tuple[Any, int]] = {}  # of containers
-        self.passed: dict[int, tuple[nn.Module, type]] = {}  # modules whose own calls are passed over
+        # By what is looked at: how, which is a method of C++'s Watch, at what, and what it means if it fails.
+        self.checks: dict[Any, tuple[str, tuple[Any, ...], str]] = {}
         self.contents: list[tuple[str, Any, Any]] = []  # names, containers, and copies of what these held
+        self.plain: dict[Any, tuple[nn.Module, str, Any]] = {}  # what torch.compile can watch
+        self.passed: dict[int, nn.Module] = {}
         self._watch: Any = None
+        for hooks in _GLOBAL_HOOKS:
+            self.size(hooks, 0, "there are global hooks")
 
     def update(self, other: Guard) -> None:
-        for name in ("entries", "shared", "sizes", "passed"):
+        for name in ("checks", "plain", "passed"):
             vars(self)[name].update(vars(other)[name])
         self.contents.extend(other.contents)
 
     def entry(self, m: nn.Module, container: str, name: str, value: Any) -> None:
-        self.entries[id(m), container, name] = m, container, name, value
+        """Notes an attribute, or what a container has under a name ("_modules"); MISSING: there is none."""
+        key, where = (id(m), container, name), vars(m)[container] if container else vars(m)
+        how = ("absent", (where, name)) if value is MISSING else ("entry", (where, name, value))
+        self.checks[key] = *how, f"{name} has changed"
+        if isinstance(value, (*_PLAIN, nn.Module)):
+            self.plain[key] = m, name, value
 
     def value(self, m: nn.Module, name: str, value: Any) -> None:
         """Notes an attribute, and what it holds."""
@@ -44,70 +54,53 @@ class Guard:
         if isinstance(value, (list, dict, set)) or is_record(value):
             self.contents.append((name, value, held(value)))
 
-    def size(self, container: Any) -> None:
-        self.sizes[id(container)] = container, len(container)
+    def shared(self, cls: Any, name: str) -> None:
+        """Notes an attribute of a class."""
+        self.checks[cls, name] = "attribute", (cls, name, getattr(cls, name)), f"{cls.__name__}.{name} has changed"
+
+    def size(self, container: Any, size: int, why: str) -> None:
+        self.checks[id(container)] = "size", (container, size), why
 
     def passes(self, m: nn.Module, *settings: str) -> None:
         """Notes a module that is not called, and the attributes from which its work is known."""
-        self.passed[id(m)] = m, written(type(m))
-        for name in settings:
-            self.value(m, name, getattr(m, name))
+        self.passed[id(m)], name = m, type(m).__name__
+        self.checks[id(m)] = "type", (m, written(type(m))), f"{name} is of another class"
+        for hooks in _HOOKS:
+            self.size(getattr(m, hooks), len(getattr(m, hooks)), f"{name} has hooks")
+        for forward in _FORWARDS:
+            self.checks[id(m), forward] = "absent", (vars(m), forward), f"{name} has a forward of its own"
+        for setting in settings:
+            self.value(m, setting, getattr(m, setting))
 
     def holds(self) -> bool:
+        """Returns whether all is the same: C++ looks, at some 20 ns each, where the extension is there."""
         if self._watch is None or not self._watch.holds():
             if self.changed() is not None:
                 return False
-            self._watch = self._watched()
+            self._watch = None if _native.missing_reason() else _native.load().Watch(small.torchs())
+            for how, at, _ in self.checks.values() if self._watch else ():
+                getattr(self._watch, how)(*(at[:1] if how in ("size", "type") else at))
         return not self.contents or all(held(now) == then for _, now, then in self.contents)
-
-    def _watched(self) -> Any:
-        """Returns C++'s look at all but the contents, some 20 ns each; None without the extension."""
-        if _native.missing_reason():
-            return None
-        watch = _native.load().Watch(small.torchs())
-        for m, container, name, value in self.entries.values():
-            where = _dictionary(m, container)
-            watch.absent(where, name) if value is MISSING else watch.entry(where, name, value)
-        for (cls, name), value in self.shared.items():
-            watch.attribute(cls, name, value)
-        for m, _ in self.passed.values():
-            watch.type(m)
-            for name in _FORWARDS:
-                watch.absent(vars(m), name)
-        containers = [container for container, _ in self.sizes.values()]
-        hooks = [getattr(m, name) for m, _ in self.passed.values() for name in _HOOKS]
-        for container in (*containers, *hooks, *_GLOBAL_HOOKS):
-            watch.size(container)
-        return watch
 
     def changed(self) -> str | None:
         """Returns what is no longer as it was."""
-        for m, cls in self.passed.values():
-            if written(type(m)) is not cls:
-                return f"a {cls.__name__} has become a {type(m).__name__}"
-            if (reason := customised(m)) is not None:
-                return f"{type(m).__name__} {reason}"
-        for m, container, name, value in self.entries.values():
-            if _dictionary(m, container).get(name, MISSING) is not value:
-                return f"{name} has changed"
-        for (cls, name), value in self.shared.items():
-            if getattr(cls, name, MISSING) is not value:
-                return f"{cls.__name__}.{name} has changed"
-        if any(len(container) != size for container, size in self.sizes.values()):
-            return "a layer or parameter was added or removed"
-        for name, now, then in self.contents:
-            if held(now) != then:
-                return f"{name} has changed"
-        return "there are global hooks" if any(_GLOBAL_HOOKS) else None
+        for how, at, why in self.checks.values():
+            if not _HOLDS[how](*at):
+                return why
+        return next((f"{name} has changed" for name, now, then in self.contents if held(now) != then), None)
 
     def holds_compiled(self) -> bool:
         """Returns whether plain attributes and children are the same, which torch.compile then watches."""
-        plain = [e for e in self.entries.values() if isinstance(e[3], (*_PLAIN, nn.Module))]
-        return all(getattr(m, name) == value for m, _, name, value in plain)
+        return all(getattr(m, name) == value for m, name, value in self.plain.values())
 
 
-def _dictionary(m: nn.Module, container: str) -> dict[str, Any]:
-    return vars(m)[container] if container else vars(m)
+_HOLDS: dict[str, Any] = {
+    "entry": lambda where, name, value: where.get(name, MISSING) is value,
+    "absent": lambda where, name: name not in where,
+    "attribute": lambda owner, name, value: getattr(owner, name, MISSING) is value,
+    "size": lambda container, size: len(container) == size,
+    "type": lambda m, cls: written(type(m)) is cls,
+}
 
 
 def written(cls: Any) -> Any:

@@ -1,8 +1,7 @@
-"""LRN as people write it: an average pooling of squares over the channels, in torch's other functions."""
+"""LRN as people write it: x / (k + alpha * mean)**beta, with the mean of squares by an average pooling."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,99 +18,71 @@ WITHIN = "it normalises within channels, as a block does not"
 
 
 def rewrite(graph: Graph, root: nn.Module, guard: Guard) -> list[tuple[Node, str]]:
-    """Puts F.local_response_norm in the place of x / (k + alpha * mean)**beta, mean that of its squares.
-
-    Each is proved on a drawn input.
+    """Puts F.local_response_norm in the place of each that is proved to be it on a drawn input.
 
     Returns:
         Poolings within channels, which are left, and why.
     """
     left = []
-    for node in list(graph.nodes):
-        found = _match(node, root)
-        if found is None:
+    for pool in list(graph.nodes):
+        layer = root.get_submodule(str(pool.target)) if pool.op == "call_module" else None
+        if (type(layer) if layer else pool.target) not in _POOLS or (layer and customised(layer)):
             continue
-        x, pool, size, alpha, beta, k = found
-        if size is None:
+        x, spec, calls = _around(pool, layer)
+        if not calls or not _is_lrn(x, calls, root, spec):
+            continue
+        if spec[0] is None:
             left.append((pool, WITHIN))
             continue
-        calls = list(_between(node, x))
-        if any(len(call.users) > 1 for call in calls if call is not node):
-            continue
-        if not _same(node, x, root, (size, alpha, beta, k)):
-            continue
-        if pool.op == "call_module":
-            guard.passes(root.get_submodule(str(pool.target)), *_SETTINGS)
-        with graph.inserting_before(node):
-            call = graph.call_function(F.local_response_norm, (x, size, alpha, beta, k))
-        node.replace_all_uses_with(call)
-        for unused in calls:
-            graph.erase_node(unused)
+        if layer:
+            guard.passes(layer, *_SETTINGS)
+        with graph.inserting_before(calls[-1]):
+            calls[-1].replace_all_uses_with(graph.call_function(F.local_response_norm, (x, *spec)))
+        for call in reversed(calls):
+            graph.erase_node(call)
     return left
 
 
-def _match(node: Node, root: nn.Module) -> tuple[Any, ...] | None:
-    """Returns x, the pooling, and size (None within channels), alpha, beta and k, if it looks like LRN."""
-    x, power = _operands(node, "div")
-    base, beta = _operands(power, "pow")
-    total, k = _operands(base, "add")
-    mean, alpha = _operands(total, "mul")
-    squeezed, _ = _operands(mean, "squeeze")
-    pool = mean if squeezed is None else squeezed
-    if not isinstance(pool, Node) or not all(isinstance(n, (int, float)) for n in (alpha, beta, k)):
-        return None
-    layer = root.get_submodule(str(pool.target)) if pool.op == "call_module" else None
-    if (type(layer) if layer else pool.target) not in _POOLS or (layer and customised(layer)):
-        return None
-    kernel: Any = layer.kernel_size if layer else [*pool.args, pool.kwargs.get("kernel_size")][1]
-    if squeezed is None:
-        return x, pool, None, alpha, beta, k
+def _around(pool: Node, layer: Any) -> tuple[Any, tuple[Any, ...], list[Node]]:
+    """Returns x, LRN's (size, alpha, beta, k), and the calls from x to its end; no calls where there is no x.
+
+    size: None where no dimension for the channels is made before the pooling.
+    """
+    squares: Any = pool.args[0] if pool.args else None
+    across = _name(squares) == "unsqueeze"
+    calls = [squares.args[0], squares, pool] if across else [squares, pool]
+    x = calls[0].args[0] if isinstance(calls[0], Node) and calls[0].args else None
+    numbers: dict[str, Any] = {}
+    while x is not None and (calls[-1] is pool or x not in calls[-1].all_input_nodes):
+        if any(len(call.users) != 1 for call in calls):
+            return x, (), []
+        calls.append(next(iter(calls[-1].users)))
+        numbers[_name(calls[-1])] = next((a for a in calls[-1].args if isinstance(a, (int, float))), None)
+    kernel: Any = layer.kernel_size if layer else (*pool.args, pool.kwargs.get("kernel_size"))[1]
     size = kernel[0] if isinstance(kernel, (tuple, list)) else kernel
-    return (x, pool, size, alpha, beta, k) if isinstance(size, int) and isinstance(x, Node) else None
+    spec = size if across else None, *(numbers.get(name) for name in ("mul", "pow", "add"))
+    return x, spec, calls if isinstance(x, Node) and None not in spec[1:] else []
 
 
-_ALIASES = {"truediv": "div", "true_divide": "div", "__pow__": "pow"}
+def _name(call: Any) -> str:
+    return str(getattr(call.target, "__name__", call.target)).strip("_") if isinstance(call, Node) else ""
 
 
-def _operands(node: Any, name: str) -> tuple[Any, Any]:
-    """Returns the tensor that a call of this name is on, and its other argument; (None, None) for others."""
-    if not isinstance(node, Node) or node.op not in ("call_method", "call_function"):
-        return None, None
-    called = str(getattr(node.target, "__name__", node.target)).rstrip("_")
-    if _ALIASES.get(called, called) != name or not node.args:
-        return None, None
-    first, second = (*node.args, *node.kwargs.values(), None)[:2]
-    return (second, first) if name in ("add", "mul") and isinstance(second, Node) else (first, second)
-
-
-def _between(node: Node, x: Node) -> Iterator[Node]:
-    """Yields the calls that lead from x to a node, the last first."""
-    yield node
-    for argument in node.all_input_nodes:
-        if argument is not x:
-            yield from _between(argument, x)
-
-
-def _same(node: Node, x: Node, root: nn.Module, spec: tuple[Any, ...]) -> bool:
-    """Returns whether a node gives LRN of x, for numbers of a size at which all of its constants matter."""
-    size, alpha, _, k = spec
+def _is_lrn(x: Node, calls: list[Node], root: nn.Module, spec: tuple[Any, ...]) -> bool:
+    """Returns whether the calls are LRN, on numbers of a size at which all of its constants matter."""
+    size, alpha, beta, k = spec
     scale = (abs(k / alpha) if k and alpha else 1.0) ** 0.5
-    drawn = scale * torch.randn(2, size + 4, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-    def value(n: Node) -> Any:
-        if n is x:
-            return drawn
-        args, kwargs = map_arg(n.args, value), map_arg(n.kwargs, value)
-        if n.op == "call_module":
-            return root.get_submodule(str(n.target))(*args)
-        if n.op not in ("call_method", "call_function"):
-            raise TypeError(n.op)
-        called: Any = n.target if n.op == "call_function" else getattr(torch.Tensor, str(n.target))
-        return called(*args, **kwargs)
-
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        try:
-            torch.testing.assert_close(value(node), F.local_response_norm(drawn, *spec))
-        except Exception:  # whatever else it is, it is not that
-            return False
+    shape, generator = (2, (size or 1) + 4, 5, 4), torch.Generator().manual_seed(0)
+    values = {x: scale * torch.randn(shape, dtype=torch.float64, generator=generator)}
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            for call in calls:
+                args, kwargs = map_arg((call.args, call.kwargs), values.__getitem__)
+                called: Any = root.get_submodule(str(call.target)) if call.op == "call_module" else call.target
+                called = getattr(torch.Tensor, called) if call.op == "call_method" else called
+                values[call] = called(*args, **kwargs)
+            if size is not None:
+                torch.testing.assert_close(values[calls[-1]], F.local_response_norm(values[x], *spec))
+    except Exception:  # whatever else it is, it is not LRN
+        return False
     return True

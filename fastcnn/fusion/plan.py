@@ -26,5 +26,5 @@ def plan(model: nn.Module, fold_bn: bool) -> Iterator[tuple[str, nn.Module, Fusi
         fusion.make(m, traces, modes)
         for mode, forward in fusion.forwards.items():
             if isinstance(forward, Fused):
-                passed[mode].update(x for x, _ in forward.depends.passed.values())
+                passed[mode].update(forward.depends.passed.values())
         yield name, m, fusion

@@ -32,7 +32,7 @@ class StandIn:
             return _child(self, name, child)
         trace.is_child(m, path)
         if name == "_modules":
-            guard.size(m._modules)
+            guard.size(m._modules, len(m._modules), "a layer was added or removed")
             return {key: child and _child(self, key, child) for key, child in m._modules.items()}
         for tensors in ("_parameters", "_buffers"):
             if name in vars(m)[tensors]:
@@ -79,9 +79,9 @@ def _of_class(self: StandIn, m: nn.Module, name: str) -> Any:
     trace.guard.entry(m, "", name, MISSING)
     if found is MISSING:
         for container in (m._modules, m._parameters, m._buffers):
-            trace.guard.size(container)
+            trace.guard.size(container, len(container), "a layer or parameter was added or removed")
         raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}")
-    trace.guard.shared[cls, name] = getattr(cls, name)
+    trace.guard.shared(cls, name)
     if isinstance(found, property):
         purity.check(found.fget)
         return found.__get__(self)

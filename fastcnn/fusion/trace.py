@@ -11,7 +11,6 @@ import copy
 import enum
 import inspect
 import operator
-from collections.abc import Callable
 from types import MethodType
 from typing import Any, NoReturn
 
@@ -22,10 +21,13 @@ from torch.fx.node import base_types
 from torch.fx.proxy import TracerBase
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
-from . import parts, purity
+from . import lrn, parts, purity
 from .guard import MISSING, Guard, customised, held, is_record, written
 from .standin import StandIn
 from .values import Untraceable, Value, ValueAttribute
+
+
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class Trace(TracerBase):
@@ -35,7 +37,8 @@ class Trace(TracerBase):
         graph: calls of other modules are nodes, but for modules that are looked through.
         guard: what it has read.
         names: arguments of the forward that have no default.
-        images: whether it asserts that it is given (N, C, H, W).
+        left: calls that are no parts of a block, though they look like it, and why.
+        images: whether it is for (N, C, H, W) alone.
 
     Raises:
         Untraceable: a graph would not do the same.
@@ -45,7 +48,8 @@ class Trace(TracerBase):
         super().__init__()
         self.graph, self.guard = Graph(), Guard()
         self.m, self.training, self.traces = m, training, traces
-        self.names = required(written(type(m)).forward)
+        parameters = list(inspect.signature(written(type(m)).forward).parameters.values())[1:]
+        self.names = [p.name for p in parameters if p.default is p.empty and p.kind in _BY_POSITION]
         self.failed: Untraceable | None = None
         self.attributes: list[ValueAttribute] = []
         self.copies: list[tuple[str, Any, Any]] = []
@@ -67,6 +71,9 @@ class Trace(TracerBase):
             if held(mine) != original:
                 raise Untraceable(f"forward changes {name}")
         self._drop_assertions()
+        before = len(self.graph.nodes)
+        self.left = lrn.rewrite(self.graph, m, self.guard)
+        self.images |= len(self.graph.nodes) < before
 
     def is_line(self) -> bool:
         """Returns whether the graph is nothing but parts of a block, one after another."""
@@ -89,7 +96,7 @@ class Trace(TracerBase):
         cls = written(type(m))
         for c in cls.__mro__:
             purity.check(vars(c).get("forward"))
-        self.guard.shared[cls, "forward"] = cls.forward
+        self.guard.shared(cls, "forward")
         return MethodType(cls.forward, stand_in)
 
     def call(self, stand_in: StandIn, m: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
@@ -224,8 +231,8 @@ class Traces:
         made = self._made.get((id(m), False))
         if not training or not isinstance(made, Trace):
             return None
-        through = (self.looks_through(x, True) for x, _ in made.guard.passed.values())
-        reads_mode = any(name == "training" for *_, name, _ in made.guard.entries.values())
+        through = (self.looks_through(x, True) for x in made.guard.passed.values())
+        reads_mode = any(name == "training" for _, name, _ in made.guard.plain.values())
         return None if reads_mode or not all(through) else made
 
     def looks_through(self, m: nn.Module, training: bool) -> bool:
@@ -250,32 +257,10 @@ def is_layer(m: nn.Module) -> bool:
     return cls in parts.LAYERS or (purity.is_torchs(cls) and not isinstance(m, nn.Sequential))
 
 
-def required(forward: Callable[..., Any]) -> list[str]:
-    """Returns the arguments of a forward, after the module, that have no default.
-
-    Raises:
-        Untraceable: one of them has to be given by its name.
-    """
-    names = []
-    for name, parameter in list(inspect.signature(forward).parameters.items())[1:]:
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
-            raise Untraceable(f"forward's argument {name} can't be given by position")
-        if parameter.kind in _BY_POSITION and parameter.default is parameter.empty:
-            names.append(name)
-    return names
-
-
-_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
 def _state() -> tuple[Any, ...]:
     devices = ("cpu", "cuda")
     autocast = [(torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
-
-
-def _text(graph: Graph) -> list[Any]:
-    return [(node.op, node.target, repr(node.args), repr(node.kwargs)) for node in graph.nodes]
 
 
 def _is_about_dimensions(condition: Any) -> bool:
