@@ -1,6 +1,9 @@
 // Max pooling on spans, and its gradient.
 #pragma once
 
+#include <limits>
+
+#include "../params.h"
 #include "spans.h"
 
 namespace fastcnn::FASTCNN_ISA {
@@ -149,6 +152,28 @@ inline void maxima_down(Maxima<A> in, Axis axis, bool nans, int64_t windows, int
       return maxima_down<A, 3, N, P>(in, axis, windows, top, width, n, out, place);
     return maxima_down<A, 0, N, P>(in, axis, windows, top, width, n, out, place);
   });
+}
+
+// The largest pooled value that the ReLU just before cut; NaN, above which is everything, for none.
+template <class T>
+inline typename T::Acc largest_cut(const EpilogueParams& p) {
+  const bool cuts = p.relu && (p.pool.first || !p.lrn.size);
+  return cuts ? T::kZero : std::numeric_limits<typename T::Acc>::quiet_NaN();
+}
+
+// Writes n offsets from the one at `at` on: the places of values that are `stride` apart, unless
+// they were cut.
+template <class A>
+inline void write_offsets(const EpilogueParams& p, int64_t at, const A* value, const Int<A>* place,
+                          int64_t stride, int64_t n, A cut) {
+  const auto write = [=](auto* out) {
+    for (int64_t i = 0; i < n; ++i)
+      out[i] = value[i * stride] <= cut ? kNoPlace : place[i * stride];
+  };
+  if (p.offset_bytes == 1)
+    write(static_cast<uint8_t*>(p.offsets.data) + at);
+  else
+    write(static_cast<int32_t*>(p.offsets.data) + at);
 }
 
 // A pooled row whose windows hold an input row: its gradients, its offsets, and which place the
