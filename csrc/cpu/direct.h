@@ -382,7 +382,9 @@ class DirectForward {
           std::fill(out, out + n, -std::numeric_limits<float>::infinity());
           if (place) std::fill(place, place + n, kNoPlace);
         }
-        if (place) place += n;
+        if (!place) continue;
+        take_cut(out, n, largest_cut<T>(after_), place);
+        place += n;
       }
     }
   }
@@ -442,11 +444,11 @@ class DirectForward {
     }
   }
 
-  // Of pooled values from `from` on; at: from the band's first row in the offsets, which are laid
+  // Of the places from `from` on; at: from the band's first row in the offsets, which are laid
   // out as y.
   void write_places(int64_t from, int64_t stride, int64_t count, int64_t at) const {
     at += n_ * after_.offsets.n + out_.begin * after_.offsets.h;
-    write_offsets(after_, at, pooled_ + from, place_ + from, stride, count, largest_cut<T>(after_));
+    write_offsets(after_, at, place_ + from, count, stride);
   }
 
   void over_pixels(Input in, const float* weights, int64_t first) {

@@ -161,14 +161,22 @@ inline typename T::Acc largest_cut(const EpilogueParams& p) {
   return cuts ? T::kZero : std::numeric_limits<typename T::Acc>::quiet_NaN();
 }
 
-// Writes n offsets from the one at `at` on: the places of values that are `stride` apart, unless
-// they were cut.
+// Takes the places from pooled values that were cut.
 template <class A>
-inline void write_offsets(const EpilogueParams& p, int64_t at, const A* value, const Int<A>* place,
-                          int64_t stride, int64_t n, A cut) {
+inline void take_cut(const A* value, int64_t n, A cut, Int<A>* place) {
+  for (int64_t i = 0; i < n && cut == cut; i += lanes<A>) {
+    const auto taken = load<Vec<A>>(value + i) <= cut;
+    store(place + i, taken ? IntVec<A>{} + Int<A>(kNoPlace) : load<IntVec<A>>(place + i));
+  }
+}
+
+// Writes n offsets from the one at `at` on, from places that are `stride` apart.
+template <class I>
+inline void write_offsets(const EpilogueParams& p, int64_t at, const I* place, int64_t n,
+                          int64_t stride = 1) {
   const auto write = [=](auto* out) {
-    for (int64_t i = 0; i < n; ++i)
-      out[i] = value[i * stride] <= cut ? kNoPlace : place[i * stride];
+    if (stride == 1) return void(std::copy_n(place, n, out));
+    for (int64_t i = 0; i < n; ++i) out[i] = place[i * stride];
   };
   if (p.offset_bytes == 1)
     write(static_cast<uint8_t*>(p.offsets.data) + at);

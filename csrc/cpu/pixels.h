@@ -231,7 +231,9 @@ class PixelsForward : Pixels<T> {
           for (int64_t c = 0; c < p.C; c += lanes<A>)
             store(out + c, bias_and_relu()(load<Vec<A>>(out + c), c));
       }
-      if (p.offsets.data) write_places(oh, ow);
+      if (!p.offsets.data) continue;
+      take_cut(out, pixel, cut_, place_);
+      write_places(oh, ow);
     }
     std::fill(pooled_ + p.OW * pixel, pooled_ + p.OW * pixel + lanes<A>, A(0));  // the last spill
   }
@@ -256,8 +258,7 @@ class PixelsForward : Pixels<T> {
     const Tensor& t = p.offsets;
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t at = n_ * t.n + oh * t.h + ow * t.w + g * channels;
-      const int64_t from = g * this->pitch + this->head;
-      write_offsets(p, at, pooled_ + ow * pixel + from, place_ + from, 1, channels, cut_);
+      write_offsets(p, at, place_ + g * this->pitch + this->head, channels);
     }
   }
 

@@ -116,8 +116,9 @@ class PlanePool {
       }
       for (int64_t i = 0; p_.offsets.data && i < windows; ++i) {
         if (inside.count() > 0) leave_padding(inside.begin * pool_.kw, place + i * p_.OW);
+        take_cut(out + i * p_.OW, p_.OW, cut_, place + i * p_.OW);
         const int64_t at = n * p_.offsets.n + c * p_.offsets.c + (oh + i) * p_.offsets.h;
-        write_offsets(p_, at, out + i * p_.OW, place + i * p_.OW, 1, p_.OW, cut_);
+        write_offsets(p_, at, place + i * p_.OW, p_.OW);
       }
       out += windows * p_.OW;
       place += windows * p_.OW;
