@@ -15,7 +15,7 @@ from gpu_timing import describe
 from torch import Tensor
 
 from fastcnn import LRN, MaxPool
-from fastcnn.stages import Stages
+from fastcnn.stages import NO_PLACE, Stages
 from fastcnn.testing import plain_epilogue as plain
 
 MAIN, POOL = "relu, lrn, pool 3/2", "relu, pool 3/2"
@@ -122,7 +122,10 @@ def kept(x: Tensor, y: Tensor, r: Tensor | None, stages: Stages, bias: Tensor | 
 
 
 def exact(x: Tensor, bias: Tensor | None, stages: Stages, offsets: Tensor | None) -> tuple[Tensor, ...]:
-    """y by the places that offsets names; with pooling also what these hold, and the maxima there."""
+    """y by the places that offsets names; with pooling also what these hold, and the maxima there.
+
+    Where offsets say that the ReLU just before cut the maximum, that is 0 and has no gradient.
+    """
     v, found = plain(x, bias, Stages(stages.relu)), ()
     if stages.lrn and not (stages.pool and stages.pool_first):
         v = plain(v, None, Stages(False, stages.lrn))
@@ -130,11 +133,14 @@ def exact(x: Tensor, bias: Tensor | None, stages: Stages, offsets: Tensor | None
         (_, kw), (sh, sw), (ph, pw), _ = stages.pool.pairs
         best = plain(v, None, Stages(False, None, stages.pool))
         row, column = (torch.arange(n, device=v.device) for n in best.shape[2:])
-        row, column = row.view(-1, 1) * sh - ph + offsets // kw, column * sw - pw + offsets % kw
+        cut = (offsets == NO_PLACE) & (stages.relu and stages.pool_first)
+        places = offsets.long()
+        row, column = row.view(-1, 1) * sh - ph + places // kw, column * sw - pw + places % kw
         outside = (row < 0) | (row >= v.shape[2]) | (column < 0) | (column >= v.shape[3])
-        if outside.any():
-            raise ValueError(f"{int(outside.sum())} offsets are outside of the image")
-        v = v.flatten(2).gather(2, (row * v.shape[3] + column).flatten(2)).view(best.shape)
+        if (outside & ~cut).any():
+            raise ValueError(f"{int((outside & ~cut).sum())} offsets are outside of the image")
+        at = (row * v.shape[3] + column).masked_fill(cut, 0)
+        v = v.flatten(2).gather(2, at.flatten(2)).view(best.shape).masked_fill(cut, 0)
         found = (v, best)
     if stages.lrn and stages.pool and stages.pool_first:
         v = plain(v, None, Stages(False, stages.lrn))
@@ -162,8 +168,7 @@ def shares(
 ) -> dict[str, float]:
     """Each result's largest error as a share of what is granted."""
     leaves = [t.double().requires_grad_() for t in (x, bias) if t is not None]
-    places = None if offsets is None else offsets.long()
-    expected, *found = exact(leaves[0], leaves[1] if leaves[1:] else None, stages, places)
+    expected, *found = exact(leaves[0], leaves[1] if leaves[1:] else None, stages, offsets)
     grad_x, *grad_bias = torch.autograd.grad(expected, leaves, grad.double())
     shares = {"y": share(y, expected.detach()), "grad": share(grads[0], grad_x)}
     if found:

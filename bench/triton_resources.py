@@ -148,7 +148,7 @@ def run(case: Case) -> tuple[Callable[[], Any], int]:
     x, y = meta(size, dtype, format), meta(stages.output_shape(size), dtype, format)
     bias = torch.empty(case.channels, dtype=dtype, device="meta")
     places = None if stages.pool is None else meta(tuple(y.shape), torch.uint8, format)
-    r = {"r": y if stages.pool_first else x, "output": y}[stages.residual(True) or "output"]
+    r = {"r": y if stages.pool_first else x, "output": y, None: None}[stages.residual(True)]
     if case.phase == "backward":
         # A block keeps the convolution's output: r is made again, with the bias.
         rest = (stages, size, format, True, bias if stages.lrn_first else None)

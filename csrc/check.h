@@ -31,10 +31,15 @@ inline void check_params(const EpilogueParams& p) {
   check(p.x.data && p.y.data, "x and y must be given");
 }
 
+// What backward needs of the forward.
+inline void check_saved(const EpilogueParams& p) {
+  check(p.r.data || !(p.lrn.size || (p.relu && !p.pool.kh)), "r must be given");
+  check(p.offsets.data || !p.pool.kh, "offsets must be given");
+}
+
 inline void check_backward_params(const EpilogueParams& p) {
   check_params(p);
-  check(p.r.data || !(p.relu || p.lrn.size), "r must be given");
-  check(p.offsets.data || !p.pool.kh, "offsets must be given");
+  check_saved(p);
 }
 
 // Any size of the output is safe: what lies outside of the input is zeros.

@@ -26,6 +26,10 @@ struct Pool {
   bool first = false;
 };
 
+// The offset of a window that has no gradient to pass on, which is 255 in uint8_t: its maximum was
+// cut by the ReLU just before, or it has no place inside the map.
+constexpr int32_t kNoPlace = -1;
+
 struct EpilogueParams {
   Dtype dtype = Dtype::f32;
   int64_t N = 0, C = 0, H = 0, W = 0;  // of the input
@@ -36,7 +40,7 @@ struct EpilogueParams {
   Pool pool;
   Tensor x;        // the input; in backward its gradient
   Tensor y;        // the output; in backward its gradient
-  Tensor r;        // what backward needs: the LRN's input, else the output of a ReLU
+  Tensor r;        // what backward needs: the LRN's input, else the output if a ReLU comes last
   Tensor offsets;  // each pooled value's place in its window, row-major
   int64_t offset_bytes = 1;
   void* bias = nullptr;          // (C,); in backward its gradient

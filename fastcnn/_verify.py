@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .backends import reference
-from .stages import LRN, MaxPool, Stages, memory_format, saved_tensor
+from .stages import LRN, NO_PLACE, MaxPool, Stages, memory_format, saved_tensor
 from .testing import TOLERANCES, assert_within_twice, plain_epilogue, require
 
 Saved: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # y, r, offsets
@@ -126,14 +126,15 @@ def _terms(
 
 
 def check_offsets(x: Tensor, bias: Tensor | None, stages: Stages, offsets: Tensor) -> None:
-    """Each offset names a place that holds the window's maximum, to rounding."""
+    """Each offset names a place that holds the window's maximum, to rounding, unless the ReLU cut that."""
     assert stages.pool
     before = Stages(stages.relu, None if stages.pool_first else stages.lrn)
     full = plain_epilogue(x.double(), _wide(bias), before)
-    pooled, exact = reference._pool(full, stages.pool)
+    pooled, exact = reference._pool(full, stages.pool, stages.relu and stages.pool_first)
     moved = offsets != exact
     if not moved.any():
         return
+    require(torch.equal(offsets == NO_PLACE, exact == NO_PLACE), "another maximum is cut by the ReLU")
     unit = torch.ones_like(pooled)
     at = reference._pool_backward(torch.where(moved, unit, 0), offsets, list(x.shape), stages.pool)
     # A window whose place differs must hold a value as large there: compare sums over moved windows.

@@ -17,6 +17,10 @@ Conv: TypeAlias = Sequence[Any]  # stride, padding, dilation and groups; see bac
 ORDERS = ("lrn_pool", "pool_lrn")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
+# The offset of a window that has no gradient to pass on, which is 255 in uint8: its maximum was cut by the
+# ReLU just before, or it has no place inside the map. csrc/params.h has the same.
+NO_PLACE = -1
+
 Made = TypeVar("Made")
 
 
@@ -287,11 +291,12 @@ class Stages:
     def residual(self, has_bias: bool) -> str | None:
         """What backward needs besides the offsets: the LRN's input, else a ReLU's sign pattern.
 
+        Offsets that come straight after a ReLU name no place where it cut the maximum, and are enough.
         "r": a tensor that the forward makes for it (the LRN's input; pooled already where pooling
         comes first); "input" or "output": the op's own, nothing more is kept; None: nothing.
         """
         if self.lrn is None:
-            return "output" if self.relu else None
+            return "output" if self.relu and self.pool is None else None
         return "r" if self.relu or has_bias or not self.lrn_first else "input"
 
     def makes_r(self, has_bias: bool = True, in_block: bool = False) -> bool:

@@ -59,12 +59,13 @@ def planted(y=None, offsets=None, grad=None, bias=None):
 
 
 def at_one(change):
-    """Changes the largest value alone, at the same place every time."""
+    """Changes the largest value alone, or of offsets the largest place, at the same place every time."""
 
     def put(t):
         t = t.clone()
         values = t.permute(0, 2, 3, 1) if t.dim() == 4 else t
-        place = tuple(int(i[0]) for i in torch.where(values == values.max()))
+        most = values[values < 255].max() if t.dtype == torch.uint8 else values.max()
+        place = tuple(int(i[0]) for i in torch.where(values == most))
         values[place] = change(values[place])
         return t
 

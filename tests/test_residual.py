@@ -31,6 +31,7 @@ def backend(request, monkeypatch):
 
 @pytest.mark.parametrize(("stages", "cpu", "gpu"), [
     (Stages(), "output", "output"),
+    (Stages(True, None, POOL), None, None),
     (Stages(False, None, POOL), None, None),
     (Stages(True, NORM, POOL), "r", "input"),
     (Stages(False, NORM), "r", "input"),

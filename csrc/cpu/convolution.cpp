@@ -14,8 +14,7 @@ void convolution_forward(const ConvParams& p) {
 void convolution_backward(const ConvParams& p) {
   check_convolution(p);
   check(p.x.data && p.after.y.data, "x and y must be given");
-  check(p.after.r.data || !p.after.relu, "r must be given");
-  check(p.after.offsets.data || !p.after.pool.kh, "offsets must be given");
+  check_saved(p.after);
   choose(p.after.variant, p.after.threads).convolution_backward(p);
 }
 

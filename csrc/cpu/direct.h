@@ -287,7 +287,8 @@ class DirectForward {
         bands_(after_.N, after_.OH, 1, band_rows(), forward_tasks(after_)),
         rows_(rows_of_band()),
         pool_(after_, scratch, direct_.by_pixels && geometry_.pooled ? rows_ : 0,
-              direct_.by_pixels && geometry_.pooled ? bands_.band : 0, direct_.width) {
+              direct_.by_pixels && geometry_.pooled ? bands_.band : 0, direct_.width,
+              largest_cut<T>(after_)) {
     const int64_t lanes = direct_.by_pixels ? 1 : 2 * kLanes;
     in_ = scratch.span<float>(direct_.group_in * direct_.input_rows(rows_) * direct_.width +
                               2 * kPixelVectors * kLanes);
@@ -379,9 +380,11 @@ class DirectForward {
           maximum(from, true, n, out, place);
         } else {
           std::fill(out, out + n, -std::numeric_limits<float>::infinity());
-          if (place) std::fill(place, place + n, -1);
+          if (place) std::fill(place, place + n, kNoPlace);
         }
-        if (place) place += n;
+        if (!place) continue;
+        take_cut(out, n, largest_cut<T>(after_), place);
+        place += n;
       }
     }
   }
@@ -410,7 +413,7 @@ class DirectForward {
     if (after_.channels_last) {
       for (int64_t q = 0; q < pixels; ++q) write(in + q * n, real, out + q * y.w + c);
       if (after_.offsets.data)
-        for (int64_t q = 0; q < pixels; ++q) write_places(place_ + q * n, 1, real, q * y.w + c);
+        for (int64_t q = 0; q < pixels; ++q) write_places(q * n, 1, real, q * y.w + c);
       return;
     }
     for (int64_t l = 0; l < real; l += kLanes) {
@@ -420,7 +423,7 @@ class DirectForward {
                     out + (c + l) * y.c + q);
     }
     for (int64_t l = 0; l < real && after_.offsets.data; ++l)
-      write_places(place_ + l, n, pixels, (c + l) * y.c);
+      write_places(l, n, pixels, (c + l) * y.c);
   }
 
   // Some pixels of so many channels, from pixel-major order to a row for each channel.
@@ -441,14 +444,11 @@ class DirectForward {
     }
   }
 
-  // at: from the band's first row in the offsets, which are laid out as y.
-  void write_places(const int32_t* place, int64_t stride, int64_t count, int64_t at) const {
+  // Of the places from `from` on; at: from the band's first row in the offsets, which are laid
+  // out as y.
+  void write_places(int64_t from, int64_t stride, int64_t count, int64_t at) const {
     at += n_ * after_.offsets.n + out_.begin * after_.offsets.h;
-    for (int64_t i = 0; i < count; ++i, place += stride, ++at)
-      if (after_.offset_bytes == 1)
-        static_cast<uint8_t*>(after_.offsets.data)[at] = uint8_t(*place);
-      else
-        static_cast<int32_t*>(after_.offsets.data)[at] = *place;
+    write_offsets(after_, at, place_ + from, count, stride);
   }
 
   void over_pixels(Input in, const float* weights, int64_t first) {

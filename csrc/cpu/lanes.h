@@ -164,10 +164,11 @@ inline Vec<A> first_lanes(Vec<A> v, int64_t n) {
 }
 
 // An element type: how one value, and a vector of them as they lie in memory (Raw), become
-// arithmetic ones and come back.
+// arithmetic ones and come back. kZero: the largest value that comes back as 0.
 struct F32 {
   using Acc = float;
   using Raw = Vec<float>;
+  static constexpr float kZero = 0;
   float value;
   static float get(F32 x) { return x.value; }
   static F32 put(float a) { return {a}; }
@@ -178,6 +179,7 @@ struct F32 {
 struct F64 {
   using Acc = double;
   using Raw = Vec<double>;
+  static constexpr double kZero = 0;
   double value;
   static double get(F64 x) { return x.value; }
   static F64 put(double a) { return {a}; }
@@ -196,6 +198,7 @@ struct BF16 {
   using Acc = float;
   using Raw = Halves;
   using Bits = uint32_t __attribute__((vector_size(kVectorBytes)));
+  static constexpr float kZero = 0x1p-134f;
   uint16_t bits;
 
   template <class U>
@@ -236,6 +239,7 @@ struct BF16 {
 struct F16 {
   using Acc = float;
   using Raw = Halves;
+  static constexpr float kZero = 0x1p-25f;
   uint16_t bits;
 
 #if defined(__F16C__)

@@ -1,6 +1,9 @@
 // Max pooling on spans, and its gradient.
 #pragma once
 
+#include <limits>
+
+#include "../params.h"
 #include "spans.h"
 
 namespace fastcnn::FASTCNN_ISA {
@@ -149,6 +152,36 @@ inline void maxima_down(Maxima<A> in, Axis axis, bool nans, int64_t windows, int
       return maxima_down<A, 3, N, P>(in, axis, windows, top, width, n, out, place);
     return maxima_down<A, 0, N, P>(in, axis, windows, top, width, n, out, place);
   });
+}
+
+// The largest pooled value that the ReLU just before cut; NaN, above which is everything, for none.
+template <class T>
+inline typename T::Acc largest_cut(const EpilogueParams& p) {
+  const bool cuts = p.relu && (p.pool.first || !p.lrn.size);
+  return cuts ? T::kZero : std::numeric_limits<typename T::Acc>::quiet_NaN();
+}
+
+// Takes the places from pooled values that were cut.
+template <class A>
+inline void take_cut(const A* value, int64_t n, A cut, Int<A>* place) {
+  for (int64_t i = 0; i < n && cut == cut; i += lanes<A>) {
+    const auto taken = load<Vec<A>>(value + i) <= cut;
+    store(place + i, taken ? IntVec<A>{} + Int<A>(kNoPlace) : load<IntVec<A>>(place + i));
+  }
+}
+
+// Writes n offsets from the one at `at` on, from places that are `stride` apart.
+template <class I>
+inline void write_offsets(const EpilogueParams& p, int64_t at, const I* place, int64_t n,
+                          int64_t stride = 1) {
+  const auto write = [=](auto* out) {
+    if (stride == 1) return void(std::copy_n(place, n, out));
+    for (int64_t i = 0; i < n; ++i) out[i] = place[i * stride];
+  };
+  if (p.offset_bytes == 1)
+    write(static_cast<uint8_t*>(p.offsets.data) + at);
+  else
+    write(static_cast<int32_t*>(p.offsets.data) + at);
 }
 
 // A pooled row whose windows hold an input row: its gradients, its offsets, and which place the

@@ -83,6 +83,7 @@ class PixelsForward : Pixels<T> {
  public:
   PixelsForward(const EpilogueParams& params, Scratch& scratch)
       : Base(params, params.lrn.size > 0 && !has_own_norm(params)),
+        cut_(largest_cut<T>(params)),
         own_norm_(has_own_norm(params)),
         in_place_(can_stay_in_place()),
         bands_(p.N, p.OH, 1, p.OH, forward_tasks(p)),
@@ -223,14 +224,16 @@ class PixelsForward : Pixels<T> {
       const Candidates<A> from = candidates(ow * pool.sw - pool.pw);
       if (from.count == 0) {
         std::fill(out, out + pixel, -std::numeric_limits<A>::infinity());
-        std::fill(place_, place_ + pixel, Int<A>(-1));
+        std::fill(place_, place_ + pixel, Int<A>(kNoPlace));
       } else {
         maximum(from, nans, pixel, out, p.offsets.data ? place_ : nullptr);
         if (in_place_ && (p.bias || p.relu))
           for (int64_t c = 0; c < p.C; c += lanes<A>)
             store(out + c, bias_and_relu()(load<Vec<A>>(out + c), c));
       }
-      if (p.offsets.data) write_places(oh, ow);
+      if (!p.offsets.data) continue;
+      take_cut(out, pixel, cut_, place_);
+      write_places(oh, ow);
     }
     std::fill(pooled_ + p.OW * pixel, pooled_ + p.OW * pixel + lanes<A>, A(0));  // the last spill
   }
@@ -253,16 +256,13 @@ class PixelsForward : Pixels<T> {
 
   void write_places(int64_t oh, int64_t ow) const {
     const Tensor& t = p.offsets;
-    for (int64_t g = 0; g < this->groups; ++g) {
-      const Int<A>* place = place_ + g * this->pitch + this->head;
-      const int64_t start = n_ * t.n + oh * t.h + ow * t.w + g * this->channels;
-      if (p.offset_bytes == 1)
-        std::copy(place, place + this->channels, static_cast<uint8_t*>(t.data) + start);
-      else
-        std::copy(place, place + this->channels, static_cast<int32_t*>(t.data) + start);
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t at = n_ * t.n + oh * t.h + ow * t.w + g * channels;
+      write_offsets(p, at, place_ + g * this->pitch + this->head, channels);
     }
   }
 
+  A cut_;  // the largest pooled value that has no gradient
   bool own_norm_, in_place_;
   Bands bands_;
   int64_t held_;    // rows of a window
@@ -323,7 +323,7 @@ class PixelsBackward : Pixels<T> {
   }
 
  private:
-  // The gradient of output row oh, among those held; through LRN and ReLU if pooling came first.
+  // The gradient of output row oh, among those held; through the LRN if pooling came first.
   void take(int64_t oh) {
     A* row = rows_[oh % held_];
     this->read_row(p.y, n_, oh, p.OW, row, same);
@@ -386,7 +386,7 @@ class PixelsBackward : Pixels<T> {
       this->window(cross_, norm.after, window_);
       functions.gradient(direct_, r_, window_, norm, n, g);
     }
-    if (p.relu) mask(r_, n, g);
+    if (p.relu && !pool_first) mask(r_, n, g);
   }
 
   // Zeros around the groups again, and after the last: they may have become NaN (a NaN in r, or k =

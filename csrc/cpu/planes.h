@@ -74,11 +74,13 @@ struct Planes {
 template <class A>
 class PlanePool {
  public:
-  // width: of a row of what is pooled, which may have more columns than the channel.
+  // width: of a row of what is pooled, which may have more columns than the channel; cut: the
+  // largest pooled value that has no gradient.
   PlanePool(const EpilogueParams& p, Scratch& scratch, int64_t in_rows, int64_t out_rows,
-            int64_t width)
+            int64_t width, A cut)
       : p_(p),
         width_(width),
+        cut_(cut),
         pool_(p.pool),
         geometry_(p),
         across_{pool_.kw, pool_.dw, p.OW == 1 ? 1 : pool_.sw},
@@ -106,7 +108,7 @@ class PlanePool {
       const int64_t row = geometry_.top(oh) + inside.begin * pool_.dh - have.begin;
       if (inside.count() <= 0) {
         std::fill(out, out + p_.OW, -std::numeric_limits<A>::infinity());
-        std::fill(place, place + p_.OW, Int<A>(-1));
+        std::fill(place, place + p_.OW, Int<A>(kNoPlace));
       } else {
         const Maxima<A> from = rows_.from(row);
         maxima_down(from, {inside.count(), pool_.dh, pool_.sh}, nans, windows, inside.begin,
@@ -114,7 +116,9 @@ class PlanePool {
       }
       for (int64_t i = 0; p_.offsets.data && i < windows; ++i) {
         if (inside.count() > 0) leave_padding(inside.begin * pool_.kw, place + i * p_.OW);
-        write_places(place + i * p_.OW, n, c, oh + i);
+        take_cut(out + i * p_.OW, p_.OW, cut_, place + i * p_.OW);
+        const int64_t at = n * p_.offsets.n + c * p_.offsets.c + (oh + i) * p_.offsets.h;
+        write_offsets(p_, at, place + i * p_.OW, p_.OW);
       }
       out += windows * p_.OW;
       place += windows * p_.OW;
@@ -133,27 +137,21 @@ class PlanePool {
   }
 
   // A window of nothing but -inf keeps the place it began with, which may be in the left padding:
-  // its first place inside takes over, or none (-1) where dilation leaves no place inside.
+  // its first place inside takes over, or none where dilation leaves no place inside.
   void leave_padding(int64_t first_place, Int<A>* place) const {
     for (int64_t ow = 0; ow < p_.OW && ow * pool_.sw < pool_.pw; ++ow) {
       const int64_t left = ow * pool_.sw - pool_.pw;
       const int64_t inside = (-left + pool_.dw - 1) / pool_.dw;
       if (place[ow] % pool_.kw >= inside) continue;
-      place[ow] =
-          left + inside * pool_.dw < p_.W && inside < pool_.kw ? Int<A>(first_place + inside) : -1;
+      place[ow] = left + inside * pool_.dw < p_.W && inside < pool_.kw
+                      ? Int<A>(first_place + inside)
+                      : Int<A>(kNoPlace);
     }
-  }
-
-  void write_places(const Int<A>* place, int64_t n, int64_t c, int64_t oh) const {
-    const int64_t start = n * p_.offsets.n + c * p_.offsets.c + oh * p_.offsets.h;
-    if (p_.offset_bytes == 1)
-      std::copy(place, place + p_.OW, static_cast<uint8_t*>(p_.offsets.data) + start);
-    else
-      std::copy(place, place + p_.OW, static_cast<int32_t*>(p_.offsets.data) + start);
   }
 
   const EpilogueParams& p_;
   int64_t width_;
+  A cut_;
   const Pool& pool_;
   Geometry geometry_;
   Axis across_;    // with a single window, its stride does not matter
@@ -236,7 +234,7 @@ class PlanesForward : Planes<T> {
         can_join_(lrn && !pool_first && p.x.w == 1 && p.x.h == p.W),
         rows_(std::min(p.H,
                        pool ? bands_.band * p.pool.sh + geometry.extent + p.pool.ph : bands_.band)),
-        maxima_(p, scratch, pool ? rows_ : 0, bands_.band, p.W) {
+        maxima_(p, scratch, pool ? rows_ : 0, bands_.band, p.W, largest_cut<T>(p)) {
     const int64_t in = rows_ * p.W, out = bands_.band * p.OW;
     planes_ = scratch.span<A*>(ring);
     for (int64_t j = 0; j < ring; ++j) {
@@ -355,14 +353,15 @@ class PlanesBackward : Planes<T> {
   PlanesBackward(const EpilogueParams& params, Scratch& scratch)
       : Base(params),
         bands_(p.N, p.H, kBackwardRows, this->rows_within_budget(4 * ring + 2), kBackwardTasks),
-        width_(pool_first ? p.OW : p.W),
+        pooled_lrn_(lrn && pool_first),
+        width_(pooled_lrn_ ? p.OW : p.W),
         pooled_rows_(pool ? std::min(p.OH, (bands_.band + geometry.extent) / p.pool.sh + 1) : 0),
         unpool_(p, scratch, bands_.band, pooled_rows_) {
-    const int64_t rows = pool_first ? pooled_rows_ : bands_.band;
+    const int64_t rows = pooled_lrn_ ? pooled_rows_ : bands_.band;
     for (A*** planes : {&r_, &direct_, &cross_}) {
       *planes = scratch.span<A*>(ring);
       for (int64_t j = 0; j < ring; ++j) {
-        A* plane = scratch.span<A>(lrn || planes == &r_ ? rows * width_ : 0);
+        A* plane = scratch.span<A>(lrn || (planes == &r_ && p.r.data) ? rows * width_ : 0);
         if (*planes) (*planes)[j] = plane;
       }
     }
@@ -374,7 +373,7 @@ class PlanesBackward : Planes<T> {
       if (g_) g_[j] = plane;
     }
     result_ = scratch.span<A>(lrn ? rows * width_ : 0);
-    spread_ = scratch.span<A>(pool_first ? bands_.band * p.W : 0);
+    spread_ = scratch.span<A>(pooled_lrn_ ? bands_.band * p.W : 0);
   }
 
   int64_t tasks() const { return p.N * bands_.per_image; }
@@ -384,7 +383,7 @@ class PlanesBackward : Planes<T> {
     n_ = bands_.image(task);
     in_ = bands_(task);
     out_ = geometry.outputs_of(in_);
-    at_ = pool_first ? out_ : in_;
+    at_ = pooled_lrn_ ? out_ : in_;
     size_ = at_.count() * width_;
     sums_ = sums;
     const int64_t channels = p.C / p.lrn.groups;
@@ -402,11 +401,11 @@ class PlanesBackward : Planes<T> {
     }
   }
 
-  // Channel c's gradient at the LRN's output (unpooled if pooling came after it), and its r.
+  // Channel c's gradient, unpooled unless the LRN comes in between, and its r.
   void take(int64_t c) {
     A* g = g_[c % ring];
     if (p.r.data) this->read_rows(p.r, n_, c, at_, width_, r_[c % ring], same);
-    if (!pool || pool_first) return this->read_rows(p.y, n_, c, at_, width_, g, same);
+    if (!pool || pooled_lrn_) return this->read_rows(p.y, n_, c, at_, width_, g, same);
     for (int64_t oh = out_.begin; oh < out_.end; ++oh)
       this->read_rows(p.y, n_, c, {oh, oh + 1}, p.OW, unpool_.row(oh - out_.begin), same);
     unpool_.run(out_, in_, n_, c, g);
@@ -418,7 +417,7 @@ class PlanesBackward : Planes<T> {
                              cross_[c % ring]);
   }
 
-  // Channel c's gradient through the LRN, the ReLU, and pooling if it came first.
+  // Channel c's gradient through the LRN, and the ReLU or the pooling before it.
   void give(int64_t c, Rows group) {
     const A* r = r_[c % ring];
     A* g = g_[c % ring];
@@ -427,8 +426,8 @@ class PlanesBackward : Planes<T> {
       functions.gradient(direct_[c % ring], r, window_, norm, size_, result_);
       g = result_;
     }
-    if (p.relu) mask(r, size_, g);
-    if (pool_first) {
+    if (p.relu && !pool_first) mask(r, size_, g);
+    if (pooled_lrn_) {
       for (int64_t i = 0; i < out_.count(); ++i) std::copy_n(g + i * p.OW, p.OW, unpool_.row(i));
       unpool_.run(out_, in_, n_, c, spread_);
       g = spread_;
@@ -440,6 +439,7 @@ class PlanesBackward : Planes<T> {
   static constexpr auto same = [](Vec<A> v, int64_t) { return v; };
 
   Bands bands_;
+  bool pooled_lrn_;      // whether pooling came before an LRN
   int64_t width_;        // of the rows that the LRN works on
   int64_t pooled_rows_;  // at most, in a task
   PlaneUnpool<A> unpool_;

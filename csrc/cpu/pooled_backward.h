@@ -53,7 +53,6 @@ class PooledBackward {
         of_input_(windows, scratch) {
     input_ = scratch.span<float>(p.grad_weight.data ? direct_.group_in * windows.plane : 0);
     g_ = scratch.span<float>(after_.OH * after_.OW);
-    r_ = scratch.span<float>(after_.OH * after_.OW);
     chosen_ = scratch.span<Chosen>(after_.OH * after_.OW + 1);
     const Pool& pool = after_.pool;
     for (int64_t i = 0; i < pool.kh * pool.kw; ++i) {
@@ -80,7 +79,7 @@ class PooledBackward {
 
  private:
   void add_channel(int64_t task, int64_t o) {
-    read_gradient<T>(after_, n_, o, g_, r_);
+    read_plane<T>(after_, after_.y, n_, o, g_);
     const int64_t at = n_ * after_.offsets.n + o * after_.offsets.c;
     const void* offsets = after_.offsets.data;
     const int64_t count = after_.offset_bytes == 1
@@ -132,7 +131,7 @@ class PooledBackward {
   PooledInputGradient<T> of_input_;
   int64_t n_ = 0;
   std::vector<Place> places_;  // of a pooling's window
-  float *input_, *g_, *r_;
+  float *input_, *g_;
   Chosen* chosen_;
 };
 

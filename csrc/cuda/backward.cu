@@ -217,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, kLrn && !Layout::channels_last ? 1 :
             B::template load<kPoolFirst ? 0 : B::Halo, uint8_t>(p.offsets, n, oh, ow, of);
         float g[W];
         loaded.unpack(g);
-        if constexpr (kPoolFirst) {
+        if constexpr (kLrn && kPoolFirst) {
           float to[V];
           s.through(g, s.load_r(n, oh, ow, of), of, edges, to);
           if (Layout::channels_last || there) square.add(e, to, places, there);

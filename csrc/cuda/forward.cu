@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, kLrn && K && !Layout::channels_last 
       s.template rectified<H>(F::template load<H>(p.x, n, oh, ow, of), bias, r);
     } else {
       const Window<K> window(p, oh, ow);
-      Largest<W, kSave> best(window.first(), s.least);
+      Largest<W, kSave> best(p.relu ? kNoPlace : window.first(), s.least);
       const auto take = [&](int place, int h, int w) {
         float v[W];
         F::template load<H>(p.x, n, h, w, of).unpack(v);

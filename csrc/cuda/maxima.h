@@ -46,7 +46,8 @@ struct Window {
 };
 
 // The largest so far of each lane, and its place: the last NaN, else the first of equals. It begins
-// with what a ReLU makes of all that is not above it, at the window's first place.
+// with what a ReLU makes of all that is not above it, which has no place; else at the window's
+// first.
 template <int W, bool kPlaces>
 struct Largest {
   float value[W];

@@ -110,7 +110,7 @@ struct Stages {
 
   struct Largest {
     A value;
-    int32_t place;  // in its window, row-major; -1 where none is inside
+    int32_t place;  // in its window, row-major
   };
 
   // The maximum of value(place) over the window of an output: the last NaN, else the first of
@@ -118,7 +118,7 @@ struct Stages {
   template <class Value>
   __device__ Largest largest(Place out, Value value) const {
     const Pool& pool = p.pool;
-    Largest best{-A(INFINITY), -1};
+    Largest best{-A(INFINITY), kNoPlace};
     for (int64_t i = 0; i < pool.kh; ++i) {
       const int64_t h = out.h * pool.sh - pool.ph + i * pool.dh;
       if (h < 0 || h >= p.H) continue;
@@ -132,9 +132,10 @@ struct Stages {
     return best;
   }
 
-  __device__ void store_offset(Place at, int32_t place) const {
+  __device__ void store_offset(Place at, Largest best) const {
     if (!p.offsets.data) return;
     const int64_t i = offset(p.offsets, at);
+    const int32_t place = p.relu && pool_first && best.value <= 0 ? kNoPlace : best.place;
     if (p.offset_bytes == 1)
       static_cast<uint8_t*>(p.offsets.data)[i] = uint8_t(place);
     else

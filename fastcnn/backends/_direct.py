@@ -183,7 +183,7 @@ def backward(
     needed: Sequence[bool],
     sizes: Geometry,
 ) -> BlockGradients:
-    """Returns the gradients of x, weight and bias, None for what is not needed; y: where there is a ReLU."""
+    """Returns the gradients of x, weight and bias, None for what is not needed; y: if a ReLU comes last."""
     format = output_format(x, weight)
     grad_x = torch.empty_like(x, memory_format=format) if needed[0] else None
     grad_weight = torch.empty_like(weight) if needed[1] else None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..stages import LRN, MaxPool, Stages, memory_format
+from ..stages import LRN, NO_PLACE, MaxPool, Stages, memory_format
 from ._block import convolve_then
 from ._launch import Results
 
@@ -50,8 +50,11 @@ def _normalise_backward(g: Tensor, r: Tensor, lrn: LRN) -> Tensor:
     return g / d.pow(lrn.beta) - (2 * lrn.alpha * lrn.beta / lrn.size) * r * seen
 
 
-def _pool(x: Tensor, pool: MaxPool) -> tuple[Tensor, Tensor]:
-    """Pooled values, and each one's place in its window (row-major), from torch's flat indices."""
+def _pool(x: Tensor, pool: MaxPool, cuts: bool = False) -> tuple[Tensor, Tensor]:
+    """Pooled values, and each one's place in its window (row-major), from torch's flat indices.
+
+    cuts: there is none where a ReLU made x, and cut the maximum.
+    """
     y, index = F.max_pool2d(x, *pool.pairs, pool.ceil_mode, return_indices=True)  # type: ignore[call-overload]
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = pool.pairs
     rows = torch.arange(y.shape[2], device=x.device) * sh - ph
@@ -59,7 +62,9 @@ def _pool(x: Tensor, pool: MaxPool) -> tuple[Tensor, Tensor]:
     row, column = index // x.shape[3], index % x.shape[3]
     offsets = (row - rows.view(-1, 1)) // dh * kw + (column - columns) // dw
     seen = _sees(rows, x.shape[2], kh, dh).view(-1, 1) & _sees(columns, x.shape[3], kw, dw)
-    return y, torch.where(seen, offsets, -1).to(pool.offset_dtype)
+    if cuts:
+        seen = seen & ~(y <= 0)  # a NaN lets its gradient pass
+    return y, torch.where(seen, offsets, NO_PLACE).to(pool.offset_dtype)
 
 
 def _sees(starts: Tensor, size: int, kernel: int, dilation: int) -> Tensor:
@@ -94,7 +99,7 @@ def epilogue_forward(
         v = v.relu()
     offsets = None
     if stages.pool and stages.pool_first:
-        v, offsets = _pool(v, stages.pool)
+        v, offsets = _pool(v, stages.pool, stages.relu)
     r = v
     if stages.lrn:
         v = _normalise(v, stages.lrn)
@@ -145,7 +150,7 @@ def epilogue_backward(
     if stages.lrn:
         assert residual is not None
         g = _normalise_backward(g, residual, stages.lrn)
-    if stages.relu:
+    if stages.relu and (stages.pool is None or not stages.pool_first):
         assert residual is not None
         g = torch.where(residual <= 0, 0, g)
     if stages.pool and stages.pool_first:

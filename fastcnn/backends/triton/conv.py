@@ -22,7 +22,7 @@ from ...stages import LRN, MaxPool, Stages, check
 from .._convolution import applies, conv_output_size
 from .._launch import allocate, ceil_div, empty_on, on_device
 from .._space_to_depth import space_to_depth
-from .formulas import INTERPRETED, rectified, rounded
+from .formulas import INTERPRETED, rectified, rounded, uncut
 from .general import extent
 from .lanes import Spec, V, load, store
 from .rules import leaves_the_map, takes_lrn
@@ -181,6 +181,7 @@ def block_kernel(
                 )
                 to, there = outputs(t, n, th, tw, g, size, y_strides, MAPS, CV, T)
                 if offsets is not None:
+                    place = uncut(place, o, RELU and not LRN_FIRST)
                     tl.store(offsets + to, place.to(tl.uint8), mask=there)
                 if r is not None:
                     tl.store(r + to, rounded(o, r.dtype.element_ty), mask=there)

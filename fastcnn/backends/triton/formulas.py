@@ -10,6 +10,9 @@ import os
 import triton
 import triton.language as tl
 
+from ... import stages
+
+NO_PLACE = tl.constexpr(stages.NO_PLACE)
 NAN = tl.constexpr(tl.PropagateNan.ALL)
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
@@ -67,10 +70,24 @@ def fast_power(d, BETA: tl.constexpr, EXACT: tl.constexpr):
 
 
 @triton.jit
+def nothing(shape: tl.constexpr, dtype: tl.constexpr):
+    """The maximum of no values, and its place."""
+    return tl.full(shape, float("-inf"), dtype), tl.full(shape, NO_PLACE, tl.int32)
+
+
+@triton.jit
 def larger(v, at, best, best_at, inside):
-    """The larger value and its place: the last NaN, else the first of equals; place -1: none yet."""
+    """The larger value and its place: the last NaN, else the first of equals; any beats `nothing`."""
     take = inside & ((best_at < 0) | (v > best) | (v != v))
     return tl.where(take, v, best), tl.where(take, at, best_at)
+
+
+@triton.jit
+def uncut(place, best, CUTS: tl.constexpr):
+    """A maximum's place in its window; none where the ReLU just before cut the maximum, if there is one."""
+    if CUTS:
+        place = tl.where(best <= 0, NO_PLACE, place)
+    return place
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...stages import LRN, MaxPool, Stages, memory_format
 from .._launch import ceil_div, on_device
 from ..reference import lrn_input
-from .formulas import inverse_power, larger
+from .formulas import inverse_power, larger, nothing, uncut
 
 BLOCK = 128  # a value a lane of NVIDIA's
 INTERPRETED_BLOCK = 16384  # where each operation on a block costs as much as on a single value
@@ -84,14 +84,13 @@ def pooled(
     RELU: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The maximum of r over an output's window, and where in it."""
-    best = tl.full(n.shape, float("-inf"), ACC)
-    best_at = tl.full(n.shape, -1, tl.int32)
+    best, best_at = nothing(n.shape, ACC)
     for i in range(KH):
         for j in range(KW):
             h, w, ok = covered(size, pool, oh, ow, i, j, inside)
             v = rectified(x, bias, strides, n, c, h, w, ok, RELU, ACC)
             best, best_at = larger(v, i * KW + j, best, best_at, ok)
-    return best, best_at
+    return best, uncut(best_at, best, RELU)
 
 
 @triton.jit
@@ -143,8 +142,7 @@ def forward_kernel(
                 RELU, SIZE, ALPHA, BETA, K, True, KH, KW, ACC,
             )  # fmt: skip
     elif KH > 0:
-        v = tl.full(n.shape, float("-inf"), ACC)
-        at = tl.full(n.shape, -1, tl.int32)
+        v, at = nothing(n.shape, ACC)
         for a in range(KH):
             for b in range(KW):
                 row, column, ok = covered(size, pool, h, w, a, b, inside)
@@ -204,7 +202,7 @@ def through(
     """The gradient g at the output of LRN and ReLU, as given, as that at their input.
 
     dr[i] = g[i] d[i]^-beta - 2 alpha beta/size r[i] sum of g[j] r[j] d[j]^-beta / d[j], over the j whose
-    window holds i; 0 where the ReLU let nothing through.
+    window holds i; 0 where the ReLU let nothing through, if r tells.
     """
     g = given(grad, offsets, grad_strides, size, pool, n, c, h, w, inside, UNPOOL, KH, KW, CHANNELS_LAST, ACC)
     if SIZE > 0:
@@ -225,7 +223,7 @@ def through(
             seen += tl.where(ok, term, 0.0).to(ACC)
             direct = tl.where(j == c, passed, direct)
         g = direct - 2 * ALPHA * BETA / SIZE * own * seen
-    if RELU:
+    if RELU and r is not None:
         g = tl.where(load(r, strides, n, c, h, w, inside, ACC) <= 0, 0.0, g).to(ACC)
     return g
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .formulas import NAN, fast_power, flipped, rectified, sign_at_infinity
+from .formulas import NAN, fast_power, flipped, rectified, sign_at_infinity, uncut
 from .lanes import V, load, lrn_input, neighbours, normalised, powers, store, sums, with_halo
 
 
@@ -132,7 +132,7 @@ def pool_kernel(
     to = pixel * spec.channels + c * V
     ok &= (lane >= EDGE) & (lane < B - EDGE)
     if offsets is not None:
-        store(offsets, to, c, ok, place, spec)
+        store(offsets, to, c, ok, uncut(place, best, spec.relu and spec.size == 0), spec)
     if after.size > 0:
         if r is not None:
             store(r, to, c, ok, best, spec)
@@ -244,11 +244,8 @@ def through(g, r, at, c, ok, b, spec):
 
 
 @triton.jit
-def unpooled(grad, r, offsets, n, a, b, c, ok, OH, OW, i, j, spec, pool):
-    """The gradient at place (i, j) of square (a, b): the sum over windows with their maximum there.
-
-    r: of pooling without an LRN the output, which tells what the ReLU let through.
-    """
+def unpooled(grad, offsets, n, a, b, c, ok, OH, OW, i, j, spec, pool):
+    """The gradient at place (i, j) of square (a, b): the sum over windows with their maximum there."""
     g = tl.zeros((a.shape[0], V), tl.float32)
     KH: tl.constexpr = pool.kh
     KW: tl.constexpr = pool.kw
@@ -261,8 +258,6 @@ def unpooled(grad, r, offsets, n, a, b, c, ok, OH, OW, i, j, spec, pool):
             at = ((n * OH + oh) * OW + ow) * spec.channels + c * V
             here = load(offsets, at, c, inside, 255, spec, 0, V) == u * pool.kw + v
             value = load(grad, at, c, inside, 0, spec, 0, V).to(tl.float32)
-            if r is not None:
-                here &= (load(r, at, c, inside, 0, spec, 0, V) <= 0) == 0
             g = tl.where(here, g + value, g)
     return g
 
@@ -300,13 +295,12 @@ def backward_kernel(
             down, across = (H + pool.ph + pool.sh - 1) // pool.sh, (W + pool.pw + pool.sw - 1) // pool.sw
             row, right = square // across, square % across
             n, a = row // down, row % down
-            y = None if spec.size > 0 or not spec.relu else r
             SH: tl.constexpr = pool.sh
             SW: tl.constexpr = pool.sw
             gs = ()
             for s in tl.static_range(SH):
                 for t in tl.static_range(SW):
-                    g = unpooled(grad, y, offsets, n, a, right, c, ok, OH, OW, s, t, spec, pool)
+                    g = unpooled(grad, offsets, n, a, right, c, ok, OH, OW, s, t, spec, pool)
                     gs += (g,)  # type: ignore[assignment]
             for s in tl.static_range(SH):
                 for t in tl.static_range(SW):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .formulas import NAN, fast_power, flipped, larger, rectified, rounded, sign_at_infinity
+from .formulas import NAN, fast_power, flipped, larger, nothing, rectified, rounded, sign_at_infinity, uncut
 
 UNROLL = tl.constexpr(4)  # the usual LRN's size - 1: after so many channels, the registers are the same again
 OUTSIDE = tl.constexpr(float("-inf"))
@@ -123,7 +123,7 @@ def window_max(
     EARLY: tl.constexpr = not ARGMAX and TYPE.primitive_bitwidth == 16
     HEIGHT: tl.constexpr = POOL[0]
     WIDTH: tl.constexpr = POOL[1]
-    best, place = tl.full(at.shape, OUTSIDE, tl.float32), tl.full(at.shape, -1, tl.int32)
+    best, place = nothing(at.shape, tl.float32)
     b = channel_bias(bias, c, live)
     sign = sign_at_infinity(b)
     for i in tl.static_range(HEIGHT):
@@ -147,6 +147,7 @@ def window_max(
         if bias is not None:
             best = flipped(best.to(TYPE), sign)
         best = biased(best, b, RELU)
+    place = uncut(place, best, ARGMAX and RELU)
     if CHECK:
         best = tl.where(mine & live, best, 0.0)
     return best, place
@@ -313,10 +314,10 @@ def added(
 
 
 @triton.jit
-def unpooled(grad, y, offsets, c, live, to, windows, out, RELU: tl.constexpr, POOL: tl.constexpr):
+def unpooled(grad, y, offsets, c, live, to, windows, out, MASKS: tl.constexpr, POOL: tl.constexpr):
     """Returns the gradients at a lane's inputs: the sums over windows with their maximum there.
 
-    RELU: gradients are 0 where y <= 0.
+    MASKS: without pooling, gradients are 0 where y <= 0.
     """
     ACROSS: tl.constexpr = (POOL[1] - 1) * POOL[7] // POOL[3] + 1
     loaded = ()
@@ -325,7 +326,7 @@ def unpooled(grad, y, offsets, c, live, to, windows, out, RELU: tl.constexpr, PO
         row = (c * out[0] - t // ACROSS) * out[1]
         ok = live & (c < windows[t])
         g = tl.load(grad + to + row - t % ACROSS, mask=ok, other=0).to(tl.float32)
-        if RELU:
+        if MASKS:
             g = tl.where(tl.load(y + to + row - t % ACROSS, mask=ok, other=0).to(tl.float32) <= 0, 0.0, g)
         loaded = loaded + (g,)
         if offsets is not None:  # any place does for a g of 0
@@ -353,7 +354,7 @@ def backward_kernel(
 
     With g the gradient at the LRN's output, gathered from the windows with their maximum there:
     dr[i] = g[i] d[i]^-beta - 2 alpha beta/size r[i] sum of g[j] r[j] d[j]^-beta / d[j], over the j whose
-    window of channels holds i; 0 where r[i] <= 0. Without LRN, r is y.
+    window of channels holds i; 0 where r[i] <= 0. Without LRN and pooling, r is y.
 
     A lane owns a rectangle of inputs as large as the stride, into which the same windows reach. total is the
     number of such rectangles. sums: [programs, C] float32, each program's share of the bias gradient.
@@ -363,6 +364,7 @@ def backward_kernel(
     ROWS: tl.constexpr = (POOL[0] - 1) * POOL[6] // POOL[2] + 1
     COLUMNS: tl.constexpr = (POOL[1] - 1) * POOL[7] // POOL[3] + 1
     INPUTS: tl.constexpr = POOL[2] * POOL[3]
+    MASKS: tl.constexpr = RELU and NORM[2] == 0 and offsets is None
     i = tl.program_id(0) * B + tl.arange(0, B)
     mine = i < total
     across = (size[1] + POOL[5] + POOL[3] - 1) // POOL[3]
@@ -403,7 +405,7 @@ def backward_kernel(
     while c < last:
         for _ in tl.static_range(UNROLL):
             m, j = c + BEFORE, c + (SIZE - 1)
-            g = unpooled(grad, r, offsets, m, m >= begin, to, windows, out, RELU and NORM[2] == 0, POOL)
+            g = unpooled(grad, r, offsets, m, m >= begin, to, windows, out, MASKS, POOL)
             loaded = ()
             if NORM[2] != 0:
                 add = channel_bias(bias, j, j < end)

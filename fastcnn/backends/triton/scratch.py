@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from . import lanes
-from .formulas import NAN, inverse_power, larger
+from .formulas import NAN, inverse_power, larger, nothing
 from .lanes import V, load
 
 
@@ -82,8 +82,7 @@ def pooled(
     c, pixel = v % spec.vectors, v // spec.vectors
     i, j = pixel // T * PS, pixel % T * PS
     corner = ((i * RW + j) * spec.vectors + c) * V
-    best = tl.full((v.shape[0], V), float("-inf"), tl.float32)
-    place = tl.full(best.shape, -1, tl.int32)
+    best, place = nothing((v.shape[0], V), tl.float32)
     for a in tl.static_range(PK):
         for b in tl.static_range(PK):
             ok = tl.full(v.shape, True, tl.int1)
