@@ -245,6 +245,7 @@ body (Sequential)  0, 1, 2  not fused yet; one block: conv, relu, lrn
 body (Sequential)  6        not fused yet; one block: pool
 body (Sequential)  5        as written: padding_mode is 'reflect'
 body (Sequential)  3        as written: Tanh follows
+2 blocks, 0 batch norms folded, 3 left as written, fold_bn=True would fold 0
 """
 
 

@@ -1,42 +1,45 @@
-"""Refuses code that does, or asks for, what a graph can't say, by the names in it."""
+"""Refuses code that does, or asks for, what a graph can't say, by its instructions and the names in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dis
+import functools
 from types import CodeType, FunctionType
 from typing import Any
 
 from .values import Untraceable
 
-# Random numbers that Python draws; what stands for a value in place of it; who runs the forward; what is kept
-# for backward. Gradients and autocast switched on or off are seen while tracing.
+# Random numbers that Python draws; what is another for a value that stands for a tensor; who runs the forward,
+# and how. Whether gradients or autocast are switched is also seen while tracing.
 _NAMES = {
     **dict.fromkeys(("random", "randint", "uniform", "choice", "shuffle", "Random"), "draws random numbers"),
-    **dict.fromkeys(("type", "id"), "asks for the type or identity of something"),
-    **dict.fromkeys(("is_compiling", "is_exporting", "is_tracing"), "asks who runs it"),
+    **dict.fromkeys(("type", "id", "Proxy"), "asks for the type or identity of something"),
+    **dict.fromkeys(("is_compiling", "is_exporting"), "asks who runs it"),
     **dict.fromkeys(("is_grad_enabled", "is_inference_mode_enabled"), "asks for gradients"),
     **dict.fromkeys(("autocast", "is_autocast_enabled", "get_autocast_dtype"), "switches or asks for autocast"),
-    **dict.fromkeys(("saved_tensors_hooks", "save_on_cpu"), "changes what is kept for backward"),
+    **dict.fromkeys(("warn", "print"), "says something"),
+}
+_INSTRUCTIONS = {
+    **dict.fromkeys(("PUSH_EXC_INFO", "SETUP_FINALLY", "SETUP_WITH"), "handles exceptions or enters a context"),
+    **dict.fromkeys(("STORE_GLOBAL", "DELETE_GLOBAL"), "changes a global"),
 }
 
 
 def check(function: Any) -> None:
-    """Looks through a function and those that it names, torch's apart.
+    """Looks through a function and those that it names or encloses, torch's apart.
 
     Raises:
-        Untraceable: one of them contains such a name.
+        Untraceable: one of them contains such an instruction.
     """
     seen, functions = set(), [function]
     while functions:
         f = functions.pop()
-        if not isinstance(f, FunctionType) or f in seen or is_torchs(f):
-            continue
-        seen.add(f)
-        functions += [cell.cell_contents for cell in f.__closure__ or ()]
-        for name in _names(f.__code__):
-            if name in _NAMES:
-                raise Untraceable(f"forward {_NAMES[name]} ({name})")
-            functions.append(f.__globals__.get(name))
+        if isinstance(f, FunctionType) and f not in seen and not is_torchs(f):
+            seen.add(f)
+            if (fault := _fault(f.__code__)) is not None:
+                raise Untraceable(f"forward {fault}")
+            functions += [cell.cell_contents for cell in f.__closure__ or ()]
+            functions += [f.__globals__.get(name) for name in f.__code__.co_names]
 
 
 def is_torchs(x: Any) -> bool:
@@ -44,8 +47,16 @@ def is_torchs(x: Any) -> bool:
     return str(getattr(x, "__module__", "")).partition(".")[0] == "torch"
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
+@functools.lru_cache(maxsize=10_000)
+def _fault(code: CodeType) -> str | None:
+    for instruction in dis.get_instructions(code):
+        name, value = instruction.opname, instruction.argval
+        if name in _INSTRUCTIONS:
+            return _INSTRUCTIONS[name]
+        if name == "STORE_DEREF" and value in code.co_freevars:
+            return "changes a variable of another function"
+        if isinstance(value, CodeType) and (fault := _fault(value)) is not None:
+            return fault
+        if value in code.co_names and value in _NAMES:
+            return f"{_NAMES[value]} ({value})"
+    return None

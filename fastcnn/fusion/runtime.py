@@ -120,7 +120,7 @@ class LayerBlock(Chain):
         They do where someone else has to see both: autograd, torch.func, torch.compile.
         """
         folded = self.folded
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return None
         if torch.is_grad_enabled() and needs_grad(*(t[name] for t, name in _tensors(conv, norm))):
             return None

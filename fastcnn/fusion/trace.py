@@ -172,9 +172,6 @@ class Trace(TracerBase):
         node = self.graph.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs))
         return Value(node, self)
 
-    def iter(self, obj: Any) -> NoReturn:  # torch.fx unpacks a value, and asks for everything else
-        self.refuse("goes through a value")
-
     def _drop_assertions(self) -> None:
         """Takes out what is asserted of a value's number of dimensions: blocks are for images alone."""
         for node in reversed(self.graph.nodes):

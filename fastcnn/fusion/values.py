@@ -6,7 +6,10 @@ torch.fx's own let much pass that a graph then lacks: `x += 1` would make a new 
 
 from __future__ import annotations
 
+import dis
 import operator
+import sys
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -38,6 +41,15 @@ class Value(Proxy):
             self.refuse(f"sets a tensor's {name}")
         super().__setattr__(name, value)
 
+    def __iter__(self) -> Iterator[Any]:
+        """Unpacks into as many values as the code asks for, which the graph checks when it runs."""
+        frame = sys._getframe(1)
+        now = next(i for i in dis.get_instructions(frame.f_code) if i.offset == frame.f_lasti)
+        if now.opname != "UNPACK_SEQUENCE":
+            self.refuse("goes through a value")
+        values = self.tracer.create_proxy("call_function", unpacked, (self, now.argval), {})
+        return iter([values[i] for i in range(now.argval)])
+
     @property
     def __class__(self) -> type:
         # Noted, not raised: C code asks, too, and crashes on an exception, or on what only seems a tensor.
@@ -60,6 +72,14 @@ class ValueAttribute(Value, Attribute):
     def unused(self) -> bool:
         """Whether it went into no graph: Python alone has seen it."""
         return not self.called and self._node is None
+
+
+def unpacked(values: Any, number: int) -> tuple[Any, ...]:
+    """Returns the values; raises ValueError if there are not as many."""
+    found = tuple(values)
+    if len(found) != number:
+        raise ValueError(f"expected {number} values to unpack, but got {len(found)}")
+    return found
 
 
 _REFUSED = {
