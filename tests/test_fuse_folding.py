@@ -166,7 +166,11 @@ def test_values(name, dtype, mode):
     with MODES[mode]():
         for _ in range(2):
             if dtype == torch.bfloat16:
-                # What two roundings less would give, too, is right.
+                try:
+                    plain(IMAGES.to(dtype))
+                except NotImplementedError as error:
+                    pytest.skip(str(error))
+                # A result with fewer roundings than the layers' is right, too.
                 found, expected = net(IMAGES.to(dtype)), plain.float()(IMAGES.to(dtype).float())
                 plain.to(dtype)
                 torch.testing.assert_close(found.float(), expected, rtol=0.06, atol=0.12)
@@ -567,12 +571,10 @@ class Functional(nn.Module):
         self.conv, self.bn = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
 
     def forward(self, x):
+        bn = self.bn
         x = F.conv2d(x, self.conv.weight, self.conv.bias, padding=1)
-        x = F.batch_norm(
-            x, self.bn.running_mean, self.bn.running_var, self.bn.weight, self.bn.bias, self.training
-        )
-        x = F.relu(x)
-        x = self.conv(x)
+        x = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, self.training)
+        x = self.conv(F.relu(x))
         return F.relu(F.batch_norm(x, bn.running_mean, bn.running_var, eps=0.1))
 
 
