@@ -12,6 +12,7 @@ import math
 import operator
 import pickle
 import random
+import types
 import warnings
 import weakref
 
@@ -42,6 +43,10 @@ class Result:
     mean: torch.Tensor
 
 
+def pooled(x, kernel_size):
+    return F.max_pool2d(x, kernel_size)
+
+
 class Double(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -67,7 +72,7 @@ class Base(nn.Module):
         self.second = nn.Conv2d(6, 6, 3, padding=1)
         self.layers = [nn.ReLU(), nn.MaxPool2d(2)]
         self.table = {"act": nn.ReLU(), "pool": nn.MaxPool2d(3, 1)}
-        self.act = functools.partial(F.max_pool2d, kernel_size=2)
+        self.act = functools.partial(pooled, kernel_size=2)
         self.calls, self.last = 0, None
         self.drop = nn.Dropout(0.5)
 
@@ -380,7 +385,7 @@ def catches_what_is_bare(self, x):
         value = 7.0
     finally:
         y = self.block(x)
-    return y * value
+    return y * math.tanh(value)
 
 
 @forward
@@ -480,7 +485,7 @@ def max_pools_by_a_float_of_size(self, x):
 @forward
 def pyramid(self, x):
     y = self.relu(self.conv(x))
-    n, c, h, w = y.size()
+    n, _, h, w = y.size()
     levels = []
     for i in (1, 2, 3):
         size = (math.ceil(h / i), math.ceil(w / i))
@@ -548,7 +553,7 @@ def arranges_by_size(self, x):
 @forward
 def formats_the_shape(self, x):
     y = self.block(x)
-    return y, f"{y.shape}", "%d" % y.shape[0], str(y.size(1)), repr(y.dtype), hash(y.shape)
+    return y, f"{y.shape}", f"{y.shape[0]:d}", str(y.size(1)), repr(y.dtype), hash(y.shape)
 
 
 @forward
@@ -884,7 +889,7 @@ def keeps_what_hooks_see(self, x):
     return y, seen[0]
 
 
-def made(forward, fold=False):
+def made(forward):
     torch.manual_seed(0)
     net = type("Net", (Base,), {"forward": forward})()
     with torch.no_grad():
@@ -944,7 +949,6 @@ def assert_alike(found, expected):
             assert a == b
 
 
-# What these do besides giving a value is documented not to be seen.
 @pytest.mark.parametrize("fold", [False, True], ids=["", "fold"])
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
@@ -1168,13 +1172,6 @@ class Comparing(Inner):
         return 3
 
 
-class Unhashable(Inner):
-    def __eq__(self, other):
-        return self is other
-
-    __hash__ = None
-
-
 class Truthless(Inner):
     def __len__(self):
         return 0
@@ -1345,7 +1342,6 @@ CLASSES = [
     Cooperative,
     Super,
     Comparing,
-    Unhashable,
     Truthless,
     Iterable,
     Dir,
@@ -1383,10 +1379,7 @@ def test_classes(kind, training):
     assert type(net) is kind
 
 
-COPIED = [
-    k for k in CLASSES if k not in {Unhashable, Itself, Parented, ForwardAttribute, ForwardSwitched, Slots}
-]
-LAMBDAS = {Parented}
+COPIED = [k for k in CLASSES if k not in {Itself, Parented, ForwardAttribute, ForwardSwitched, Slots}]
 
 
 @pytest.mark.parametrize("kind", COPIED, ids=lambda kind: kind.__name__)
@@ -1436,7 +1429,7 @@ CLASS_CHANGES = {
     "a forward switched": (ForwardSwitched, lambda net: setattr(net, "forward", net.two)),
     "a tensor attribute": (TensorAttribute, set_scale),
     "a tensor in place": (TensorAttribute, lambda net: net.plain_tensor.mul_(3)),
-    "a partial": (Base, lambda net: setattr(net, "act", functools.partial(F.max_pool2d, kernel_size=3))),
+    "a partial": (Base, lambda net: setattr(net, "act", functools.partial(pooled, kernel_size=3))),
     "a list of layers": (Base, lambda net: net.layers.append(nn.Tanh())),
     "a layer in a list": (Base, lambda net: net.layers.__setitem__(0, nn.Tanh())),
     "a layer in a list changed": (Base, lambda net: setattr(net.layers[1], "kernel_size", 3)),
@@ -1695,7 +1688,7 @@ def test_dtensor(name, before):
 
 def pruned(net):
     prune.l1_unstructured(net[0], "weight", 0.5)
-    prune.random_structured(net[0], "bias", amount=2, dim=0)
+    prune.random_unstructured(net[0], "bias", 0.3)
 
 
 def pruning_removed(net):
@@ -1789,6 +1782,7 @@ LAZY = {
 def test_lazy_layers(name, example, training):
     outputs = []
     for fuse in (False, True):
+        torch.manual_seed(0)
         net = LAZY[name]().train(training)
         torch.manual_seed(0)
         if fuse:
@@ -1881,36 +1875,39 @@ def test_what_a_fused_model_gave_is_freed(name):
         assert [ref() for ref in found] == [None, None]
 
 
+def objects():
+    """The number of objects of each type; torch.fx itself leaves some of three types behind each trace."""
+    gc.collect()
+    kinds = collections.Counter(map(type, gc.get_objects()))
+    return sum(n for kind, n in kinds.items() if kind not in {tuple, functools.partial, types.MethodType})
+
+
+GROWTH = {
+    "one": lambda net: net,
+    "copies": copy.deepcopy,
+    "pickled": lambda net: pickle.loads(pickle.dumps(net)),
+}
+
+
+@pytest.mark.parametrize("model", GROWTH)
 @pytest.mark.parametrize("name", ["sequence", "super"])
-def test_no_growth(name):
+def test_no_growth(name, model):
     net = NETS[name]().eval()
 
     def rounds(count):
         for _ in range(count):
-            fastcnn.fuse(net, fold_bn=True)
+            m = GROWTH[model](net)
+            fastcnn.fuse(m, fold_bn=True)
             with torch.no_grad():
-                net(IMAGES)
-            fastcnn.unfuse(net)
-        gc.collect()
-        return len(gc.get_objects()), sum(1 for o in gc.get_objects() if isinstance(o, type))
-
-    rounds(10)
-    before = rounds(20)
-    after = rounds(200)
-    assert after[1] <= before[1] + 5
-    assert after[0] <= before[0] + 500
-
-
-def test_no_growth_of_many_models():
-    def rounds(count):
-        for _ in range(count):
-            fastcnn.fuse(sequence(), fold_bn=True)(IMAGES)
-        gc.collect()
-        return len(gc.get_objects())
+                m(IMAGES)
+            if model != "one":
+                GROWTH[model](m)(IMAGES)
+            fastcnn.unfuse(m)
+        return objects()
 
     rounds(10)
     before = rounds(10)
-    assert rounds(100) <= before + 500
+    assert rounds(200 if model == "one" else 50) <= before + 40
 
 
 def chains(net):
@@ -1993,7 +1990,7 @@ def test_function_transforms(name):
                 torch.func.vmap(m)(IMAGES[:, None]),
                 torch.func.jacrev(lambda x, m=m: m(x).sum((2, 3)))(IMAGES[:1]),
                 torch.func.jvp(m, (IMAGES,), (IMAGES.cos(),)),
-                torch.func.hessian(lambda x, m=m: m(x).sin().sum())(IMAGES[:1, :, :5, :5]),
+                torch.func.hessian(lambda x, m=m: m(x).sin().sum())(IMAGES[:1, :, :8, :8]),
             ]
         )
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
@@ -2018,7 +2015,7 @@ def test_hooks_of_all_kinds(name):
     found = []
     for m in (NETS[name](), fastcnn.fuse(NETS[name](), fold_bn=True)):
         seen = []
-        m.register_forward_pre_hook(lambda m, args, seen=seen: seen.append("pre"))
+        m.register_forward_pre_hook(lambda m, args, seen=seen: seen.append(torch.zeros(())))
         m.register_full_backward_hook(lambda m, i, o, seen=seen: seen.append(o[0]))
         m.register_forward_hook(
             lambda m, args, kwargs, y, seen=seen: seen.append(y.detach()), with_kwargs=True
