@@ -22,6 +22,15 @@ IMAGES = torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(0))
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 6e-2}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Keeps small convolutions from waiting for threads of a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class Activated(nn.BatchNorm2d):
     """A norm with its activation, as timm's BatchNormAct2d."""
 

@@ -37,6 +37,15 @@ STEPS = 0
 Pair = collections.namedtuple("Pair", ["first", "second"])
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Keeps small convolutions from waiting for threads of a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @dataclasses.dataclass
 class Result:
     maps: torch.Tensor
@@ -949,12 +958,19 @@ def assert_alike(found, expected):
             assert a == b
 
 
-@pytest.mark.parametrize("fold", [False, True], ids=["", "fold"])
-@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+MODES = {
+    "eval": dict(training=False, grad=True),
+    "train": dict(training=True, grad=True),
+    "no_grad": dict(training=False, grad=False),
+    "folded": dict(training=False, grad=False),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", FORWARDS)
-def test_forwards(name, training, grad, fold):
-    forward = FORWARDS[name]
+def test_forwards(name, mode):
+    forward, fold = FORWARDS[name], mode == "folded"
+    training, grad = MODES[mode].values()
     if name in {"in_autocast"} and training:
         pytest.skip("its statistics are rounded otherwise")
     try:
