@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from .explain import explain
-from .fused import Fused, FusedModule, fusion_of, install, remove
+from .fused import Fused, FusedModule, fusion_of, install, making, remove
 from .plan import plan
 from .runtime import Chain
 from .timing import leave_losers
@@ -56,12 +56,13 @@ def fuse(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"fuse: model must be a torch.nn.Module, but got {type(model).__name__}")
-    unfuse(model)
-    before = None if example_inputs is None else _evaluated(model, example_inputs)
-    for _, m, fusion in plan(model, fold_bn):
-        if fusion.is_useful:
-            install(m, fusion)
-            _warn_of_nchw(m)
+    with making:
+        unfuse(model)
+        before = None if example_inputs is None else _evaluated(model, example_inputs)
+        for _, m, fusion in plan(model, fold_bn):
+            if fusion.is_useful:
+                install(m, fusion)
+                _warn_of_nchw(m)
     if example_inputs is not None:
         try:
             after = _evaluated(model, example_inputs)
@@ -97,9 +98,10 @@ def unfuse(model: Model) -> Model:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"unfuse: model must be a torch.nn.Module, but got {type(model).__name__}")
-    for m in list(model.modules()):
-        if isinstance(m, FusedModule):
-            remove(m)
+    with making:
+        for m in list(model.modules()):
+            if isinstance(m, FusedModule):
+                remove(m)
     return model
 
 

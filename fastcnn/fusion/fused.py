@@ -123,14 +123,14 @@ def _check_class(cls: Any) -> None:
         raise Untraceable("its class pickles in its own way")
 
 
-_making = threading.Lock()
+making = threading.RLock()  # held by whoever makes a fusion or changes a module's class
 
 
 def fusion_of(m: Any) -> Fusion | None:
     """Returns what fuse made of a module, if it did; for a copy made now."""
     fusion: Fusion | None = vars(m).get("_fastcnn_fusion")
     if fusion is not None and fusion.owner is not vars(m):
-        with _making:
+        with making:
             fusion = vars(m)["_fastcnn_fusion"]
             if fusion.owner is not vars(m):
                 made = Fusion(fusion.fold_bn)
@@ -185,9 +185,14 @@ def _new(cls: Any, *arguments: Any) -> nn.Module:
     return other.__new__(other, *arguments)
 
 
-@functools.cache
 def class_of(cls: Any) -> type[nn.Module]:
-    """Returns a class of the same name with the fused forward."""
+    """Returns a class of the same name with the fused forward, for each class one."""
+    with making:
+        return _class_of(cls)
+
+
+@functools.cache
+def _class_of(cls: Any) -> type[nn.Module]:
     is_sequence = cls.forward is nn.Sequential.forward
 
     @functools.wraps(cls.forward)
