@@ -59,8 +59,7 @@ def forwards_of(m):
     return [f for f in fusion.forwards.values() if isinstance(f, fused.Fused)] if fusion else []
 
 
-# Refused, since C functions ask a size that stands for another for its type, or make it a float.
-REFUSED = {"CBAM", "ViewBySize"}
+REFUSED = {"ViewBySize"}  # it takes the square root of a size
 
 
 @pytest.mark.parametrize("fold_bn", [False, True])

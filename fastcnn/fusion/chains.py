@@ -129,8 +129,7 @@ def replace(graph: Graph, chain: Chain, root: nn.Module, training: bool, guard: 
         if part.path:
             m = root.get_submodule(part.path)
             guard.passes(m, *(name for name in part.settings if name != "training"))
-            parent, _, name = part.path.rpartition(".")
-            guard.entry(root.get_submodule(parent), "_modules", name, m)
+            guard.child(root, part.path)
             if "training" in part.settings:
                 guard.entry(m, "", "training", training)
     return call

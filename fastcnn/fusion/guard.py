@@ -48,6 +48,11 @@ class Guard:
         if isinstance(value, (*_PLAIN, nn.Module)):
             self.plain[key] = m, name, value
 
+    def child(self, root: nn.Module, path: str) -> None:
+        """Notes that a module is where it is."""
+        parent, _, name = path.rpartition(".")
+        self.entry(root.get_submodule(parent), "_modules", name, root.get_submodule(path))
+
     def value(self, m: nn.Module, name: str, value: Any) -> None:
         """Notes an attribute, and what it holds."""
         self.entry(m, "", name, value)

@@ -14,7 +14,10 @@ from .guard import Guard, customised
 
 _POOLS = {nn.AvgPool3d, nn.AvgPool2d, F.avg_pool3d, F.avg_pool2d}
 _SETTINGS = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-WITHIN = "it normalises within channels, as a block does not"
+_WITHIN = "this LRN is within channels, a block's across them"
+_BEFORE = {"pow", "square", "mul", "unsqueeze"}  # calls that make new values of x's
+_AFTER = {"squeeze", "mul", "add", "pow"}  # which may overwrite what the pooling has made
+_LAST = {"div", "truediv", "true_divide"}
 
 
 def rewrite(graph: Graph, root: nn.Module, guard: Guard) -> list[tuple[Node, str]]:
@@ -32,10 +35,11 @@ def rewrite(graph: Graph, root: nn.Module, guard: Guard) -> list[tuple[Node, str
         if not calls or not _is_lrn(x, calls, root, spec):
             continue
         if spec[0] is None:
-            left.append((pool, WITHIN))
+            left.append((pool, _WITHIN))
             continue
         if layer:
             guard.passes(layer, *_SETTINGS)
+            guard.child(root, str(pool.target))
         with graph.inserting_before(calls[-1]):
             calls[-1].replace_all_uses_with(graph.call_function(F.local_response_norm, (x, *spec)))
         for call in reversed(calls):
@@ -57,15 +61,29 @@ def _around(pool: Node, layer: Any) -> tuple[Any, tuple[Any, ...], list[Node]]:
         if any(len(call.users) != 1 for call in calls):
             return x, (), []
         calls.append(next(iter(calls[-1].users)))
-        numbers[_name(calls[-1])] = next((a for a in calls[-1].args if isinstance(a, (int, float))), None)
+        numbers[_name(calls[-1]).strip("_").removeprefix("i")] = next((a for a in calls[-1].args if isinstance(a, (int, float))), None)
     kernel: Any = layer.kernel_size if layer else (*pool.args, pool.kwargs.get("kernel_size"))[1]
     size = kernel[0] if isinstance(kernel, (tuple, list)) else kernel
     spec = size if across else None, *(numbers.get(name) for name in ("mul", "pow", "add"))
-    return x, spec, calls if isinstance(x, Node) and None not in spec[1:] else []
+    return x, spec, calls if isinstance(x, Node) and None not in spec[1:] and _are_plain(x, calls, pool) else []
+
+
+def _are_plain(x: Node, calls: list[Node], pool: Node) -> bool:
+    """Returns whether each call is one of LRN's, of x and the others; another may change what no number shows."""
+    at = calls.index(pool)
+    own = all(n is x or n in calls for call in calls for n in call.all_input_nodes)
+    before, after = all(_name(c) in _BEFORE for c in calls[:at]), (_name(c).strip("_") for c in calls[at + 1 : -1])
+    known = before and all(name.removeprefix("i") in _AFTER for name in after) and _name(calls[-1]) in _LAST
+    return own and known and _squeezes_one(calls)
+
+
+def _squeezes_one(calls: list[Node]) -> bool:
+    """Returns whether the dimension that was made is taken away, and no other of size 1."""
+    return all(1 in (*call.args[1:], call.kwargs.get("dim")) for call in calls if _name(call) == "squeeze")
 
 
 def _name(call: Any) -> str:
-    return str(getattr(call.target, "__name__", call.target)).strip("_") if isinstance(call, Node) else ""
+    return str(getattr(call.target, "__name__", call.target)) if isinstance(call, Node) else ""
 
 
 def _is_lrn(x: Node, calls: list[Node], root: nn.Module, spec: tuple[Any, ...]) -> bool:

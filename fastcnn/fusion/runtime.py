@@ -103,12 +103,10 @@ class LayerBlock(Chain):
         self, x: Tensor, conv: nn.Conv2d, norm: Any = None, folded: nn.Conv2d | None = None
     ) -> Tensor:
         layer = folded or conv
-        weight, bias = layer._parameters["weight"], layer._parameters["bias"]
-        assert weight is not None
-        a = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        a = F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
         if norm is not None and folded is None:
             tensors = norm.running_mean, norm.running_var, norm.weight, norm.bias
-            a = F.batch_norm(a, *tensors, False, 0.0, norm.eps)
+            a = F.batch_norm(a, *tensors, norm.running_mean is None, 0.0, norm.eps)
         return self.stages_of(a, overwrite=True)
 
     def _prepare(self, conv: nn.Conv2d, x: Tensor) -> Any:
@@ -122,7 +120,7 @@ class LayerBlock(Chain):
         folded = self.folded
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return None
-        if torch.is_grad_enabled() and needs_grad(*(t[name] for t, name in _tensors(conv, norm))):
+        if torch.is_grad_enabled() and needs_grad(*(t.get(name) for t, name in _tensors(conv, norm))):
             return None
         if folded is None or not folded.holds():
             if not Folded.is_possible(x, conv, norm):
@@ -145,8 +143,7 @@ def _tensors(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> list[tuple[dict[str, Any]
     PyTorch doesn't count that training writes to running statistics, but that it does to the counter.
     """
     pairs = [(m._parameters, name) for m in (conv, norm) for name in ("weight", "bias")]
-    pairs += [(norm._buffers, name) for name in ("running_mean", "running_var", "num_batches_tracked")]
-    return [(tensors, name) for tensors, name in pairs if tensors[name] is not None]
+    return pairs + [(norm._buffers, name) for name in ("running_mean", "running_var", "num_batches_tracked")]
 
 
 class Folded:
@@ -159,7 +156,7 @@ class Folded:
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
         watch = _native.load().Watch(small.torchs())
         for tensors, name in _tensors(conv, norm):
-            watch.values(tensors, name)
+            watch.entry(tensors, name, None) if tensors[name] is None else watch.values(tensors, name)
         self.holds = watch.holds
         weight, bias, mean, var = conv.weight, conv.bias, norm.running_mean, norm.running_var
         assert mean is not None and var is not None  # or it would be no chain
@@ -175,7 +172,10 @@ class Folded:
 
     @staticmethod
     def is_possible(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
-        tensors = [t[name] for t, name in _tensors(conv, norm)]
+        found = [t.get(name, ...) for t, name in _tensors(conv, norm)]
+        if ... in found or norm.running_mean is None or norm.running_var is None:
+            return False
+        tensors = [t for t in found if t is not None]
         counted = not any(t.is_inference() for t in tensors)
         counted = counted and {t.dtype for t in tensors} <= {conv.weight.dtype, torch.int64}
         return counted and can_bypass(x, *tensors) and _native.missing_reason() is None

@@ -30,7 +30,8 @@ class StandIn:
             return trace.training
         if (child := m._modules.get(name)) is not None:
             return _child(self, name, child)
-        trace.is_child(m, path)
+        if path:
+            guard.child(trace.m, path)
         if name == "_modules":
             guard.size(m._modules, len(m._modules), "a layer was added or removed")
             return {key: child and _child(self, key, child) for key, child in m._modules.items()}

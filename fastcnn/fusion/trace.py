@@ -105,16 +105,10 @@ class Trace(TracerBase):
             self.refuse("calls itself")
         takes_lists = not is_layer(m) and any(type(a) in (list, tuple) for a in args)
         if takes_lists or self.traces.looks_through(m, self.training):
-            self.is_child(m, path)
+            self.guard.child(self.m, path)
             self.guard.passes(m)
             return self.forward(stand_in, m)(*args, **kwargs)
         return self.create_proxy("call_module", path, args, kwargs)
-
-    def is_child(self, m: nn.Module, path: str) -> None:
-        """Notes that a module is where it is."""
-        parent, _, name = path.rpartition(".")
-        if path:
-            self.guard.entry(self.m.get_submodule(parent), "_modules", name, m)
 
     def tensor(self, m: nn.Module, tensors: str, path: str) -> Value | None:
         """Returns a parameter or buffer, which the graph looks up anew; None where it is."""
