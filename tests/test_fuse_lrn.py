@@ -398,7 +398,7 @@ def results(net, x, dtype=torch.float32, grad=True):
 
 
 def compare(net, plain, x, dtype=torch.float32, grad=True, or_else=None):
-    """That both give the same or raise the same, or, where the plain one raises, the fused one gives another's."""
+    """Both give the same or raise the same; where the plain one raises, the fused one may give another's."""
     found, expected = results(net, x, dtype, grad), results(plain, x, dtype, grad)
     if isinstance(expected, type):
         if or_else is None or isinstance(found, type):
