@@ -214,8 +214,7 @@ def gradients(net, after, x, weight=1.0):
 def test_the_caller_writes_into_the_output(chain, after):
     plain, net = build(chain), fastcnn.fuse(build(chain))
     found, expected = (
-        outcome(lambda m=m: gradients(m, AFTER[after], IMAGES.clone().requires_grad_(leaf)))
-        for m in (net, plain)
+        outcome(lambda m=m: gradients(m, AFTER[after], IMAGES.clone().requires_grad_())) for m in (net, plain)
     )
     assert_alike(found, expected)
 
