@@ -38,7 +38,6 @@ CHAINS = {
     "pool alone": lambda: [nn.Conv2d(4, 8, 1), nn.Tanh(), nn.MaxPool2d(2)],
     "lrn pool alone": lambda: [nn.Conv2d(4, 8, 1), nn.Tanh(), nn.LocalResponseNorm(3), nn.MaxPool2d(2)],
     "two": lambda: [nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.MaxPool2d(2)],
-    "no bias": lambda: [nn.Conv2d(4, 8, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2)],
     "groups": lambda: [nn.Conv2d(4, 8, 3, groups=4), nn.ReLU(), nn.MaxPool2d(2)],
     "1 by 1": lambda: [nn.Conv2d(4, 8, 1), nn.ReLU(), nn.MaxPool2d(2)],
 }
