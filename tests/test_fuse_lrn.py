@@ -328,6 +328,108 @@ def a_method(self, x):
     return x.div(divisor(x).mul(self.alpha).add(self.k).pow(self.beta))
 
 
+@form
+def data(self, x):
+    div = self.average(x.data.pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def half_detached(self, x):
+    """The gradient of x · x.detach() is half of the square's."""
+    div = self.average((x * x.detach()).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def numerator_detached(self, x):
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    return x.detach() / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def average_detached(self, x):
+    div = self.average(x.pow(2).unsqueeze(1)).detach().squeeze(1)
+    return x.div(div.mul(self.alpha).add(self.k).pow(self.beta))
+
+
+@form
+def cloned(self, x):
+    div = self.average(x.clone().pow(2).contiguous().unsqueeze(1)).squeeze(1).clone()
+    return x.contiguous() / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def absolute(self, x):
+    div = self.average(x.abs().pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def reciprocal(self, x):
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    return x * div.mul(self.alpha).add(self.k).pow(self.beta).reciprocal()
+
+
+@form
+def root(self, x):
+    return x * torch.rsqrt(self.average(x.pow(2).unsqueeze(1)).squeeze(1).mul(self.alpha).add(self.k))
+
+
+@form
+def float_exponent(self, x):
+    div = self.average((x**2.0).unsqueeze(1)).squeeze(1)
+    return torch.divide(x, div.multiply(self.alpha).add(self.k) ** self.beta)
+
+
+@form
+def through_a_dropout(self, x):
+    div = self.average(F.dropout(x.pow(2), 0.3, False).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def of_another_tensor(self, x):
+    y = x.flip(1)
+    div = self.average(y.pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def written_between(self, x):
+    x = x * 1
+    div = self.average(x.detach().clone().pow(2).unsqueeze(1)).squeeze(1)
+    x = x.mul_(2)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def numerator_written_between(self, x):
+    with torch.no_grad():
+        y = x * 1
+        div = self.average(y.pow(2).unsqueeze(1)).squeeze(1)
+        y.mul_(2)
+        return y / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def numerator_written_in_place(self, x):
+    """The divisor is of what x was before it was written."""
+    y = x * 1
+    z = y * 2
+    div = self.average(z.pow(2).unsqueeze(1)).squeeze(1)
+    y.add_(1)
+    return z / div.mul(self.alpha).add(self.k).pow(self.beta) + y
+
+
+@form
+def divided_in_place(self, x):
+    y = x * 1
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    y.div_(div.mul(self.alpha).add(self.k).pow(self.beta))
+    return y
+
+
 OPTIONS = {
     "": {},
     "size 3": {"size": 3},
@@ -501,6 +603,11 @@ NEVER = [
     "another_axis",
     "within_channels",
     "detached",
+    "data",
+    "half_detached",
+    "numerator_detached",
+    "average_detached",
+    "of_another_tensor",
     "detached_divisor",
     "clamped",
     "rounded_division",
