@@ -430,6 +430,109 @@ def divided_in_place(self, x):
     return y
 
 
+@form
+def clamped_high(self, x):
+    """Differs from LRN for large inputs only."""
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).clamp(max=1e4).pow(self.beta)
+
+
+@form
+def input_clamped(self, x):
+    div = self.average(x.clamp(-50, 50).pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def divisor_at_least(self, x):
+    """Differs for small inputs only."""
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).clamp(min=1.001).pow(self.beta)
+
+
+@form
+def with_an_epsilon(self, x):
+    div = self.average(x.pow(2).add(1e-3).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def size_by_channels(self, x):
+    n = min(5, x.shape[-3]) | 1
+    div = F.avg_pool3d(x.pow(2).unsqueeze(-4), (n, 1, 1), 1, (n // 2, 0, 0)).squeeze(-4)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def size_by_rows(self, x):
+    n = 3 if x.shape[-1] > 8 else 5
+    div = F.avg_pool3d(x.pow(2).unsqueeze(-4), (n, 1, 1), 1, (n // 2, 0, 0)).squeeze(-4)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def alpha_by_batch(self, x):
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha * x.shape[0]).add(self.k).pow(self.beta)
+
+
+@form
+def alpha_by_training(self, x):
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha if self.training else 2.0).add(self.k).pow(self.beta)
+
+
+@form
+def alpha_by_gradients(self, x):
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha if x.requires_grad else 2.0).add(self.k).pow(self.beta)
+
+
+@form
+def without_nan(self, x):
+    div = self.average(torch.nan_to_num(x).pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def square_clamped(self, x):
+    div = self.average(x.pow(2).clamp(max=1e3).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def hardtanh(self, x):
+    y = F.hardtanh(x, -100.0, 100.0)
+    return x / self.average((y * x).unsqueeze(1)).squeeze(1).mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def numerator_clamped(self, x):
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    return x.clamp(-80, 80) / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def quotient_clamped(self, x):
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    return (x / div.mul(self.alpha).add(self.k).pow(self.beta)).clamp(-9, 9)
+
+
+@form
+def input_in_half(self, x):
+    div = self.average(x.half().to(x.dtype).pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def input_reversed_gradient(self, x):
+    y = x.clone()
+    if y.requires_grad:
+        y.register_hook(lambda grad: -grad)
+    div = self.average(y.pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
 OPTIONS = {
     "": {},
     "size 3": {"size": 3},
@@ -574,6 +677,20 @@ def test_options(options, form):
             compare(net, plain, x, grad=False, or_else=torchs)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 30.0, 300.0])
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_other_inputs(form, scale):
+    """Small and large inputs, of other sizes, in both modes."""
+    plain, net = FORMS[form](), fastcnn.fuse(FORMS[form]())
+    generator = torch.Generator().manual_seed(2)
+    for training in (True, False):
+        for shape in ((2, 8, 7, 7), (1, 5, 3, 12), (3, 6, 9, 9), (2, 8, 7, 7)):
+            x = torch.randn(shape, generator=generator) * scale
+            with torch.no_grad():
+                compare(net.train(training), plain.train(training), x, grad=False)
+            compare(net, plain, x)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 @pytest.mark.parametrize("size", [1, 3, 5, 7, 9])
 def test_few_channels(channels, size):
@@ -605,6 +722,12 @@ NEVER = [
     "detached",
     "data",
     "half_detached",
+    "input_clamped",
+    "clamped_high",
+    "square_clamped",
+    "hardtanh",
+    "numerator_clamped",
+    "without_nan",
     "numerator_detached",
     "average_detached",
     "of_another_tensor",
@@ -716,6 +839,7 @@ INPUTS = {
     "zeros": lambda x: torch.zeros_like(x),
     "large": lambda x: x * 1e15,
     "small": lambda x: x * 1e-25,
+    "far apart": lambda x: x * 10 ** torch.linspace(-6, 6, x.numel()).view(x.shape),
     "not a number": lambda x: x.masked_fill(x > 1, float("nan")),
     "infinite": lambda x: x.masked_fill(x > 1, float("inf")),
     "channels_last": lambda x: x.to(memory_format=torch.channels_last),
@@ -726,7 +850,9 @@ INPUTS = {
 
 
 @pytest.mark.parametrize("name", INPUTS)
-@pytest.mark.parametrize("form", ["module", "operators", "torchs"])
+@pytest.mark.parametrize(
+    "form", ["module", "operators", "torchs", "without_nan", "input_clamped", "absolute"]
+)
 def test_inputs(form, name):
     plain, net = FORMS[form](), fastcnn.fuse(FORMS[form]())
     x = INPUTS[name](MAPS)
