@@ -953,3 +953,72 @@ def test_values_that_are_no_numbers(where, value):
     tensors.get(where, plain[1].weight).view(-1)[1] = value
     net = fused(copy.deepcopy(plain))
     torch.testing.assert_close(net(images), plain(images), rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+class Own(nn.BatchNorm2d):
+    """A norm with a forward of its own, given as a function of it and the input."""
+
+    def __init__(self, written):
+        super().__init__(8)
+        self.act, self.scale, self.written = nn.ReLU(), 1.0, written
+
+    def normalised(self, x, eps=1e-5):
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, 0.1, eps)
+
+
+def statistics_clamped(m, x):
+    return m.act(F.batch_norm(x, m.running_mean, m.running_var.clamp(max=0.9), m.weight, m.bias))
+
+
+def weight_of_one_more(m, x):
+    return m.act(F.batch_norm(x, m.running_mean, m.running_var, m.weight + 1, m.bias))
+
+
+def counts(m, x):
+    m.num_batches_tracked.add_(1)
+    return m.act(m.normalised(x))
+
+
+OWN = {
+    "as usual": lambda m, x: m.act(m.normalised(x)),
+    "input clamped": lambda m, x: m.act(m.normalised(x.clamp(-50, 50))),
+    "output clamped": lambda m, x: m.act(m.normalised(x).clamp(max=50)),
+    "input detached": lambda m, x: m.act(m.normalised(x.detach())),
+    "scaled": lambda m, x: m.act(m.normalised(x) * m.scale),
+    "another eps": lambda m, x: m.act(m.normalised(x, 0.5)),
+    "no weight": lambda m, x: m.act(F.batch_norm(x, m.running_mean, m.running_var)),
+    "batch statistics": lambda m, x: m.act(F.batch_norm(x, None, None, m.weight, m.bias, True)),
+    "residual": lambda m, x: m.act(m.normalised(x) + x),
+    "in float32": lambda m, x: m.act(m.normalised(x.float()).to(x.dtype)),
+    "torch's": lambda m, x: m.act(nn.BatchNorm2d.forward(m, x)),
+    "statistics clamped": statistics_clamped,
+    "weight and 1": weight_of_one_more,
+    "counts": counts,
+}
+
+
+@pytest.mark.parametrize("own", OWN)
+def test_norms_with_a_forward_of_their_own(own):
+    kind = type("Norm", (Own,), {"forward": OWN[own]})
+    plain = seq(conv(), kind(None), nn.MaxPool2d(2))
+    net = fused(copy.deepcopy(plain))
+    for scale in (1, 1000):
+        with torch.no_grad():
+            torch.testing.assert_close(
+                net(IMAGES * scale), plain(IMAGES * scale), rtol=1e-3, atol=1e-4 * scale
+            )
+    for frozen in (False, True):
+        found = []
+        for m in (net, plain):
+            m.requires_grad_(not frozen)
+            x = IMAGES.clone().requires_grad_()
+            y = m(x)
+            if y.requires_grad:
+                (y.sin().sum() + 0 * x.sum()).backward()
+            found.append([y, x.grad])
+        torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-3, atol=1e-3)
+        assert (found[0][1] is None) == (found[1][1] is None)
+        if found[1][1] is not None:
+            torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-3)
+    assert torch.equal(net[1].num_batches_tracked, plain[1].num_batches_tracked)

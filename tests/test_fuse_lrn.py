@@ -246,7 +246,7 @@ def within_channels(self, x):
 @form
 def both(self, x):
     """What AlexNet ports have: one or the other by an attribute."""
-    if self.size % 2:
+    if self.size % 2:  # noqa: SIM108
         div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
     else:
         div = F.avg_pool2d(x.pow(2), 3, 1, 1)
@@ -328,6 +328,211 @@ def a_method(self, x):
     return x.div(divisor(x).mul(self.alpha).add(self.k).pow(self.beta))
 
 
+@form
+def data(self, x):
+    div = self.average(x.data.pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def half_detached(self, x):
+    """The gradient of x · x.detach() is half of the square's."""
+    div = self.average((x * x.detach()).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def numerator_detached(self, x):
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    return x.detach() / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def average_detached(self, x):
+    div = self.average(x.pow(2).unsqueeze(1)).detach().squeeze(1)
+    return x.div(div.mul(self.alpha).add(self.k).pow(self.beta))
+
+
+@form
+def cloned(self, x):
+    div = self.average(x.clone().pow(2).contiguous().unsqueeze(1)).squeeze(1).clone()
+    return x.contiguous() / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def absolute(self, x):
+    div = self.average(x.abs().pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def reciprocal(self, x):
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    return x * div.mul(self.alpha).add(self.k).pow(self.beta).reciprocal()
+
+
+@form
+def root(self, x):
+    return x * torch.rsqrt(self.average(x.pow(2).unsqueeze(1)).squeeze(1).mul(self.alpha).add(self.k))
+
+
+@form
+def float_exponent(self, x):
+    div = self.average((x**2.0).unsqueeze(1)).squeeze(1)
+    return torch.divide(x, div.multiply(self.alpha).add(self.k) ** self.beta)
+
+
+@form
+def through_a_dropout(self, x):
+    div = self.average(F.dropout(x.pow(2), 0.3, False).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def of_another_tensor(self, x):
+    y = x.flip(1)
+    div = self.average(y.pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def written_between(self, x):
+    x = x * 1
+    div = self.average(x.detach().clone().pow(2).unsqueeze(1)).squeeze(1)
+    x = x.mul_(2)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def numerator_written_between(self, x):
+    with torch.no_grad():
+        y = x * 1
+        div = self.average(y.pow(2).unsqueeze(1)).squeeze(1)
+        y.mul_(2)
+        return y / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def numerator_written_in_place(self, x):
+    """The divisor is of what x was before it was written."""
+    y = x * 1
+    z = y * 2
+    div = self.average(z.pow(2).unsqueeze(1)).squeeze(1)
+    y.add_(1)
+    return z / div.mul(self.alpha).add(self.k).pow(self.beta) + y
+
+
+@form
+def divided_in_place(self, x):
+    y = x * 1
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    y.div_(div.mul(self.alpha).add(self.k).pow(self.beta))
+    return y
+
+
+@form
+def clamped_high(self, x):
+    """Differs from LRN for large inputs only."""
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).clamp(max=1e4).pow(self.beta)
+
+
+@form
+def input_clamped(self, x):
+    div = self.average(x.clamp(-50, 50).pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def divisor_at_least(self, x):
+    """Differs for small inputs only."""
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).clamp(min=1.001).pow(self.beta)
+
+
+@form
+def with_an_epsilon(self, x):
+    div = self.average(x.pow(2).add(1e-3).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def size_by_channels(self, x):
+    n = min(5, x.shape[-3]) | 1
+    div = F.avg_pool3d(x.pow(2).unsqueeze(-4), (n, 1, 1), 1, (n // 2, 0, 0)).squeeze(-4)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def size_by_rows(self, x):
+    n = 3 if x.shape[-1] > 8 else 5
+    div = F.avg_pool3d(x.pow(2).unsqueeze(-4), (n, 1, 1), 1, (n // 2, 0, 0)).squeeze(-4)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def alpha_by_batch(self, x):
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha * x.shape[0]).add(self.k).pow(self.beta)
+
+
+@form
+def alpha_by_training(self, x):
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha if self.training else 2.0).add(self.k).pow(self.beta)
+
+
+@form
+def alpha_by_gradients(self, x):
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha if x.requires_grad else 2.0).add(self.k).pow(self.beta)
+
+
+@form
+def without_nan(self, x):
+    div = self.average(torch.nan_to_num(x).pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def square_clamped(self, x):
+    div = self.average(x.pow(2).clamp(max=1e3).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def hardtanh(self, x):
+    y = F.hardtanh(x, -100.0, 100.0)
+    return x / self.average((y * x).unsqueeze(1)).squeeze(1).mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def numerator_clamped(self, x):
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    return x.clamp(-80, 80) / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def quotient_clamped(self, x):
+    div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
+    return (x / div.mul(self.alpha).add(self.k).pow(self.beta)).clamp(-9, 9)
+
+
+@form
+def input_in_half(self, x):
+    div = self.average(x.half().to(x.dtype).pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+@form
+def input_reversed_gradient(self, x):
+    y = x.clone()
+    if y.requires_grad:
+        y.register_hook(lambda grad: -grad)
+    div = self.average(y.pow(2).unsqueeze(1)).squeeze(1)
+    return x / div.mul(self.alpha).add(self.k).pow(self.beta)
+
+
 OPTIONS = {
     "": {},
     "size 3": {"size": 3},
@@ -349,7 +554,6 @@ OPTIONS = {
     "k 2": {"k": 2.0},
     "k 0.5": {"k": 0.5},
     "k an integer": {"k": 2},
-    "k 0": {"k": 0.0},
     "alpha 0": {"alpha": 0.0},
     "alpha an integer": {"alpha": 1},
     "alpha below 0": {"alpha": -0.01},
@@ -398,11 +602,14 @@ def results(net, x, dtype=torch.float32, grad=True):
         return type(error)
 
 
-def compare(net, plain, x, dtype=torch.float32, grad=True):
+def compare(net, plain, x, dtype=torch.float32, grad=True, or_else=None):
+    """Both give the same or raise the same; where the plain one raises, the fused one may give another's."""
     found, expected = results(net, x, dtype, grad), results(plain, x, dtype, grad)
-    if isinstance(expected, type):  # a block takes what an average pooling refuses: few channels, 16 bits
-        assert found is expected or not isinstance(found, type)
-        return
+    if isinstance(expected, type):
+        if or_else is None or isinstance(found, type):
+            assert found is expected
+            return
+        expected = results(or_else, x, dtype, grad)
     assert not isinstance(found, type), found
     tolerance = 1e-4 if dtype == torch.float32 else 1e-9
     for a, b in zip(found, expected, strict=True):
@@ -463,11 +670,25 @@ def test_options(options, form):
         pytest.skip("it has these of its own")
     plain = build(form, **options)
     net = fastcnn.fuse(copy.deepcopy(plain))
+    torchs = build("torchs", **options)  # plain torch refuses to average over more channels than there are
     for x in (IMAGES, IMAGES[0], IMAGES * 3):
-        dtype = torch.float64 if options.get("k") == 0 else torch.float32  # then windows of zeros decide
-        compare(net, plain, x, dtype)
+        compare(net, plain, x, or_else=torchs)
         with torch.no_grad():
-            compare(net, plain, x, dtype, grad=False)
+            compare(net, plain, x, grad=False, or_else=torchs)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30.0, 300.0])
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_other_inputs(form, scale):
+    """Small and large inputs, of other sizes, in both modes."""
+    plain, net = FORMS[form](), fastcnn.fuse(FORMS[form]())
+    generator = torch.Generator().manual_seed(2)
+    for training in (True, False):
+        for shape in ((2, 8, 7, 7), (1, 5, 3, 12), (3, 6, 9, 9), (2, 8, 7, 7)):
+            x = torch.randn(shape, generator=generator) * scale
+            with torch.no_grad():
+                compare(net.train(training), plain.train(training), x, grad=False)
+            compare(net, plain, x)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
@@ -476,9 +697,8 @@ def test_few_channels(channels, size):
     x = torch.randn(2, channels, 5, 5, generator=torch.Generator().manual_seed(1))
     for form in ("module", "operators", "all_axes", "views"):
         plain, net = FORMS[form](size=size), fastcnn.fuse(FORMS[form](size=size))
-        compare(net, plain, x)
-        compare(net, plain, x[:1])
-        compare(net, plain, x[0])
+        for part in (x, x[:1], x[0]):
+            compare(net, plain, part, or_else=FORMS["torchs"](size=size))
 
 
 @pytest.mark.parametrize("options", ["", "size 3", "size 7", "k 2", "the paper's", "a list", "beta 0.5"])
@@ -487,7 +707,7 @@ def test_the_usual_form_is_a_block(options):
     assert "lrn" in kinds(net)
 
 
-FUSED = ["module", "operators", "operators_turned", "functions", "literals", "torchs"]
+FUSED = ["module", "operators", "operators_turned", "literals", "torchs"]
 NEVER = [
     "k_first",
     "power_first",
@@ -500,6 +720,17 @@ NEVER = [
     "another_axis",
     "within_channels",
     "detached",
+    "data",
+    "half_detached",
+    "input_clamped",
+    "clamped_high",
+    "square_clamped",
+    "hardtanh",
+    "numerator_clamped",
+    "without_nan",
+    "numerator_detached",
+    "average_detached",
+    "of_another_tensor",
     "detached_divisor",
     "clamped",
     "rounded_division",
@@ -539,14 +770,14 @@ def test_explain_says_what_is_within_channels(fused, capsys):
     if fused:
         fastcnn.fuse(net)
     fastcnn.explain(net)
-    out = capsys.readouterr().out
-    assert "within" in out.lower()
-    assert "lrn" in out.lower() or "local response" in out.lower()
+    assert "within channels" in capsys.readouterr().out
 
 
 def test_explain_names_the_block(capsys):
     fastcnn.explain(fastcnn.fuse(build()))
-    assert "conv, relu, lrn, pool" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "lrn" in out
+    assert "0 left as written" in out
 
 
 CHANGES = {
@@ -595,10 +826,20 @@ def test_changes_of_the_norm_alone(change):
     compare(net, plain, MAPS)
 
 
+def test_no_constant():
+    """With k of 0 an input of 0 gives no number; another's gradient is large."""
+    x = MAPS + MAPS.sign()
+    for form in ("module", "operators", "torchs"):
+        compare(fastcnn.fuse(FORMS[form](k=0.0)), FORMS[form](k=0.0), x)
+        zeros = torch.zeros_like(x)
+        assert torch.equal(fastcnn.fuse(FORMS[form](k=0.0))(zeros).isnan(), FORMS[form](k=0.0)(zeros).isnan())
+
+
 INPUTS = {
     "zeros": lambda x: torch.zeros_like(x),
     "large": lambda x: x * 1e15,
     "small": lambda x: x * 1e-25,
+    "far apart": lambda x: x * 10 ** torch.linspace(-6, 6, x.numel()).view(x.shape),
     "not a number": lambda x: x.masked_fill(x > 1, float("nan")),
     "infinite": lambda x: x.masked_fill(x > 1, float("inf")),
     "channels_last": lambda x: x.to(memory_format=torch.channels_last),
@@ -609,14 +850,16 @@ INPUTS = {
 
 
 @pytest.mark.parametrize("name", INPUTS)
-@pytest.mark.parametrize("form", ["module", "operators", "torchs"])
+@pytest.mark.parametrize(
+    "form", ["module", "operators", "torchs", "without_nan", "input_clamped", "absolute"]
+)
 def test_inputs(form, name):
     plain, net = FORMS[form](), fastcnn.fuse(FORMS[form]())
     x = INPUTS[name](MAPS)
     for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
         with mode():
             torch.testing.assert_close(net(x), plain(x), rtol=1e-4, atol=1e-6, equal_nan=True)
-            assert name == "flipped" or net(x).is_contiguous() == plain(x).is_contiguous()
+            assert net(x).is_contiguous() or not plain(x).is_contiguous()
 
 
 @pytest.mark.parametrize("form", ["module", "operators", "torchs", "in_place"])
@@ -626,9 +869,14 @@ def test_other_dtypes_do_as_plain(form, dtype):
     x = (MAPS * 4).to(dtype)
     try:
         expected = plain(x)
-    except Exception:  # a block may do what an average pooling refuses
+    except NotImplementedError:
+        expected = plain(x.float()).to(dtype)
+    except Exception:  # in-place calls on integers, for one
         return
-    found = net(x)
+    try:
+        found = net(x)
+    except NotImplementedError:
+        return
     assert found.dtype == expected.dtype
     torch.testing.assert_close(found.float(), expected.float(), rtol=2e-2, atol=2e-2)
 

@@ -1,0 +1,753 @@
+"""Writes in place around fused chains: what plain torch allows is allowed, with the same results."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import fastcnn
+
+IMAGES = torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Keeps small convolutions from waiting for threads of a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+CHAINS = {
+    "relu": lambda: [nn.Conv2d(4, 8, 3), nn.ReLU()],
+    "relu in place": lambda: [nn.Conv2d(4, 8, 3), nn.ReLU(inplace=True)],
+    "pool": lambda: [nn.Conv2d(4, 8, 3), nn.MaxPool2d(2)],
+    "relu pool": lambda: [nn.Conv2d(4, 8, 3), nn.ReLU(), nn.MaxPool2d(2)],
+    "relu in place, pool": lambda: [nn.Conv2d(4, 8, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2)],
+    "overlapping": lambda: [nn.Conv2d(4, 8, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)],
+    "lrn": lambda: [nn.Conv2d(4, 8, 3), nn.LocalResponseNorm(3, 0.5)],
+    "relu lrn": lambda: [nn.Conv2d(4, 8, 3), nn.ReLU(), nn.LocalResponseNorm(3, 0.5)],
+    "relu lrn pool": lambda: [nn.Conv2d(4, 8, 3), nn.ReLU(), nn.LocalResponseNorm(3, 0.5), nn.MaxPool2d(2)],
+    "relu pool lrn": lambda: [nn.Conv2d(4, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.LocalResponseNorm(3, 0.5)],
+    "pool relu": lambda: [nn.Conv2d(4, 8, 3), nn.MaxPool2d(2), nn.ReLU(inplace=True)],
+    "norm": lambda: [nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2)],
+    "pool alone": lambda: [nn.Conv2d(4, 8, 1), nn.Tanh(), nn.MaxPool2d(2)],
+    "lrn pool alone": lambda: [nn.Conv2d(4, 8, 1), nn.Tanh(), nn.LocalResponseNorm(3), nn.MaxPool2d(2)],
+    "two": lambda: [nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.MaxPool2d(2)],
+    "groups": lambda: [nn.Conv2d(4, 8, 3, groups=4), nn.ReLU(), nn.MaxPool2d(2)],
+    "1 by 1": lambda: [nn.Conv2d(4, 8, 1), nn.ReLU(), nn.MaxPool2d(2)],
+}
+
+
+def to_zero(y):
+    y[y < 0.1] = 0
+    return y
+
+
+def a_row(y):
+    y[:, 1] = 3.0
+    return y
+
+
+def through_a_view(y):
+    y.view(y.shape[0], -1)[:, ::2].mul_(0.5)
+    return y
+
+
+def through_data(y):
+    y.data.mul_(0.5)
+    return y
+
+
+def through_detach(y):
+    y.detach().mul_(0.5)
+    return y
+
+
+def under_no_grad(y):
+    with torch.no_grad():
+        y.mul_(0.5)
+    return y
+
+
+def added_to_itself(y):
+    y += y.mean()
+    return y
+
+
+def copied_into(y):
+    y.copy_(y.flip(0).clone())
+    return y
+
+
+def out_argument(y):
+    with torch.no_grad():
+        torch.mul(y, 0.5, out=y) if not y.requires_grad else None
+    return y
+
+
+def indexed(y):
+    y.index_add_(1, torch.tensor([0, 2]), torch.ones_like(y[:, :2]))
+    return y
+
+
+def swapped(y):
+    a, b = y.chunk(2, 1) if y.shape[1] % 2 == 0 else (y, y)
+    a = a.clone()
+    a.add_(b)
+    b = b * a
+    return a + b
+
+
+def resized(y):
+    return y.unsqueeze_(0).squeeze_(0).transpose_(2, 3)
+
+
+def kept_and_written(y):
+    """The output is read, then written into, then both are used."""
+    before = y * 2
+    y.mul_(0.5)
+    return before + y
+
+
+def saved_and_written(y):
+    """The output is saved for backward, then written into: plain torch refuses."""
+    before = y * y
+    y.mul_(0.5)
+    return before + y
+
+
+def exponential_and_written(y):
+    before = y.exp()
+    y.add_(1)
+    return before * 2 + y
+
+
+AFTER = {
+    "nothing": lambda y: y,
+    "mul_": lambda y: y.mul_(0.5),
+    "add_": lambda y: y.add_(1),
+    "add_ a tensor": lambda y: y.add_(torch.ones_like(y)),
+    "zero_": lambda y: y.zero_(),
+    "fill_": lambda y: y.fill_(2.0) + y.sum(),
+    "relu_": lambda y: y.relu_(),
+    "relu in place": lambda y: F.relu(y, inplace=True),
+    "leaky in place": lambda y: F.leaky_relu(y, inplace=True),
+    "threshold in place": lambda y: F.threshold(y, 0.2, 0.1, inplace=True),
+    "hardtanh in place": lambda y: F.hardtanh(y, inplace=True),
+    "silu in place": lambda y: F.silu(y, inplace=True),
+    "elu in place": lambda y: F.elu(y, inplace=True),
+    "sigmoid_": lambda y: y.sigmoid_(),
+    "tanh_": lambda y: y.tanh_(),
+    "clamp_": lambda y: y.clamp_(0.1, 0.5),
+    "sub_": lambda y: y.sub_(0.3).relu_(),
+    "dropout": lambda y: F.dropout(y, 0.5, True, inplace=True),
+    "dropout2d": lambda y: F.dropout2d(y, 0.5, True, inplace=True),
+    "alpha dropout": lambda y: F.alpha_dropout(y, 0.5, True),
+    "masked_fill_": lambda y: y.masked_fill_(y < 0.2, -1.0),
+    "to zero": to_zero,
+    "a row": a_row,
+    "through a view": through_a_view,
+    "through data": through_data,
+    "through detach": through_detach,
+    "under no_grad": under_no_grad,
+    "added to itself": added_to_itself,
+    "copied into": copied_into,
+    "out argument": out_argument,
+    "indexed": indexed,
+    "chunks": swapped,
+    "resized": resized,
+    "kept and written": kept_and_written,
+    "saved and written": saved_and_written,
+    "exponential and written": exponential_and_written,
+    "flattened": lambda y: y.flatten(1).mul_(0.5),
+    "reshaped": lambda y: y.reshape(-1).add_(1),
+    "twice": lambda y: y.mul_(2).add_(1).relu_(),
+    "a slice": lambda y: y[:, 1:3].mul_(3),
+    "a slice, all returned": lambda y: [y[:, 1:3].mul_(3), y][1],
+    "normalised": lambda y: y.div_(y.norm()),
+    "bernoulli": lambda y: y.mul_(torch.empty_like(y).bernoulli_(0.5)),
+    "random": lambda y: y.add_(torch.rand(y.shape)),
+    "batch norm": lambda y: F.batch_norm(y, None, None, training=True).relu_(),
+}
+
+
+def build(chain):
+    torch.manual_seed(0)
+    return nn.Sequential(*CHAINS[chain]())
+
+
+def outcome(run):
+    """What a call gives, or the error's type."""
+    torch.manual_seed(1)
+    try:
+        return run()
+    except RuntimeError as error:
+        return type(error)
+
+
+def assert_alike(found, expected):
+    """Where plain torch raises, the fused model may be right, too."""
+    if isinstance(expected, type):
+        return
+    assert not isinstance(found, type), "raises where plain torch does not"
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None) == (b is None)
+        if b is not None:
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def gradients(net, after, x, weight=1.0):
+    y = after(net(x))
+    values = y.detach().clone()
+    (y.sin() * weight).sum().backward()
+    return [values, x.grad, *(p.grad for p in net.parameters())]
+
+
+@pytest.mark.parametrize("after", AFTER)
+@pytest.mark.parametrize("chain", CHAINS)
+def test_the_caller_writes_into_the_output(chain, after):
+    plain, net = build(chain), fastcnn.fuse(build(chain))
+    found, expected = (
+        outcome(lambda m=m: gradients(m, AFTER[after], IMAGES.clone().requires_grad_())) for m in (net, plain)
+    )
+    assert_alike(found, expected)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+@pytest.mark.parametrize("after", AFTER)
+@pytest.mark.parametrize("chain", ["relu pool", "relu lrn", "norm", "two"])
+def test_without_gradients(chain, after, mode):
+    plain, net = build(chain).eval(), fastcnn.fuse(build(chain).eval(), fold_bn=True)
+
+    def run(m):
+        with mode():
+            first = AFTER[after](m(IMAGES))
+            return [first.clone(), AFTER[after](m(IMAGES)), first, IMAGES]
+
+    assert_alike(outcome(lambda: run(net)), outcome(lambda: run(plain)))
+
+
+def test_images_were_not_written():
+    expected = torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(IMAGES, expected)
+
+
+class Forward(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.bn, self.act, self.relu = nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.ReLU()
+        self.pool, self.lrn, self.drop = nn.MaxPool2d(2), nn.LocalResponseNorm(3, 0.5), nn.Dropout(0.5, True)
+        self.register_buffer("mean", torch.zeros(1, 4, 1, 1))
+
+
+FORWARDS = {}
+
+
+def forward(function):
+    FORWARDS[function.__name__] = type(function.__name__, (Forward,), {"forward": function})
+    return function
+
+
+@forward
+def adds_before(self, x):
+    x += 1
+    return self.pool(self.relu(self.conv(x)))
+
+
+@forward
+def scales_before(self, x):
+    x = x.mul_(2)
+    return self.relu(self.conv(x))
+
+
+@forward
+def subtracts_a_buffer(self, x):
+    x.sub_(self.mean).div_(2)
+    return self.pool(self.relu(self.conv(x)))
+
+
+@forward
+def writes_a_copy_before(self, x):
+    y = x.clone()
+    y[:, 0] = 0
+    return self.pool(self.relu(self.conv(y))) + self.pool(x)
+
+
+@forward
+def writes_a_view_before(self, x):
+    y = x * 1
+    y[:, :2] *= 0.5
+    y.view(-1)[:10] = 3
+    return self.pool(self.relu(self.conv(y)))
+
+
+@forward
+def pre_activation(self, x):
+    """The input is written by the ReLU and read again afterwards."""
+    x = x * 1
+    y = self.act(x)
+    return x + self.second(self.relu(self.conv(y)))
+
+
+@forward
+def pre_activation_of_a_chain(self, x):
+    x = self.pool(self.relu(self.conv(x)))
+    return x + self.second(self.act(x - 0.5)) + self.second(self.act(x))
+
+
+@forward
+def pre_activation_norm(self, x):
+    x = self.conv(x)
+    return x + self.second(self.act(self.bn(x)))
+
+
+@forward
+def relu_writes_what_is_read_again(self, x):
+    y = self.conv(x)
+    z = self.act(y)
+    return self.pool(z) + F.max_pool2d(y, 2)
+
+
+@forward
+def read_before_and_after(self, x):
+    y = self.conv(x)
+    before = y * 2
+    self.act(y)
+    return self.pool(y) + self.pool(before)
+
+
+@forward
+def written_and_not_used(self, x):
+    """The in-place ReLU's result is thrown away; its argument has it."""
+    y = self.conv(x)
+    F.relu_(y)
+    return self.pool(y)
+
+
+@forward
+def written_between(self, x):
+    y = self.conv(x)
+    y.add_(1)
+    return self.pool(F.relu(y))
+
+
+@forward
+def written_between_relu_and_pool(self, x):
+    y = self.relu(self.conv(x))
+    y *= 2
+    return self.pool(y)
+
+
+@forward
+def written_after_the_pool_was_taken(self, x):
+    y = self.relu(self.conv(x))
+    z = self.pool(y)
+    y.add_(1)
+    return z + self.pool(y)
+
+
+@forward
+def conv_written_after_the_pool_was_taken(self, x):
+    y = self.conv(x)
+    z = self.pool(y)
+    y.zero_()
+    return z + y.sum()
+
+
+@forward
+def a_view_of_the_convolution_is_written(self, x):
+    y = self.conv(x)
+    part = y[:, :2]
+    part.add_(1)
+    return self.pool(self.relu(y))
+
+
+@forward
+def a_view_is_kept_and_written_later(self, x):
+    y = self.conv(x)
+    part = y[:, :2]
+    z = self.relu(y)
+    part.mul_(0)
+    return self.pool(z) + y.sum()
+
+
+@forward
+def a_view_of_the_output_is_read_later(self, x):
+    y = self.relu(self.conv(x))
+    part = y[:, :2]
+    y.mul_(3)
+    return self.pool(part)
+
+
+@forward
+def out_of_order(self, x):
+    a, b = self.conv(x), self.second(x)
+    c = self.relu(b)
+    d = self.relu(a)
+    return self.pool(c) - self.pool(d)
+
+
+@forward
+def the_input_is_written_between(self, x):
+    """The convolution reads the input before it is written, the second one after."""
+    x = x * 1
+    y = self.conv(x)
+    x.mul_(3)
+    return self.pool(self.relu(y)) + self.pool(self.relu(self.conv(x)))
+
+
+@forward
+def the_input_is_written_before_the_relu(self, x):
+    x = x * 1
+    with torch.no_grad():
+        y = self.conv(x)
+        x.add_(5)
+        z = self.relu(y)
+    return self.pool(z) + self.pool(self.conv(x))
+
+
+@forward
+def the_weight_is_written_between(self, x):
+    y = self.conv(x)
+    with torch.no_grad():
+        self.second.weight.mul_(0.9)
+    return self.pool(self.relu(y)) + self.pool(self.second(x))
+
+
+@forward
+def the_bias_is_written_between(self, x):
+    with torch.no_grad():
+        y = self.conv(x)
+        self.conv.bias.add_(0.5)
+        return self.pool(self.relu(y))
+
+
+@forward
+def statistics_are_written_between(self, x):
+    y = self.conv(x)
+    self.bn.running_mean.add_(0.5)
+    z = self.relu(self.bn(y))
+    self.bn.running_mean.mul_(0.5)
+    return self.pool(z)
+
+
+@forward
+def drops_in_place(self, x):
+    return self.pool(self.drop(self.relu(self.conv(x))))
+
+
+@forward
+def drops_the_pool_in_place(self, x):
+    return self.second(self.drop(self.pool(self.relu(self.conv(x)))))
+
+
+@forward
+def relu_after_pool_in_place(self, x):
+    return self.second(self.act(self.pool(self.conv(x))))
+
+
+@forward
+def relu_of_lrn_in_place(self, x):
+    return self.act(self.lrn(self.relu(self.conv(x))))
+
+
+@forward
+def residual(self, x):
+    y = self.second(self.act(self.conv(x)))
+    y += x
+    return self.act(y)
+
+
+@forward
+def residual_of_chains(self, x):
+    y = self.pool(self.act(self.conv(x)))
+    z = self.act(self.second(y))
+    z += y
+    return self.act(z)
+
+
+@forward
+def residual_into_the_chain(self, x):
+    y = self.pool(self.act(self.conv(x)))
+    y += self.act(self.second(y))
+    return self.pool(y)
+
+
+@forward
+def accumulates(self, x):
+    total = torch.zeros_like(x)
+    for layer in (self.conv, self.second):
+        total += self.relu(layer(x))
+    return self.pool(total)
+
+
+@forward
+def accumulates_into_the_first(self, x):
+    total = self.relu(self.conv(x))
+    for _ in range(2):
+        total.add_(self.relu(self.second(x)))
+    return self.pool(total)
+
+
+@forward
+def fills_a_buffer(self, x):
+    out = x.new_empty(x.shape[0], 8, 6, 6)
+    out[:, :4] = self.pool(self.relu(self.conv(x)))
+    out[:, 4:] = self.pool(self.relu(self.second(x)))
+    return out
+
+
+@forward
+def returns_and_keeps(self, x):
+    y = self.relu(self.conv(x))
+    self.kept = y
+    return self.pool(y)
+
+
+@forward
+def concatenates(self, x):
+    y = self.act(self.conv(x))
+    z = torch.cat([y, self.act(self.second(y))], 1)
+    return self.pool(z.mul_(2))
+
+
+@forward
+def one_output_written_other_read(self, x):
+    y = self.pool(self.relu(self.conv(x)))
+    z = y.detach()
+    z += 1
+    return y * 2
+
+
+@forward
+def checkpointed(self, x):
+    y = checkpoint(lambda t: self.pool(self.act(self.conv(t))), x, use_reentrant=False)
+    return self.act(y)
+
+
+@forward
+def relu_of_the_input(self, x):
+    y = self.act(x * 1)
+    return self.pool(self.relu(self.conv(y))) + self.pool(y)
+
+
+@forward
+def relu_of_the_argument(self, x):
+    """The caller's tensor is written."""
+    y = F.relu(x, inplace=True)
+    return self.pool(self.conv(y))
+
+
+@forward
+def pool_of_the_argument(self, x):
+    return F.relu_(self.pool(x)) + self.pool(self.act(x))
+
+
+@forward
+def identity_then_in_place(self, x):
+    y = self.relu(nn.Identity()(self.conv(x)))
+    z = nn.Identity()(y)
+    z.mul_(2)
+    return self.pool(y)
+
+
+@forward
+def contiguous_then_in_place(self, x):
+    y = self.relu(self.conv(x))
+    z = y.contiguous()
+    z.mul_(2)
+    return self.pool(y)
+
+
+@forward
+def dropout_in_evaluation_then_in_place(self, x):
+    y = self.conv(x)
+    z = F.dropout(y, 0.5, False)
+    self.act(z)
+    return self.pool(y)
+
+
+@forward
+def flatten_then_in_place(self, x):
+    y = self.pool(self.relu(self.conv(x)))
+    z = torch.flatten(y, 1)
+    z.sub_(0.5)
+    F.relu_(z)
+    return y + z.sum()
+
+
+@forward
+def to_the_same_dtype_then_in_place(self, x):
+    y = self.relu(self.conv(x))
+    z = y.float().to(y.device)
+    z.add_(1)
+    return self.pool(y)
+
+
+@forward
+def pool_of_one_then_in_place(self, x):
+    y = self.relu(self.conv(x))
+    z = F.max_pool2d(y, 1)
+    z.add_(1)
+    return self.pool(y) + self.pool(z)
+
+
+@forward
+def lrn_that_is_nothing_then_in_place(self, x):
+    y = self.relu(self.conv(x))
+    z = F.local_response_norm(y, 3, alpha=0.0, k=1.0)
+    z.add_(1)
+    return self.pool(y) + self.pool(z)
+
+
+def called(net, x, leaf, training):
+    """What two calls give and leave; inputs, buffers and what was kept with them."""
+    net.train(training)
+    found = []
+    for _ in range(2):
+        argument = x.clone().requires_grad_(leaf)
+        y = net(argument * 1 if leaf else argument)
+        found += [y.detach().clone(), None if leaf else argument.clone()]
+        if y.requires_grad:
+            y.sin().sum().backward()
+        found.append(argument.grad)
+    found += [p.grad for p in net.parameters()]
+    kept = getattr(net, "kept", None)
+    return [*found, *net.buffers(), *net.parameters(), kept]
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("leaf", [False, True], ids=["", "input"])
+@pytest.mark.parametrize("name", FORWARDS)
+def test_forwards(name, leaf, training):
+    torch.manual_seed(0)
+    plain = FORWARDS[name]()
+    net = fastcnn.fuse(copy.deepcopy(plain))
+    found, expected = (outcome(lambda m=m: called(m, IMAGES, leaf, training)) for m in (net, plain))
+    assert_alike(found, expected)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+@pytest.mark.parametrize("name", FORWARDS)
+def test_forwards_without_gradients(name, mode):
+    torch.manual_seed(0)
+    plain = FORWARDS[name]()
+    net = fastcnn.fuse(copy.deepcopy(plain), fold_bn=True)
+
+    def run(m):
+        with mode():
+            return called(m, IMAGES, False, False)
+
+    assert_alike(outcome(lambda: run(net)), outcome(lambda: run(plain)))
+
+
+FOLLOWERS = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "dropout": lambda: nn.Dropout(0.5, inplace=True),
+    "leaky": lambda: nn.LeakyReLU(inplace=True),
+    "relu6": lambda: nn.ReLU6(inplace=True),
+    "hardswish": lambda: nn.Hardswish(inplace=True),
+    "silu": lambda: nn.SiLU(inplace=True),
+    "mish": lambda: nn.Mish(inplace=True),
+    "elu": lambda: nn.ELU(inplace=True),
+    "rrelu": lambda: nn.RReLU(inplace=True),
+    "threshold": lambda: nn.Threshold(0.1, 0.0, inplace=True),
+    "norm and relu": lambda: nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(inplace=True)),
+    "relu and convolution": lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(8, 8, 1)),
+}
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["", "nested"])
+@pytest.mark.parametrize("follower", FOLLOWERS)
+@pytest.mark.parametrize("chain", CHAINS)
+def test_layers_in_place_behind_a_chain(chain, follower, nested):
+    torch.manual_seed(0)
+    layers = [*CHAINS[chain](), FOLLOWERS[follower]()]
+    plain = nn.Sequential(nn.Sequential(*layers[:-1]), layers[-1]) if nested else nn.Sequential(*layers)
+    net = fastcnn.fuse(copy.deepcopy(plain))
+    found, expected = (
+        outcome(lambda m=m: gradients(m, lambda y: y, IMAGES.clone().requires_grad_())) for m in (net, plain)
+    )
+    assert_alike(found, expected)
+
+
+HOOKS = {
+    "written": lambda m, args, y: y.mul_(2),
+    "written, not returned": lambda m, args, y: [y.add_(1), None][1],
+    "replaced": lambda m, args, y: y * 2,
+    "the input written": lambda m, args, y: [args[0].data.mul_(2), None][1],
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("chain", CHAINS)
+def test_hooks_that_write(chain, hook):
+    plain, net = build(chain), fastcnn.fuse(build(chain))
+    for m in (net, plain):
+        m.register_forward_hook(HOOKS[hook])
+    found, expected = (
+        outcome(lambda m=m: gradients(m, lambda y: y, IMAGES.clone().requires_grad_())) for m in (net, plain)
+    )
+    assert_alike(found, expected)
+
+
+@pytest.mark.parametrize("when", ["input", "weight"])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_written_between_forward_and_backward(chain, when):
+    """What the backward needs was written: plain torch raises, a fused model raises, too, or is right."""
+    results = []
+    for m in (build(chain), fastcnn.fuse(build(chain))):
+
+        def run(m=m):
+            x = IMAGES.clone()
+            y = m(x)
+            with torch.no_grad():
+                (x if when == "input" else m[0].weight).mul_(2)
+            y.sin().sum().backward()
+            return [p.grad for p in m.parameters()]
+
+        results.append(outcome(run))
+    if isinstance(results[0], type):
+        right = build(chain)
+        right(IMAGES.clone()).sin().sum().backward()
+        results[0] = [p.grad for p in right.parameters()]
+        if isinstance(results[1], type):
+            return
+    assert_alike(results[1], results[0])
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_gradients_written_in_place(chain):
+    results = []
+    for m in (build(chain), fastcnn.fuse(build(chain))):
+        y = m(IMAGES)
+        y.register_hook(lambda grad: grad.mul_(2))
+        grad = torch.ones_like(y)
+        y.backward(grad, retain_graph=True)
+        y.backward(torch.ones_like(y).expand_as(y))
+        results.append([p.grad for p in m.parameters()])
+    assert_alike(*results[::-1])
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["", "twice"])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_outputs_do_not_share_memory(chain, twice):
+    """An output is no view of the input, nor of an earlier output, nor of a weight."""
+    net = fastcnn.fuse(build(chain).eval(), fold_bn=True)
+    for mode in (torch.no_grad, torch.enable_grad):
+        with mode():
+            x = IMAGES.clone()
+            first = net(x)
+            expected = first.detach().clone()
+            second = net(x * 2 if twice else x)
+            second.detach().fill_(7)
+            assert torch.equal(first, expected)
+            assert torch.equal(x, IMAGES)
+            assert first._base is None
+            torch.testing.assert_close(net(x), expected)
