@@ -36,7 +36,8 @@ test: .venv/built  ## run the tests; ARGS="-k lrn" for some of them
 # built there, which knows no torch. What doesn't depend on torch's version is left out: kernels on drawn
 # shapes and what compilers made of them; pages that the pinned versions wrote; processes killed in training.
 # torch 2.11 takes no setuptools from 82 on, so that is left open.
-SAME := assembly collection compare cuda_on_host cuda_resources properties report training_stops tutorial
+SAME := assembly collection compare cuda_on_host cuda_resources fuse_inplace fuse_lrn properties report \
+  training_stops tutorial
 TESTED := from importlib.metadata import requires; \
   print(*(r.split(";")[0].replace(" ", "") for r in requires("fastcnn") if "extra == \"test\"" in r))
 

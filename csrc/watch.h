@@ -37,7 +37,8 @@ inline bool equal(py::handle a, py::handle b) {
 // The names that are asked for, interned: a look-up then compares addresses.
 struct Names {
   py::str is_neg = intern("is_neg"), requires_grad = intern("requires_grad"),
-          raw_repr = intern("raw_repr"), version = intern("_version"), data_ptr = intern("data_ptr");
+          raw_repr = intern("raw_repr"), version = intern("_version"),
+          data_ptr = intern("data_ptr");
 
   static py::str intern(const char* name) {
     return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name));
@@ -134,7 +135,8 @@ class Watch {
   }
 
   void clear() {
-    entries_.clear(), attributes_.clear(), sizes_.clear(), types_.clear(), values_.clear(), tensors_.clear();
+    entries_.clear(), attributes_.clear(), sizes_.clear(), types_.clear(), values_.clear(),
+        tensors_.clear();
   }
 
  private:

@@ -415,9 +415,7 @@ CHANGES = {
     "training mode": lambda net: net.train(),
     "training mode of the norm": lambda net: net[1].train(),
     "pruned": lambda net: prune.l1_unstructured(net[0], "weight", 0.5),
-    "pruned for good": lambda net: prune.remove(
-        prune.l1_unstructured(net[0], "weight", 0.5), "weight"
-    ),
+    "pruned for good": lambda net: prune.remove(prune.l1_unstructured(net[0], "weight", 0.5), "weight"),
     "weight norm": lambda net: nn.utils.parametrizations.weight_norm(net[0]),
     "weight norm, older": lambda net: nn.utils.weight_norm(net[0]),
 }

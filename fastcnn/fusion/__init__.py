@@ -25,27 +25,31 @@ Model = TypeVar("Model", bound=nn.Module)
 def fuse(
     model: Model, example_inputs: Tensor | Sequence[Any] | None = None, *, fold_bn: bool = False
 ) -> Model:
-    """Make the model run its convolutions, ReLUs, LRNs and max poolings as blocks.
+    """Makes the model run its convolutions, ReLUs, LRNs and max poolings as blocks.
 
     A chain is a convolution, then any of ReLU, LRN and max pooling in an order that
     :func:`fastcnn.functional.conv2d_block` has, layers or function calls, each the only reader of the one
-    before; or such stages without a convolution. They are found by torch.fx in each module's forward by
-    itself; a module that is nothing but such calls is looked through. ``explain`` shows what was found.
+    before; or such stages without a convolution; ``nn.Identity``, and Dropout in evaluation, may lie between. LRN
+    may be written as a division by a power of an average pooling over channels. ``explain`` shows what was found.
 
-    The model is changed in place and stays what it was: its class (a subclass of the same name), parameters,
-    state dict, hooks and mode. At each call it is checked that nothing has changed since that the forward
-    depends on (layers, their attributes and hooks, attributes that it read); if anything has, it runs as
-    written. torch.compile checks once, when it compiles, and then watches plain attributes. Under autocast
+    Each module's forward runs once on stand-ins for tensors and modules, in this thread; nothing of PyTorch is
+    replaced meanwhile. The model is changed in place and stays what it was: its class (a subclass of the same
+    name), parameters, state dict, hooks and mode. At each call it is checked that nothing has changed since that
+    the forward depends on (layers, their attributes and hooks, attributes that it read); if anything has, it runs
+    as written. torch.compile checks once, when it compiles, and then watches plain attributes. Under autocast
     a block has autocast's dtype throughout, where torch's own LRN would give float32.
 
     Args:
         model: any module. One whose forward does more than a graph can say is left as written, and the
-            modules in it are looked at by themselves: control flow on values, switching gradients off,
-            setting attributes, drawing random numbers in Python, calling an autograd.Function. What else a
-            forward does in Python (printing, counting in a global) is not seen, and a fused one doesn't.
+            modules in it are looked at by themselves: control flow on values, exceptions, contexts (switching
+            gradients off), setting attributes or globals, drawing random numbers in Python, printing, calling
+            an autograd.Function. Writing into a global container is not seen, and a fused forward doesn't.
         example_inputs: a tensor, or the arguments of a call: its results in evaluation, before and after,
-            are compared.
-        fold_bn: in evaluation, work a BatchNorm2d behind a convolution into its weights.
+            are compared, and each block is timed against torch's functions. Those that are slower are left.
+        fold_bn: in evaluation, work a BatchNorm2d behind a convolution into its weights, once, in a copy of
+            them; again when a parameter or statistic has been written to, replaced or moved. Writing through
+            ``.data`` can't be seen: call ``fuse`` again. Where gradients of these parameters are recorded, and
+            under torch.compile and torch.func, both layers run.
 
     Returns:
         The model.
@@ -80,7 +84,11 @@ def fuse(
 # as it is. Which format to take is the user's choice: inputs have to be changed, too.
 def _warn_of_nchw(fused: nn.Module) -> None:
     for weight in fused.parameters():
-        nchw = not is_lazy(weight) and weight.dim() == 4 and not weight.is_contiguous(memory_format=torch.channels_last)
+        nchw = (
+            not is_lazy(weight)
+            and weight.dim() == 4
+            and not weight.is_contiguous(memory_format=torch.channels_last)
+        )
         if weight.is_cuda and nchw:
             warnings.warn(
                 f"fuse: a convolution of {type(fused).__name__} is NCHW on {weight.device}; there blocks are "
@@ -91,7 +99,7 @@ def _warn_of_nchw(fused: nn.Module) -> None:
 
 
 def unfuse(model: Model) -> Model:
-    """Undo :func:`fuse`: every forward is the one written.
+    """Undoes :func:`fuse`: every forward is the one written.
 
     Raises:
         TypeError: model is not a module.
@@ -108,7 +116,9 @@ def unfuse(model: Model) -> Model:
 def _chains(model: nn.Module) -> list[Chain]:
     """Returns the chains of a model in evaluation."""
     fusions = [fusion for m in model.modules() if (fusion := fusion_of(m)) is not None]
-    return [call for f in fusions if isinstance(forward := f.forwards.get(False), Fused) for call in forward.calls]
+    return [
+        call for f in fusions if isinstance(forward := f.forwards.get(False), Fused) for call in forward.calls
+    ]
 
 
 @torch.no_grad()

@@ -72,6 +72,7 @@ def find(
     """Returns the chains in order, and what else one may have looked for in them, with the reason why not."""
     found = {node: part_of(node, root, training) for node in graph.nodes}
     parts = {node: part for node, part in found.items() if isinstance(part, Part)}
+    fold_bn = fold_bn and not training and not any(map(_writes_to_a_parameter, graph.nodes))
     chains: list[Chain] = []
     taken: set[Node] = set()
     for node, part in parts.items():
@@ -83,7 +84,7 @@ def find(
             reader = next(iter(nodes[-1].users))
             if reader not in parts or parts[reader].input is not nodes[-1]:
                 break
-            if not _may_follow([parts[n] for n in nodes], parts[reader], fold_bn and not training):
+            if not _may_follow([parts[n] for n in nodes], parts[reader], fold_bn):
                 break
             nodes.append(reader)
         while parts[nodes[-1]].kind == "nothing":
@@ -95,6 +96,11 @@ def find(
     left = [(node, part) for node, part in found.items() if isinstance(part, str)]
     alone = [node for node, part in parts.items() if part.kind == "conv" and node not in taken]
     return chains, left + [(node, _why_alone(node, root)) for node in alone]
+
+
+def _writes_to_a_parameter(node: Node) -> bool:
+    """Returns whether a call overwrites a parameter or buffer, which a block may read before or after."""
+    return described(node).endswith("_") and any(n.op == "get_attr" for n in node.all_input_nodes)
 
 
 def _why_alone(node: Node, root: nn.Module) -> str:
@@ -121,7 +127,7 @@ def replace(graph: Graph, chain: Chain, root: nn.Module, training: bool, guard: 
     call = _call_of(head, root)(chain.stages, chain.per_image)
     with graph.inserting_before(first):
         layers = [graph.get_attr(p.path) for p in chain.parts if p.kind in ("conv", "bn") and p.path]
-        node = graph.call_function(call, (head.input, *layers), head.arguments)  # type: ignore[arg-type]
+        node = graph.call_function(call, (head.input, *layers), head.arguments)
     chain.nodes[-1].replace_all_uses_with(node)
     for unused in reversed(chain.nodes):
         graph.erase_node(unused)

@@ -10,6 +10,7 @@ from .fused import Fused, fusion_of
 from .plan import plan
 from .runtime import Chain
 
+
 def explain(model: nn.Module) -> None:
     """Prints what of a model is fused, or would be by ``fuse``, and what is not and why.
 
@@ -59,7 +60,11 @@ def _result(call: Chain, kinds: tuple[str, ...], changed: str | None, is_fused: 
 def _summary(model: nn.Module, results: list[str], fold_bn: bool) -> str:
     blocks = [result for result in results if "one block: " in result]
     folded = sum("bn" in result.split(": ")[1].split(" (")[0].split(", ") for result in blocks)
-    parts = [f"{len(blocks)} blocks", f"{folded} batch norms folded", f"{len(results) - len(blocks)} left as written"]
+    parts = [
+        f"{len(blocks)} blocks",
+        f"{folded} batch norms folded",
+        f"{len(results) - len(blocks)} left as written",
+    ]
     if not fold_bn:
         forwards = (fusion.forwards.get(False) for _, _, fusion in plan(model, True))
         chains = [kinds for f in forwards if isinstance(f, Fused) for kinds, _ in f.chains]

@@ -22,7 +22,6 @@ from .runtime import Chain
 from .trace import Traces
 from .values import Untraceable
 
-
 MODES = (False, True)  # evaluation, training
 
 
@@ -49,7 +48,13 @@ class Fused:
 
     def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
         """Returns the tensors of a call in order; None for a call that it was not traced for."""
-        if len(args) == 1 and not kwargs and not self.images and type(args[0]) is Tensor and len(self.names) == 1:
+        if (
+            len(args) == 1
+            and not kwargs
+            and not self.images
+            and type(args[0]) is Tensor
+            and len(self.names) == 1
+        ):
             return args
         if kwargs:
             rest = self.names[len(args) :]
@@ -83,7 +88,7 @@ def fused(m: nn.Module, traces: Traces, training: bool, fold_bn: bool) -> Fused:
 
 
 class Fusion:
-    """What fuse made of a module, in evaluation and in training; of a copy, or a pickled one, at its first call."""
+    """What fuse made of a module in both modes; of a copy, or a pickled one, at its first call."""
 
     def __init__(self, fold_bn: bool) -> None:
         self.fold_bn = fold_bn
@@ -102,7 +107,9 @@ class Fusion:
             except Untraceable as reason:
                 forwards[training] = str(reason)
         self.forwards = forwards
-        self.owner = None if any(map(is_lazy, m.parameters())) else vars(m)  # or it is made again at each call
+        self.owner = (
+            None if any(map(is_lazy, m.parameters())) else vars(m)
+        )  # or it is made again at each call
 
     @property
     def is_useful(self) -> bool:
@@ -197,6 +204,7 @@ def _class_of(cls: Any) -> type[nn.Module]:
 
     @functools.wraps(cls.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        fused: Fused | None
         if torch.compiler.is_compiling():
             fused = _compiled(self)
         else:
@@ -205,9 +213,11 @@ def _class_of(cls: Any) -> type[nn.Module]:
                 if y is not None:
                     return y
             fusion = fusion_of(self)
-            fused = fusion and fusion.usable(self)
-        tensors = fused and fused.bound(args, kwargs)
-        return cls.forward(self, *args, **kwargs) if tensors is None else fused.run(self, *tensors)
+            fused = fusion.usable(self) if fusion is not None else None
+        tensors = fused.bound(args, kwargs) if fused is not None else None
+        if fused is None or tensors is None:
+            return cls.forward(self, *args, **kwargs)
+        return fused.run(self, *tensors)
 
     own = {"forward": forward, "_fastcnn_written": cls}
     own |= {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
@@ -215,7 +225,7 @@ def _class_of(cls: Any) -> type[nn.Module]:
 
 
 def _compiled(m: Any) -> Fused | None:
-    """Returns the fused forward where torch.compile compiles: m is looked at now, then plain attributes alone."""
+    """Returns the fused forward for torch.compile, which then watches plain attributes alone."""
     if not m._fastcnn_usable():
         return None
     forward = m._fastcnn_fusion.forwards[m.training]

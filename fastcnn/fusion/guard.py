@@ -61,7 +61,11 @@ class Guard:
 
     def shared(self, cls: Any, name: str) -> None:
         """Notes an attribute of a class."""
-        self.checks[cls, name] = "attribute", (cls, name, getattr(cls, name)), f"{cls.__name__}.{name} has changed"
+        self.checks[cls, name] = (
+            "attribute",
+            (cls, name, getattr(cls, name)),
+            f"{cls.__name__}.{name} has changed",
+        )
 
     def size(self, container: Any, size: int, why: str) -> None:
         self.checks[id(container)] = "size", (container, size), why

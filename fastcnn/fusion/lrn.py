@@ -52,27 +52,36 @@ def _around(pool: Node, layer: Any) -> tuple[Any, tuple[Any, ...], list[Node]]:
 
     size: None where no dimension for the channels is made before the pooling.
     """
-    squares: Any = pool.args[0] if pool.args else None
+    squares: Any = _first(pool)
     across = _name(squares) == "unsqueeze"
-    calls = [squares.args[0], squares, pool] if across else [squares, pool]
-    x = calls[0].args[0] if isinstance(calls[0], Node) and calls[0].args else None
+    calls = [_first(squares), squares, pool] if across else [squares, pool]
+    x = _first(calls[0])
     numbers: dict[str, Any] = {}
     while x is not None and (calls[-1] is pool or x not in calls[-1].all_input_nodes):
         if any(len(call.users) != 1 for call in calls):
             return x, (), []
         calls.append(next(iter(calls[-1].users)))
-        numbers[_name(calls[-1]).strip("_").removeprefix("i")] = next((a for a in calls[-1].args if isinstance(a, (int, float))), None)
-    kernel: Any = layer.kernel_size if layer else (*pool.args, pool.kwargs.get("kernel_size"))[1]
+        numbers[_name(calls[-1]).strip("_").removeprefix("i")] = next(
+            (a for a in calls[-1].args if isinstance(a, (int, float))), None
+        )
+    kernel: Any = layer.kernel_size if layer else [*pool.args[1:], pool.kwargs.get("kernel_size")][0]
     size = kernel[0] if isinstance(kernel, (tuple, list)) else kernel
     spec = size if across else None, *(numbers.get(name) for name in ("mul", "pow", "add"))
-    return x, spec, calls if isinstance(x, Node) and None not in spec[1:] and _are_plain(x, calls, pool) else []
+    return (
+        x,
+        spec,
+        calls if isinstance(x, Node) and None not in spec[1:] and _are_plain(x, calls, pool) else [],
+    )
 
 
 def _are_plain(x: Node, calls: list[Node], pool: Node) -> bool:
-    """Returns whether each call is one of LRN's, of x and the others; another may change what no number shows."""
+    """Returns whether each call is one of LRN's; another may change what no number shows."""
     at = calls.index(pool)
     own = all(n is x or n in calls for call in calls for n in call.all_input_nodes)
-    before, after = all(_name(c) in _BEFORE for c in calls[:at]), (_name(c).strip("_") for c in calls[at + 1 : -1])
+    before, after = (
+        all(_name(c) in _BEFORE for c in calls[:at]),
+        (_name(c).strip("_") for c in calls[at + 1 : -1]),
+    )
     known = before and all(name.removeprefix("i") in _AFTER for name in after) and _name(calls[-1]) in _LAST
     return own and known and _squeezes_one(calls)
 
@@ -82,13 +91,18 @@ def _squeezes_one(calls: list[Node]) -> bool:
     return all(1 in (*call.args[1:], call.kwargs.get("dim")) for call in calls if _name(call) == "squeeze")
 
 
+def _first(call: Any) -> Any:
+    """Returns the first argument of a call."""
+    return next(iter((*call.args, *call.kwargs.values())), None) if isinstance(call, Node) else None
+
+
 def _name(call: Any) -> str:
     return str(getattr(call.target, "__name__", call.target)) if isinstance(call, Node) else ""
 
 
 def _is_lrn(x: Node, calls: list[Node], root: nn.Module, spec: tuple[Any, ...]) -> bool:
     """Returns whether the calls are LRN, on numbers of a size at which all of its constants matter."""
-    size, alpha, beta, k = spec
+    size, alpha, _, k = spec
     scale = (abs(k / alpha) if k and alpha else 1.0) ** 0.5
     shape, generator = (2, (size or 1) + 4, 5, 4), torch.Generator().manual_seed(0)
     values = {x: scale * torch.randn(shape, dtype=torch.float64, generator=generator)}
@@ -96,7 +110,9 @@ def _is_lrn(x: Node, calls: list[Node], root: nn.Module, spec: tuple[Any, ...]) 
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             for call in calls:
                 args, kwargs = map_arg((call.args, call.kwargs), values.__getitem__)
-                called: Any = root.get_submodule(str(call.target)) if call.op == "call_module" else call.target
+                called: Any = (
+                    root.get_submodule(str(call.target)) if call.op == "call_module" else call.target
+                )
                 called = getattr(torch.Tensor, called) if call.op == "call_method" else called
                 values[call] = called(*args, **kwargs)
             if size is not None:

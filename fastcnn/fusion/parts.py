@@ -92,7 +92,12 @@ def part_of(node: Node, root: nn.Module, training: bool) -> Part | str | None:
     kind, names = _CALLS.get((node.op, node.target), ("", ()))
     given = dict(zip(("input", *names), node.args, strict=False)) | node.kwargs
     x = given.pop("input", None)
-    if not kind or not isinstance(x, Node) or len(node.args) > len(names) + 1 or not given.keys() <= set(names):
+    if (
+        not kind
+        or not isinstance(x, Node)
+        or len(node.args) > len(names) + 1
+        or not given.keys() <= set(names)
+    ):
         return None
     tensors = [x, *(v for name, v in given.items() if name in _TENSORS)]
     if any(n not in tensors for n in node.all_input_nodes):
@@ -141,11 +146,11 @@ def _of_layer(node: Node, m: nn.Module, training: bool) -> Part | str | None:
     if kind == "conv" and values["padding_mode"] != "zeros":
         return f"padding_mode is {values['padding_mode']!r}"
     if kind == "conv":
-        return replace(part, channels=m.out_channels)
+        return replace(part, channels=int(m.out_channels))  # type: ignore[arg-type]
     if kind == "bn":
         if m.running_mean is None:
             return "it keeps no running statistics"
-        return replace(part, channels=m.num_features)
+        return replace(part, channels=int(m.num_features))  # type: ignore[arg-type]
     if kind == "nothing":
         return None if training and settings else part
     if kind == "relu":

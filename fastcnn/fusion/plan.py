@@ -14,7 +14,7 @@ from .trace import Traces, is_layer
 def plan(model: nn.Module, fold_bn: bool) -> Iterator[tuple[str, nn.Module, Fusion]]:
     """Yields the modules whose forward is looked at, by name, with what becomes of it.
 
-    In a mode in which another's forward looks through a module, or no longer calls it, it has none of its own.
+    A module that another's forward looks through, or no longer calls, in one mode has none of its own in it.
     """
     traces = Traces()
     passed: dict[bool, set[nn.Module]] = {mode: set() for mode in MODES}

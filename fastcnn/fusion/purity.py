@@ -9,18 +9,22 @@ from typing import Any
 
 from .values import Untraceable
 
-# Random numbers that Python draws; what is another for a value that stands for a tensor; who runs the forward,
+# Random numbers that Python draws; what differs for a value that stands for a tensor; who runs the forward,
 # and how. Whether gradients or autocast are switched is also seen while tracing.
 _NAMES = {
     **dict.fromkeys(("random", "randint", "uniform", "choice", "shuffle", "Random"), "draws random numbers"),
     **dict.fromkeys(("type", "id", "Proxy"), "asks for the type or identity of something"),
     **dict.fromkeys(("is_compiling", "is_exporting"), "asks who runs it"),
     **dict.fromkeys(("is_grad_enabled", "is_inference_mode_enabled"), "asks for gradients"),
-    **dict.fromkeys(("autocast", "is_autocast_enabled", "get_autocast_dtype"), "switches or asks for autocast"),
+    **dict.fromkeys(
+        ("autocast", "is_autocast_enabled", "get_autocast_dtype"), "switches or asks for autocast"
+    ),
     **dict.fromkeys(("warn", "print"), "says something"),
 }
 _INSTRUCTIONS = {
-    **dict.fromkeys(("PUSH_EXC_INFO", "SETUP_FINALLY", "SETUP_WITH"), "handles exceptions or enters a context"),
+    **dict.fromkeys(
+        ("PUSH_EXC_INFO", "SETUP_FINALLY", "SETUP_WITH"), "handles exceptions or enters a context"
+    ),
     **dict.fromkeys(("STORE_GLOBAL", "DELETE_GLOBAL"), "changes a global"),
 }
 
@@ -53,6 +57,8 @@ def _fault(code: CodeType) -> str | None:
         name, value = instruction.opname, instruction.argval
         if name in _INSTRUCTIONS:
             return _INSTRUCTIONS[name]
+        if name in ("STORE_ATTR", "DELETE_ATTR"):
+            return f"changes {value}"
         if name == "STORE_DEREF" and value in code.co_freevars:
             return "changes a variable of another function"
         if isinstance(value, CodeType) and (fault := _fault(value)) is not None:

@@ -35,6 +35,13 @@ class Chain:
         not_images = x.dim() != 4 and self.stages.lrn is not None and not self.per_image
         return self.is_left or not_images or x.dtype not in DTYPES
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        raise NotImplementedError
+
+    def written(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns the same by torch's functions."""
+        raise NotImplementedError
+
     def stages_of(self, x: Tensor, overwrite: bool) -> Tensor:
         """Returns the stages by torch's functions, each as the original calls it."""
 
@@ -88,15 +95,18 @@ class LayerBlock(Chain):
 
     def __call__(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> Tensor:
         folded = conv if norm is None else self._folded(x, conv, norm)
-        key = x.shape, x.dtype, torch.is_grad_enabled()
-        if folded is None or self.is_torchs(x) or (key in self.plain and current_backend() == "auto"):
+        if folded is None or self.is_torchs(x):
             return self.written(x, conv, norm, folded)
-        y = small.run(folded, x, self._prepare, holder=self.folded or self)
-        if y is not None:
-            return y
         given = x, folded.weight, folded.bias, conv.stride, conv.padding, conv.dilation, conv.groups
-        if _calls.torch_is_as_fast(*given, self.stages) and len(self.plain) < _KEYS:
-            self.plain.add(key)
+        if not torch.compiler.is_compiling():
+            key = x.shape, x.dtype, torch.is_grad_enabled()
+            if key in self.plain and current_backend() == "auto":
+                return self.written(x, conv, norm, folded)
+            y = small.run(folded, x, self._prepare, holder=self.folded or self)
+            if y is not None:
+                return y
+            if len(self.plain) < _KEYS and _calls.torch_is_as_fast(*given, self.stages):
+                self.plain.add(key)
         return _calls.block(*given, self.stages)
 
     def written(
@@ -113,12 +123,12 @@ class LayerBlock(Chain):
         return small.convolution(conv, x, lambda making: self.stages)
 
     def _folded(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d | None:
-        """Returns the convolution with the norm in its weights; None where the layers run as they are written.
+        """Returns the convolution with the norm in its weights; None where both run as they are written.
 
         They do where someone else has to see both: autograd, torch.func, torch.compile.
         """
         folded = self.folded
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
             return None
         if torch.is_grad_enabled() and needs_grad(*(t.get(name) for t, name in _tensors(conv, norm))):
             return None

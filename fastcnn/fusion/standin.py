@@ -1,4 +1,4 @@
-"""Stand-ins for modules while a forward is traced: what it reads of them is noted, what it would change is refused."""
+"""Stand-ins for modules while a forward is traced: what it reads is noted, what it would change refused."""
 
 from __future__ import annotations
 

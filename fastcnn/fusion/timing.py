@@ -1,9 +1,10 @@
-"""Times each chain of a model against torch's functions one by one, on the values that an example gives it."""
+"""Times each chain against torch's functions one by one, on the values that an example gives it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ def leave_losers(chains: list[Chain], run: Callable[[], Any]) -> None:
         run()
     for chain, (args, kwargs) in seen.items():
         with torch.no_grad():
-            times = _raced(lambda: chain(*args, **kwargs), lambda: chain.written(*args, **kwargs))
+            times = _raced(partial(chain, *args, **kwargs), partial(chain.written, *args, **kwargs))
         chain.times, chain.is_left = times, times[0] > _NOISE * times[1]
 
 

@@ -26,7 +26,6 @@ from .guard import MISSING, Guard, customised, held, is_record, written
 from .standin import StandIn
 from .values import Untraceable, Value, ValueAttribute
 
-
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -86,10 +85,13 @@ class Trace(TracerBase):
             previous = node
         return bool(calls) and first.op == "placeholder" and output.args == (previous,)
 
-    def refuse(self, why: str) -> NoReturn:
-        """Raises, and remembers it, in case the forward catches it."""
+    def refusal(self, why: str) -> Untraceable:
+        """Returns what to raise, and remembers it, in case the forward catches it."""
         self.failed = Untraceable(f"forward {why}")
-        raise self.failed
+        return self.failed
+
+    def refuse(self, why: str) -> NoReturn:
+        raise self.refusal(why)
 
     def forward(self, stand_in: StandIn, m: nn.Module) -> Any:
         """Returns a module's forward, of a stand-in."""
@@ -206,7 +208,9 @@ class Traces:
         """
         key = id(m), training
         if key not in self._made:
-            for child in list(m.modules())[:0:-1]:  # before, so that a trace is not made within another's mode
+            for child in list(m.modules())[
+                :0:-1
+            ]:  # before, so that a trace is not made within another's mode
                 self.looks_through(child, training)
             try:
                 self._made[key] = self._as_in_evaluation(m, training) or Trace(m, training, self)
@@ -234,7 +238,7 @@ class Traces:
         key = id(m), training
         if key not in self._lines:
             self._lines[key] = False  # also while it is being found out
-            plain_call = type(m).__call__ is nn.Module.__call__  # type: ignore[comparison-overlap]
+            plain_call = type(m).__call__ is nn.Module.__call__
             if plain_call and not is_layer(m) and not customised(m):
                 with contextlib.suppress(Untraceable):
                     trace = self.get(m, training)

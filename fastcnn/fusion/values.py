@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
-from torch.fx import Proxy
+from torch.fx import Node, Proxy
 from torch.fx.proxy import Attribute
 
 _OWN = frozenset({"tracer", "node", "root", "attr", "_node", "called"})
@@ -26,14 +26,16 @@ class Untraceable(Exception):
 class Value(Proxy):
     """A tensor, or a number or tuple that comes from one."""
 
+    tracer: Any
+
     def refuse(self, why: str) -> NoReturn:
-        self.tracer.refuse(why)  # type: ignore[attr-defined]
+        raise self.tracer.refusal(why)
 
     def __getattr__(self, k: str) -> Attribute:
-        if not hasattr(torch.Tensor, k) or k.startswith("__"):
-            raise AttributeError(f"a tensor has no attribute {k!r}")
+        if not hasattr(torch.Size if _is_shape(self.node) else torch.Tensor, k) or k.startswith("__"):
+            raise AttributeError(f"a value has no attribute {k!r}")
         attribute = ValueAttribute(self, k)
-        self.tracer.attributes.append(attribute)  # type: ignore[attr-defined]
+        self.tracer.attributes.append(attribute)
         return attribute
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -47,14 +49,14 @@ class Value(Proxy):
         now = next(i for i in dis.get_instructions(frame.f_code) if i.offset == frame.f_lasti)
         if now.opname != "UNPACK_SEQUENCE":
             self.refuse("goes through a value")
-        values = self.tracer.create_proxy("call_function", unpacked, (self, now.argval), {})
+        values: Any = self.tracer.create_proxy("call_function", unpacked, (self, now.argval), {})
         return iter([values[i] for i in range(now.argval)])
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:
         # C code asks, too, on behalf of code that doesn't. Noted, not raised: it may crash on an exception.
         if {"isinstance", "__class__"} & {*sys._getframe(1).f_code.co_names}:
-            self.tracer.failed = Untraceable("forward asks for the type of a value")  # type: ignore[attr-defined]
+            self.tracer.refusal("asks for the type of a value")
         return type(self)
 
 
@@ -73,6 +75,13 @@ class ValueAttribute(Value, Attribute):
     def unused(self) -> bool:
         """Whether it went into no graph: Python alone has seen it."""
         return not self.called and self._node is None
+
+
+def _is_shape(node: Node) -> bool:
+    return (node.target is getattr and node.args[1] == "shape") or (node.target, len(node.args)) == (
+        "size",
+        1,
+    )
 
 
 def unpacked(values: Any, number: int) -> tuple[Any, ...]:
@@ -103,5 +112,7 @@ def _in_place(function: Any) -> Any:
 for _why, _names in _REFUSED.items():
     for _name in _names:
         setattr(Value, _name, _refusal(_why))
-for _name in "add sub mul matmul truediv floordiv mod pow and or xor lshift rshift".split():
-    setattr(Value, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
+for _name in (
+    "iadd isub imul imatmul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift".split()  # noqa: SIM905
+):
+    setattr(Value, f"__{_name}__", _in_place(getattr(operator, _name)))
