@@ -29,15 +29,16 @@ def fuse(
 
     A chain is a convolution, then any of ReLU, LRN and max pooling in an order that
     :func:`fastcnn.functional.conv2d_block` has, layers or function calls, each the only reader of the one
-    before; or such stages without a convolution; ``nn.Identity``, and Dropout in evaluation, may lie between. LRN
-    may be written as a division by a power of an average pooling over channels. ``explain`` shows what was found.
+    before; or such stages without a convolution. ``nn.Identity``, and Dropout in evaluation, may lie between.
+    LRN may be written as a division by a power of an average pooling over channels.
 
-    Each module's forward runs once on stand-ins for tensors and modules, in this thread; nothing of PyTorch is
-    replaced meanwhile. The model is changed in place and stays what it was: its class (a subclass of the same
-    name), parameters, state dict, hooks and mode. At each call it is checked that nothing has changed since that
-    the forward depends on (layers, their attributes and hooks, attributes that it read); if anything has, it runs
-    as written. torch.compile checks once, when it compiles, and then watches plain attributes. Under autocast
-    a block has autocast's dtype throughout, where torch's own LRN would give float32.
+    Each module's forward runs once on stand-ins for tensors and modules, in this thread; nothing of PyTorch
+    is replaced meanwhile. The model is changed in place and stays what it was: its class (a subclass of the
+    same name), parameters, state dict, hooks and mode. At each call it is checked that nothing has changed
+    that the forward depends on (layers, their attributes and hooks, attributes that it read); if anything
+    has, it runs as written. torch.compile checks once, when it compiles, and then watches plain attributes.
+    Under autocast a block has autocast's dtype throughout, where torch's own LRN would give float32.
+    ``explain`` shows what was found.
 
     Args:
         model: any module. One whose forward does more than a graph can say is left as written, and the
@@ -48,8 +49,8 @@ def fuse(
             are compared, and each block is timed against torch's functions. Those that are slower are left.
         fold_bn: in evaluation, work a BatchNorm2d behind a convolution into its weights, once, in a copy of
             them; again when a parameter or statistic has been written to, replaced or moved. Writing through
-            ``.data`` can't be seen: call ``fuse`` again. Where gradients of these parameters are recorded, and
-            under torch.compile and torch.func, both layers run.
+            ``.data`` can't be seen: call ``fuse`` again. Where gradients of these are recorded, and under
+            torch.compile and torch.func, both layers run.
 
     Returns:
         The model.
