@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import copyreg
 import functools
 import threading
@@ -90,13 +91,17 @@ def fused(m: nn.Module, traces: Traces, training: bool, fold_bn: bool) -> Fused:
 class Fusion:
     """What fuse made of a module in both modes; of a copy, or a pickled one, at its first call."""
 
-    def __init__(self, fold_bn: bool) -> None:
+    def __init__(self, fold_bn: bool, left: Sequence[int] = ()) -> None:
         self.fold_bn = fold_bn
+        self.left = left  # numbers of the chains in evaluation that are slower, where they were timed
         self.forwards: dict[bool, Fused | str] = {}
         self.owner: dict[str, Any] | None = None  # its module's attributes
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Fusion, (self.fold_bn,)
+        forward, left = self.forwards.get(False), self.left
+        if isinstance(forward, Fused):
+            left = [i for i, call in enumerate(forward.calls) if call.is_left]
+        return Fusion, (self.fold_bn, left)
 
     def make(self, m: nn.Module, traces: Traces, modes: Sequence[bool] = MODES) -> None:
         forwards: dict[bool, Fused | str] = {}
@@ -106,6 +111,10 @@ class Fusion:
                 forwards[training] = fused(m, traces, training, self.fold_bn)
             except Untraceable as reason:
                 forwards[training] = str(reason)
+        forward = forwards.get(False)
+        if isinstance(forward, Fused):
+            for i in self.left:
+                forward.calls[i].is_left = True
         self.forwards = forwards
         self.owner = (
             None if any(map(is_lazy, m.parameters())) else vars(m)
@@ -140,7 +149,7 @@ def fusion_of(m: Any) -> Fusion | None:
         with making:
             fusion = vars(m)["_fastcnn_fusion"]
             if fusion.owner is not vars(m):
-                made = Fusion(fusion.fold_bn)
+                made = copy.copy(fusion)
                 made.make(m, Traces())
                 fusion = vars(m)["_fastcnn_fusion"] = made
     return fusion

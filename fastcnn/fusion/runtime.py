@@ -62,26 +62,18 @@ class Epilogue(Chain):
 
 
 class FunctionBlock(Chain):
-    """A convolution by torch's function, and its stages."""
+    """A convolution by torch's function, and its stages; conv: that function's arguments by their names."""
 
-    def __call__(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> Tensor:
-        conv = weight, bias, stride, padding, dilation, groups
-        return self.written(x, *conv) if self.is_torchs(x) else _calls.block(x, *conv, self.stages)
+    def __call__(self, x: Tensor, **conv: Any) -> Tensor:
+        if self.is_torchs(x):
+            return self.written(x, **conv)
+        return _calls.block(x, stages=self.stages, **(_DEFAULTS | conv))
 
-    def written(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.stages_of(F.conv2d(x, *args, **kwargs), overwrite=True)
+    def written(self, x: Tensor, **conv: Any) -> Tensor:
+        return self.stages_of(F.conv2d(x, **conv), overwrite=True)
 
 
-_KEYS = 1000
+_DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 
 
 class LayerBlock(Chain):
@@ -94,27 +86,25 @@ class LayerBlock(Chain):
         self.plain: set[Any] = set()  # inputs for which torch is as fast, since to find that out takes 10 us
 
     def __call__(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> Tensor:
-        folded = conv if norm is None else self._folded(x, conv, norm)
-        if folded is None or self.is_torchs(x):
-            return self.written(x, conv, norm, folded)
-        given = x, folded.weight, folded.bias, conv.stride, conv.padding, conv.dilation, conv.groups
+        folded = None if norm is None else self._folded(x, conv, norm)
+        if self.is_torchs(x) or (norm is not None and folded is None):
+            return self.written(x, conv, norm)
+        layer = conv if folded is None else folded.conv
+        given = x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
         if not torch.compiler.is_compiling():
             key = x.shape, x.dtype, torch.is_grad_enabled()
             if key in self.plain and current_backend() == "auto":
-                return self.written(x, conv, norm, folded)
-            y = small.run(folded, x, self._prepare, holder=self.folded or self)
+                return self.stages_of(F.conv2d(*given), overwrite=True)  # type: ignore[arg-type]
+            y = small.run(layer, x, self._prepare, holder=folded or self)
             if y is not None:
                 return y
             if len(self.plain) < _KEYS and _calls.torch_is_as_fast(*given, self.stages):
                 self.plain.add(key)
         return _calls.block(*given, self.stages)
 
-    def written(
-        self, x: Tensor, conv: nn.Conv2d, norm: Any = None, folded: nn.Conv2d | None = None
-    ) -> Tensor:
-        layer = folded or conv
-        a = F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-        if norm is not None and folded is None:
+    def written(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> Tensor:
+        a = F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        if norm is not None:
             tensors = norm.running_mean, norm.running_var, norm.weight, norm.bias
             a = F.batch_norm(a, *tensors, norm.running_mean is None, 0.0, norm.eps)
         return self.stages_of(a, overwrite=True)
@@ -122,10 +112,10 @@ class LayerBlock(Chain):
     def _prepare(self, conv: nn.Conv2d, x: Tensor) -> Any:
         return small.convolution(conv, x, lambda making: self.stages)
 
-    def _folded(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d | None:
-        """Returns the convolution with the norm in its weights; None where both run as they are written.
+    def _folded(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Folded | None:
+        """Returns the norm folded; None where both run as they are written.
 
-        They do where someone else has to see both: autograd, torch.func, torch.compile.
+        They do where someone else has to see both: autograd, torch.func, torch.compile, torch.jit.trace.
         """
         folded = self.folded
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
@@ -136,7 +126,10 @@ class LayerBlock(Chain):
             if not Folded.is_possible(x, conv, norm):
                 return None
             folded = self.folded = Folded(conv, norm)
-        return folded.conv if folded.is_finite else None
+        return folded if folded.is_finite else None
+
+
+_KEYS = 1000
 
 
 class LazyBlock(LayerBlock):
