@@ -7,6 +7,8 @@ import functools
 from types import CodeType, FunctionType
 from typing import Any
 
+import torch
+
 from .values import Untraceable
 
 # Random numbers that Python draws; what differs for a value that stands for a tensor; who runs the forward,
@@ -20,6 +22,7 @@ _NAMES = {
         ("autocast", "is_autocast_enabled", "get_autocast_dtype"), "switches or asks for autocast"
     ),
     **dict.fromkeys(("warn", "print"), "says something"),
+    "apply": "calls an autograd.Function",
 }
 _INSTRUCTIONS = {
     **dict.fromkeys(
@@ -38,12 +41,19 @@ def check(function: Any) -> None:
     seen, functions = set(), [function]
     while functions:
         f = functions.pop()
+        if _is_apply(f):
+            raise Untraceable(f"forward {_NAMES['apply']}")
         if isinstance(f, FunctionType) and f not in seen and not is_torchs(f):
             seen.add(f)
             if (fault := _fault(f.__code__)) is not None:
                 raise Untraceable(f"forward {fault}")
             functions += [cell.cell_contents for cell in f.__closure__ or ()]
             functions += [f.__globals__.get(name) for name in f.__code__.co_names]
+
+
+def _is_apply(f: Any) -> bool:
+    owner = getattr(f, "__self__", None)
+    return isinstance(owner, type) and issubclass(owner, torch.autograd.Function)
 
 
 def is_torchs(x: Any) -> bool:

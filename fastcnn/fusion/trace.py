@@ -157,8 +157,9 @@ class Trace(TracerBase):
         if issubclass(kind, Value):
             return a.node
         is_structure = issubclass(kind, (dict, list, tuple)) and kind.__module__ != "torch"
-        exact = kind in (dict, list, tuple) or hasattr(kind, "_fields")
-        if issubclass(kind, (Tensor, StandIn)) or (is_structure and not exact):
+        if is_structure and hasattr(kind, "_fields"):  # made by its class, whose name the code has to know
+            return self.graph.create_node("call_function", kind, tuple(map(self.create_arg, a)))
+        if issubclass(kind, (Tensor, StandIn)) or (is_structure and kind not in (dict, list, tuple)):
             self.refuse(f"makes or passes on a {kind.__name__}")
         return super().create_arg(a)
 
