@@ -426,7 +426,7 @@ HOOKS = {
         lambda m, i, o: seen.append(1) or None
     ),
 }  # fmt: skip
-HOOKED = (nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.LocalResponseNorm)
+HOOKED = (nn.Linear, nn.Conv2d, fastcnn.nn.ConvBlock2d, nn.MaxPool2d, nn.LocalResponseNorm)
 PLACES = {
     "root": (lambda m: m, [name for name in SUBJECTS if name != "caffe"]),
     "conv": (conv, CONVS),
