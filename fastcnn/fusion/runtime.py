@@ -76,6 +76,11 @@ class FunctionBlock(Chain):
 _DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 
 
+def _is_traced() -> bool:
+    """Returns whether torch.jit.trace runs, whose check, without gradients, must find the same calls."""
+    return not torch.compiler.is_compiling() and torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
 class LayerBlock(Chain):
     """A convolution layer, in evaluation a batch norm folded into it, and stages."""
 
@@ -87,7 +92,7 @@ class LayerBlock(Chain):
 
     def __call__(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> Tensor:
         folded = None if norm is None else self._folded(x, conv, norm)
-        if self.is_torchs(x) or (norm is not None and folded is None):
+        if self.is_torchs(x) or _is_traced() or (norm is not None and folded is None):
             return self.written(x, conv, norm)
         layer = conv if folded is None else folded.conv
         if self._trains_by_torch(x, layer):
@@ -109,7 +114,7 @@ class LayerBlock(Chain):
         if norm is not None:
             tensors = norm.running_mean, norm.running_var, norm.weight, norm.bias
             a = F.batch_norm(a, *tensors, norm.running_mean is None, 0.0, norm.eps)
-        return self.stages_of(a, overwrite=not a.requires_grad)
+        return self.stages_of(a, overwrite=False)
 
     def _trains_by_torch(self, x: Tensor, conv: nn.Conv2d) -> bool:
         """Returns whether torch's gradients take no longer than a block's, on the CPU.
@@ -118,6 +123,8 @@ class LayerBlock(Chain):
         """
         weight = conv._parameters.get("weight")
         if not torch.is_grad_enabled() or self.stages.lrn is not None or weight is None or not x.is_cpu:
+            return False
+        if torch.compiler.is_compiling():  # for images of any number
             return False
         few = x.dim() == 4 and len(x) == 1 and x.numel() // conv.in_channels * conv.out_channels < _FEW
         return weight.requires_grad and (few or self.stages.pool is None)
@@ -131,7 +138,7 @@ class LayerBlock(Chain):
         They do where someone else has to see both: autograd, torch.func, torch.compile, torch.jit.trace.
         """
         folded = self.folded
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        if torch.compiler.is_compiling() or _is_traced():
             return None
         if torch.is_grad_enabled() and needs_grad(*(t.get(name) for t, name in _tensors(conv, norm))):
             return None
