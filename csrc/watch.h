@@ -57,13 +57,11 @@ class Watch {
   void attribute(py::object object, py::str name, py::object value) {
     attributes_.push_back({std::move(object), std::move(name), std::move(value)});
   }
-  void size(py::object container) {  // must keep its number of elements
-    const Py_ssize_t size = PyObject_Length(container.ptr());
+  void size(py::object container, Py_ssize_t size) {  // must have as many elements
     sizes_.push_back({std::move(container), size});
   }
-  void type(py::object object) {  // must keep its class
-    py::object its = py::type::of(object);
-    types_.push_back({std::move(object), std::move(its)});
+  void type(py::object object, py::object cls) {  // must be of this very class
+    types_.push_back({std::move(object), std::move(cls)});
   }
   // dictionary[key] must be this tensor, laid out as it is.
   void tensor(py::dict dictionary, py::str key) {

@@ -78,21 +78,16 @@ def block(
     return _fastcnn.conv2d_block(input, weight, bias, *conv, *stages.flat(), recompute)
 
 
-def torch_is_as_fast(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair | str,
-    dilation: Pair,
-    groups: int,
-    stages: Stages,
-) -> bool:
-    """Returns whether :func:`block` leaves (N, C, H, W) to torch's own functions, as no slower."""
+def torch_is_as_fast(input: Tensor, weight: Tensor, conv: Conv, stages: Stages) -> bool:
+    """Returns whether :func:`block` leaves (N, C, H, W) to torch's own functions, as no slower.
+
+    conv: stride, padding, dilation and groups, as :class:`torch.nn.Conv2d` has them.
+    """
     if input.dim() != 4 or input.dtype not in DTYPES:
         return False
-    conv = conv_numbers(weight, stride, padding, dilation, groups, ())
-    return stages.empty or _torch_is_as_fast(input, stages, weight, conv)
+    stride, padding, dilation, groups = conv
+    numbers = conv_numbers(weight, stride, padding, dilation, groups, ())
+    return stages.empty or _torch_is_as_fast(input, stages, weight, numbers)
 
 
 def few_to_pool(x: Tensor, dilation: Pair) -> bool:

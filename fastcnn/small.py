@@ -53,7 +53,7 @@ def run(module: nn.Module, input: Tensor, prepare: Prepare, holder: Any = None) 
         return None
     if module.training and torch.is_grad_enabled():
         return None
-    owner = (holder or module).__dict__
+    owner = (module if holder is None else holder).__dict__
     calls: Calls | None = owner.get("_fastcnn_calls")
     if calls is None or calls.owner is not owner:
         calls = owner["_fastcnn_calls"] = Calls(owner)
@@ -288,12 +288,12 @@ def chain(
         making.in_chain = True
         making.value(module, *names)
         making.watch.entry(module.__dict__, "_modules", module._modules)
-        making.watch.size(module._modules)
+        making.watch.size(module._modules, len(module._modules))
         for name, child in module._modules.items():
             making.watch.entry(module._modules, name, child)
         for hooks in _GLOBAL_HOOKS:
             require(not hooks)
-            making.watch.size(hooks)
+            making.watch.size(hooks, 0)
         making.watch.attribute(nn.Module, "__call__", nn.Module.__call__)
         leaves = [leaf for m in modules(module) for leaf in _leaves(m, making.watch)]
         margins = module.margins(input) if "margins" in names else ()
@@ -315,18 +315,18 @@ def _leaves(m: Any, watch: Any) -> Iterator[Any]:
     own, cls = m.__dict__, type(m)
     is_sequence = _written(m).forward in _SEQUENCES
     require("forward" not in own and (is_sequence or cls.forward is _FORWARDS.get(cls)))
-    watch.type(m)
+    watch.type(m, cls)
     watch.absent(own, "forward")
     watch.attribute(_written(m), "forward", _written(m).forward)
     for hooks in ("_forward_hooks", "_forward_pre_hooks"):
         require(not own[hooks])
         watch.entry(own, hooks, own[hooks])
-        watch.size(own[hooks])
+        watch.size(own[hooks], 0)
     if not is_sequence:
         yield m
         return
     watch.entry(own, "_modules", m._modules)
-    watch.size(m._modules)
+    watch.size(m._modules, len(m._modules))
     for name, child in m._modules.items():
         watch.entry(m._modules, name, child)
         yield from _leaves(child, watch)

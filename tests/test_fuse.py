@@ -1,6 +1,7 @@
 """`fastcnn.fuse` on the zoo: what it finds, that results stay, and that it can be undone."""
 
 import copy
+import random
 import warnings
 
 import pytest
@@ -270,6 +271,65 @@ def test_explain_says_what_is_fused_and_why_not(capsys):
     after = capsys.readouterr().out
     assert before == EXPLAINED
     assert after == EXPLAINED.replace("not fused yet; ", "")
+
+
+class Drawing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(3, 4, 3), nn.ReLU()
+
+    def scaled(self, x):
+        return x * random.random()
+
+
+class BySuper(Drawing):
+    """Draws a number in a method that another of the same name calls."""
+
+    def scaled(self, x):
+        return super().scaled(x)
+
+    def forward(self, x):
+        return self.scaled(self.relu(self.conv(x)))
+
+
+class ByAttribute(Drawing):
+    """Draws a number in a method that is an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = self.scaled
+
+    def forward(self, x):
+        return self.last(self.relu(self.conv(x)))
+
+
+@pytest.mark.parametrize("build", [BySuper, ByAttribute])
+def test_each_definition_of_a_method_is_looked_through(build):
+    net = fastcnn.fuse(build())
+    with torch.no_grad():
+        random.seed(0)
+        found = net(IMAGES), net(IMAGES)
+        random.seed(0)
+        expected = build.forward(net, IMAGES), build.forward(net, IMAGES)
+    assert_alike(found, expected)
+
+
+def test_a_layer_that_is_none_is_there():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(3, 4, 3), nn.ReLU()
+            self.register_module("norm", None)
+
+        def forward(self, x):
+            x = self.relu(self.conv(x))
+            return x * 2 if hasattr(self, "norm") and self.norm is None else x
+
+    net = fastcnn.fuse(Net())
+    assert [kinds for f in forwards_of(net) for kinds, _ in f.chains] == 2 * [("conv", "relu")]
+    torch.testing.assert_close(net(IMAGES), Net.forward(net, IMAGES))
+    net.norm = nn.BatchNorm2d(4)
+    torch.testing.assert_close(net(IMAGES), Net.forward(net, IMAGES))
 
 
 def folding_net():

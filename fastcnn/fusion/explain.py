@@ -24,29 +24,35 @@ def explain(model: nn.Module) -> None:
         raise TypeError(f"explain: model must be a torch.nn.Module, but got {type(model).__name__}")
     fusions = [fusion for m in model.modules() if (fusion := fusion_of(m)) is not None]
     fold_bn = any(fusion.fold_bn for fusion in fusions)
-    rows = [("in", "calls", "run as"), *_rows(model, fold_bn)]
+    found = list(_rows(model, fold_bn))
+    rows = [("in", "calls", "run as"), *(row for row, _ in found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-    print(_summary(model, [row[2] for row in rows[1:]], fold_bn))
+    print(_summary(model, [kinds for _, kinds in found], fold_bn))
 
 
-def _rows(model: nn.Module, fold_bn: bool) -> Iterator[tuple[str, str, str]]:
+def _rows(model: nn.Module, fold_bn: bool) -> Iterator[tuple[tuple[str, str, str], tuple[str, ...]]]:
+    """Yields what is printed, and the kinds of a block's parts; none of what is left as written."""
     for name, m, planned in plan(model, fold_bn):
         where = f"{name or 'model'} ({type(m).__name__})"
         made = fusion_of(m)
         forward, other = ((made or planned).forwards.get(mode) for mode in (m.training, not m.training))
         if isinstance(forward, str):
-            yield where, "forward", f"as written: {forward}"
+            yield (where, "forward", f"as written: {forward}"), ()
         if isinstance(forward, Fused):
-            changed = forward.depends.changed() if made else None
+            changed = None
+            if made and not forward.depends.holds():
+                changed = forward.depends.changed() or "a part was fused or unfused by itself"
             for call, (kinds, calls) in zip(forward.calls, forward.chains, strict=True):
-                yield where, ", ".join(calls), _result(call, kinds, changed, made is not None)
+                is_block = not changed and not call.is_left
+                row = where, ", ".join(calls), _result(call, kinds, changed, made is not None)
+                yield row, kinds if is_block else ()
             for written, reason in forward.left:
-                yield where, written, f"as written: {reason}"
+                yield (where, written, f"as written: {reason}"), ()
         if isinstance(forward, Fused) and isinstance(other, str):
             mode = "evaluation" if m.training else "training"
-            yield where, f"forward in {mode}", f"as written: {other}"
+            yield (where, f"forward in {mode}", f"as written: {other}"), ()
 
 
 def _result(call: Chain, kinds: tuple[str, ...], changed: str | None, is_fused: bool) -> str:
@@ -57,16 +63,12 @@ def _result(call: Chain, kinds: tuple[str, ...], changed: str | None, is_fused: 
     return result if is_fused else f"not fused yet; {result}"
 
 
-def _summary(model: nn.Module, results: list[str], fold_bn: bool) -> str:
-    blocks = [result for result in results if "one block: " in result]
-    folded = sum("bn" in result.split(": ")[1].split(" (")[0].split(", ") for result in blocks)
-    parts = [
-        f"{len(blocks)} blocks",
-        f"{folded} batch norms folded",
-        f"{len(results) - len(blocks)} left as written",
-    ]
-    if not fold_bn:
-        forwards = (fusion.forwards.get(False) for _, _, fusion in plan(model, True))
-        chains = [kinds for f in forwards if isinstance(f, Fused) for kinds, _ in f.chains]
-        parts += [f"fold_bn=True would fold {sum('bn' in kinds for kinds in chains)}"]
-    return ", ".join(parts)
+def _summary(model: nn.Module, found: list[tuple[str, ...]], fold_bn: bool) -> str:
+    blocks = [kinds for kinds in found if kinds]
+    folded, left = sum("bn" in kinds for kinds in blocks), len(found) - len(blocks)
+    said = f"{len(blocks)} blocks, {folded} batch norms folded, {left} left as written"
+    if fold_bn:
+        return said
+    forwards = (fusion.forwards.get(False) for _, _, fusion in plan(model, True))
+    chains = [kinds for f in forwards if isinstance(f, Fused) for kinds, _ in f.chains]
+    return f"{said}, fold_bn=True would fold {sum('bn' in kinds for kinds in chains)}"

@@ -37,6 +37,7 @@ class Fused:
         calls: the same, as they are called now.
         left: calls that one may have looked for in a chain, and why they are in none.
         depends: what it depends on.
+        images: whether it is for (N, C, H, W) alone.
     """
 
     run: Callable[..., Any]
@@ -45,26 +46,21 @@ class Fused:
     calls: list[Chain]
     left: list[tuple[str, str]]
     depends: Guard
-    images: bool  # whether it is for (N, C, H, W) alone
+    images: bool
 
     def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
         """Returns the tensors of a call in order; None for a call that it was not traced for."""
-        if (
-            len(args) == 1
-            and not kwargs
-            and not self.images
-            and type(args[0]) is Tensor
-            and len(self.names) == 1
-        ):
-            return args
         if kwargs:
             rest = self.names[len(args) :]
             if kwargs.keys() != set(rest):
                 return None
             args = *args, *(kwargs[name] for name in rest)
-        if len(args) != len(self.names) or not all(isinstance(t, Tensor) for t in args):
+        if len(args) != len(self.names):
             return None
-        return None if self.images and any(t.dim() != 4 for t in args) else args
+        for t in args:
+            if not isinstance(t, Tensor) or (self.images and t.dim() != 4):
+                return None
+        return args
 
 
 def fused(m: nn.Module, traces: Traces, training: bool, fold_bn: bool) -> Fused:
@@ -116,9 +112,8 @@ class Fusion:
             for i in self.left:
                 forward.calls[i].is_left = True
         self.forwards = forwards
-        self.owner = (
-            None if any(map(is_lazy, m.parameters())) else vars(m)
-        )  # or it is made again at each call
+        if not any(map(is_lazy, m.parameters())):  # or it is made again at each call
+            self.owner = vars(m)
 
     @property
     def is_useful(self) -> bool:
@@ -147,8 +142,8 @@ def fusion_of(m: Any) -> Fusion | None:
     fusion: Fusion | None = vars(m).get("_fastcnn_fusion")
     if fusion is not None and fusion.owner is not vars(m):
         with making:
-            fusion = vars(m)["_fastcnn_fusion"]
-            if fusion.owner is not vars(m):
+            fusion = vars(m).get("_fastcnn_fusion")  # another thread may have made it, or unfused the module
+            if fusion is not None and fusion.owner is not vars(m):
                 made = copy.copy(fusion)
                 made.make(m, Traces())
                 fusion = vars(m)["_fastcnn_fusion"] = made
@@ -186,7 +181,7 @@ class FusedModule:
         """Returns the module as it is written for torch.jit.script, which writes into its children."""
         other: nn.Module = self._fastcnn_written.__new__(self._fastcnn_written)
         vars(other).update(vars(self), _modules=dict(self._modules))
-        vars(other).pop("_fastcnn_fusion")
+        vars(other).pop("_fastcnn_fusion", None)
         return other
 
     def __reduce_ex__(self, protocol: Any) -> Any:

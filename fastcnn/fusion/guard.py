@@ -82,14 +82,22 @@ class Guard:
             self.value(m, setting, getattr(m, setting))
 
     def holds(self) -> bool:
-        """Returns whether all is the same: C++ looks, at some 20 ns each, where the extension is there."""
-        if self._watch is None or not self._watch.holds():
-            if self.changed() is not None:
-                return False
-            self._watch = None if _native.missing_reason() else _native.load().Watch(small.torchs())
-            for how, at, _ in self.checks.values() if self._watch else ():
-                getattr(self._watch, how)(*(at[:1] if how in ("size", "type") else at))
-        return not self.contents or all(held(now) == then for _, now, then in self.contents)
+        """Returns whether all is the same: C++ looks, where the extension is there."""
+        if _native.missing_reason():
+            return self.changed() is None
+        if self._watch is None:
+            self._watch = self._watched()
+        same = self._watch.holds()
+        return same and (not self.contents or all(held(now) == then for _, now, then in self.contents))
+
+    def _watched(self) -> Any:
+        """Returns the checks as C++ does them; other threads must see none that is half made."""
+        watch = _native.load().Watch(small.torchs())
+        for how, at, _ in self.checks.values():
+            if how == "type" and _HOLDS[how](*at):
+                at = at[0], type(at[0])  # the class that it has now that it may be fused, too
+            getattr(watch, how)(*at)
+        return watch
 
     def changed(self) -> str | None:
         """Returns what is no longer as it was."""

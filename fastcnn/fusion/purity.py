@@ -51,6 +51,13 @@ def check(function: Any) -> None:
             functions += [f.__globals__.get(name) for name in f.__code__.co_names]
 
 
+def check_definitions(cls: Any, name: str) -> None:
+    """Looks through all definitions of a method that a class has, since one may call the next by super()."""
+    for c in cls.__mro__:
+        found = vars(c).get(name)
+        check(getattr(found, "__func__", getattr(found, "fget", found)))
+
+
 def _is_apply(f: Any) -> bool:
     owner = getattr(f, "__self__", None)
     return isinstance(owner, type) and issubclass(owner, torch.autograd.Function)

@@ -31,9 +31,12 @@ class Chain:
         self.__name__ = type(self).__name__.lower()  # in the graph's code
 
     def is_torchs(self, x: Tensor) -> bool:
-        """Returns whether a block would not do: LRN in (C, H, W) goes over H; types without kernels."""
+        """Returns whether a block would not do: LRN in (C, H, W) goes over H; types without kernels.
+
+        And in torch.jit.trace, whose check, without gradients, must find the same calls.
+        """
         not_images = x.dim() != 4 and self.stages.lrn is not None and not self.per_image
-        return self.is_left or not_images or x.dtype not in DTYPES
+        return self.is_left or not_images or x.dtype not in DTYPES or _is_traced()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         raise NotImplementedError
@@ -49,6 +52,10 @@ class Chain:
             return F.local_response_norm(x, lrn.size, lrn.alpha, lrn.beta, lrn.k)
 
         return plain.after_bias(x, self.stages, overwrite, None if self.per_image else normalise)
+
+
+def _is_traced() -> bool:
+    return not torch.compiler.is_compiling() and torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 class Epilogue(Chain):
@@ -76,11 +83,6 @@ class FunctionBlock(Chain):
 _DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 
 
-def _is_traced() -> bool:
-    """Returns whether torch.jit.trace runs, whose check, without gradients, must find the same calls."""
-    return not torch.compiler.is_compiling() and torch.jit.is_tracing()  # type: ignore[attr-defined]
-
-
 class LayerBlock(Chain):
     """A convolution layer, in evaluation a batch norm folded into it, and stages."""
 
@@ -88,16 +90,15 @@ class LayerBlock(Chain):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.plain: set[Any] = set()  # inputs for which torch is as fast, since to find that out takes 10 us
+        self.plain: set[Any] = set()  # inputs for which torch is as fast: to find that out takes time
 
     def __call__(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> Tensor:
         folded = None if norm is None else self._folded(x, conv, norm)
-        if self.is_torchs(x) or _is_traced() or (norm is not None and folded is None):
-            return self.written(x, conv, norm)
         layer = conv if folded is None else folded.conv
-        if self._trains_by_torch(x, layer):
+        if self.is_torchs(x) or (norm is not None and folded is None) or self._trains_by_torch(x, layer):
             return self.written(x, conv, norm)
-        given = x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
+        weight, numbers = layer.weight, (layer.stride, layer.padding, layer.dilation, layer.groups)
+        given = x, weight, layer.bias, *numbers
         if not torch.compiler.is_compiling():
             key = x.shape, x.dtype, torch.is_grad_enabled()
             if key in self.plain and current_backend() == "auto":
@@ -105,7 +106,7 @@ class LayerBlock(Chain):
             y = small.run(layer, x, self._prepare, holder=folded or self)
             if y is not None:
                 return y
-            if len(self.plain) < _KEYS and _calls.torch_is_as_fast(*given, self.stages):
+            if len(self.plain) < _KEYS and _calls.torch_is_as_fast(x, weight, numbers, self.stages):
                 self.plain.add(key)
         return _calls.block(*given, self.stages)
 
@@ -119,7 +120,8 @@ class LayerBlock(Chain):
     def _trains_by_torch(self, x: Tensor, conv: nn.Conv2d) -> bool:
         """Returns whether torch's gradients take no longer than a block's, on the CPU.
 
-        Without pooling or LRN a block's are .8 to 1.1 times as fast; those of one small image .5 to .9.
+        Without pooling or LRN a block saves nothing; one small image is no work for its threads. Before this
+        rule, fused networks trained at .5 to .9 of plain's speed there (docs/sweep.md: fused Sequential).
         """
         weight = conv._parameters.get("weight")
         if not torch.is_grad_enabled() or self.stages.lrn is not None or weight is None or not x.is_cpu:

@@ -28,13 +28,15 @@ class StandIn:
         if name == "training":
             guard.entry(m, "", name, trace.training)
             return trace.training
-        if (child := m._modules.get(name)) is not None:
-            return _child(self, name, child)
+        if name in m._modules:
+            if m._modules[name] is None:
+                guard.entry(m, "_modules", name, None)
+            return _child(self, name, m._modules[name])
         if path:
             guard.child(trace.m, path)
         if name == "_modules":
             guard.size(m._modules, len(m._modules), "a layer was added or removed")
-            return {key: child and _child(self, key, child) for key, child in m._modules.items()}
+            return {key: _child(self, key, child) for key, child in m._modules.items()}
         for tensors in ("_parameters", "_buffers"):
             if name in vars(m)[tensors]:
                 return trace.tensor(m, tensors, f"{path}.{name}".lstrip("."))
@@ -63,8 +65,10 @@ class StandIn:
         return not hasattr(self.__class__, "__len__") or len(self) > 0
 
 
-def _child(parent: StandIn, name: str, m: nn.Module) -> StandIn:
+def _child(parent: StandIn, name: str, m: nn.Module | None) -> StandIn | None:
     children = parent._fastcnn_children
+    if m is None:
+        return None
     if name not in children:
         path = f"{parent._fastcnn_path}.{name}".lstrip(".")
         children[name] = StandIn(parent._fastcnn_trace, m, path)
@@ -83,11 +87,8 @@ def _of_class(self: StandIn, m: nn.Module, name: str) -> Any:
             trace.guard.size(container, len(container), "a layer or parameter was added or removed")
         raise AttributeError(f"{cls.__name__!r} object has no attribute {name!r}")
     trace.guard.shared(cls, name)
-    if isinstance(found, property):
-        purity.check(found.fget)
-        return found.__get__(self)
-    if isinstance(found, (FunctionType, staticmethod, classmethod)):
-        purity.check(getattr(found, "__func__", found))
+    if isinstance(found, (FunctionType, staticmethod, classmethod, property)):
+        purity.check_definitions(cls, name)
         return found.__get__(self, cls)
     if hasattr(found, "__get__") and not isinstance(found, type):
         trace.refuse(f"looks at {name}")

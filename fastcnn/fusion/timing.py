@@ -28,7 +28,9 @@ def leave_losers(chains: list[Chain], run: Callable[[], Any]) -> None:
 
 def _raced(*functions: Callable[[], Any]) -> tuple[float, ...]:
     """Returns seconds a call, the medians of rounds in turns."""
-    calls = [max(1, round(_SECONDS / max(measure.seconds(f), 1e-7))) for f in functions if f() is not None]
+    for f in functions:
+        f()  # which may fold weights, or prepare a call
+    calls = [max(1, round(_SECONDS / max(measure.seconds(f), 1e-7))) for f in functions]
 
     def repeated(f: Callable[[], Any], n: int) -> Callable[[], Any]:
         return lambda: [f() for _ in range(n)]

@@ -96,8 +96,7 @@ class Trace(TracerBase):
     def forward(self, stand_in: StandIn, m: nn.Module) -> Any:
         """Returns a module's forward, of a stand-in."""
         cls = written(type(m))
-        for c in cls.__mro__:
-            purity.check(vars(c).get("forward"))
+        purity.check_definitions(cls, "forward")
         self.guard.shared(cls, "forward")
         return MethodType(cls.forward, stand_in)
 
@@ -125,6 +124,7 @@ class Trace(TracerBase):
         if isinstance(value, nn.Module):
             return self._registered(value)
         if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
+            purity.check(value.__func__)
             return MethodType(value.__func__, self._registered(value.__self__))
         if type(value) is dict:
             mine: Any = {key: self.seen(name, v) for key, v in value.items()}
@@ -209,9 +209,7 @@ class Traces:
         """
         key = id(m), training
         if key not in self._made:
-            for child in list(m.modules())[
-                :0:-1
-            ]:  # before, so that a trace is not made within another's mode
+            for child in list(m.modules())[:0:-1]:  # before: a trace is not made within another's mode
                 self.looks_through(child, training)
             try:
                 self._made[key] = self._as_in_evaluation(m, training) or Trace(m, training, self)
