@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -31,7 +32,7 @@ class Guard:
         self.contents: list[tuple[str, Any, Any]] = []  # names, containers, and copies of what these held
         self.plain: dict[Any, tuple[nn.Module, str, Any]] = {}  # what torch.compile can watch
         self.passed: dict[int, nn.Module] = {}
-        self._watch: Any = None
+        self._watch: Callable[[], bool] | None = None
         for hooks in _GLOBAL_HOOKS:
             self.size(hooks, 0, "there are global hooks")
 
@@ -83,21 +84,18 @@ class Guard:
 
     def holds(self) -> bool:
         """Returns whether all is the same: C++ looks, where the extension is there."""
-        if _native.missing_reason():
-            return self.changed() is None
-        if self._watch is None:
-            self._watch = self._watched()
-        same = self._watch.holds()
+        if self._watch is None:  # set once it is whole: other threads may call this, too
+            self._watch = (lambda: self.changed() is None) if _native.missing_reason() else self._watched()
+        same = self._watch()
         return same and (not self.contents or all(held(now) == then for _, now, then in self.contents))
 
-    def _watched(self) -> Any:
-        """Returns the checks as C++ does them; other threads must see none that is half made."""
+    def _watched(self) -> Callable[[], bool]:
         watch = _native.load().Watch(small.torchs())
         for how, at, _ in self.checks.values():
             if how == "type" and _HOLDS[how](*at):
                 at = at[0], type(at[0])  # the class that it has now that it may be fused, too
             getattr(watch, how)(*at)
-        return watch
+        return watch.holds
 
     def changed(self) -> str | None:
         """Returns what is no longer as it was."""

@@ -55,7 +55,7 @@ class Chain:
 
 
 def _is_traced() -> bool:
-    return not torch.compiler.is_compiling() and torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None
 
 
 class Epilogue(Chain):
@@ -93,22 +93,26 @@ class LayerBlock(Chain):
         self.plain: set[Any] = set()  # inputs for which torch is as fast: to find that out takes time
 
     def __call__(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> Tensor:
-        folded = None if norm is None else self._folded(x, conv, norm)
-        layer = conv if folded is None else folded.conv
-        if self.is_torchs(x) or (norm is not None and folded is None) or self._trains_by_torch(x, layer):
+        is_eager = not (torch.compiler.is_compiling() or _is_traced())
+        layer: nn.Conv2d | None = conv
+        if norm is not None:  # compilers, torch.func and torch.jit.trace see both layers
+            layer = self._folded(x, conv, norm) if is_eager else None
+        if layer is None:
             return self.written(x, conv, norm)
-        weight, numbers = layer.weight, (layer.stride, layer.padding, layer.dilation, layer.groups)
-        given = x, weight, layer.bias, *numbers
-        if not torch.compiler.is_compiling():
-            key = x.shape, x.dtype, torch.is_grad_enabled()
-            if key in self.plain and current_backend() == "auto":
-                return self.stages_of(F.conv2d(*given), overwrite=True)  # type: ignore[arg-type]
-            y = small.run(layer, x, self._prepare, holder=folded or self)
+        numbers = layer.stride, layer.padding, layer.dilation, layer.groups
+        given = layer.weight, layer.bias, *numbers
+        key = x.shape, x.dtype, torch.is_grad_enabled()
+        if is_eager and key in self.plain and current_backend() == "auto":
+            return self.stages_of(F.conv2d(x, *given), overwrite=True)  # type: ignore[arg-type]
+        if self.is_torchs(x) or self._trains_by_torch(x, layer):
+            return self.written(x, conv, norm)
+        if is_eager:
+            y = small.run(layer, x, self._prepare, holder=self if norm is None else layer)
             if y is not None:
                 return y
-            if len(self.plain) < _KEYS and _calls.torch_is_as_fast(x, weight, numbers, self.stages):
+            if len(self.plain) < _KEYS and _calls.torch_is_as_fast(x, layer.weight, numbers, self.stages):
                 self.plain.add(key)
-        return _calls.block(*given, self.stages)
+        return _calls.block(x, *given, self.stages)
 
     def written(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> Tensor:
         a = F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -134,21 +138,16 @@ class LayerBlock(Chain):
     def _prepare(self, conv: nn.Conv2d, x: Tensor) -> Any:
         return small.convolution(conv, x, lambda making: self.stages)
 
-    def _folded(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Folded | None:
-        """Returns the norm folded; None where both run as they are written.
-
-        They do where someone else has to see both: autograd, torch.func, torch.compile, torch.jit.trace.
-        """
+    def _folded(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d | None:
+        """Returns the convolution with the norm folded into it; None where autograd has to see both."""
         folded = self.folded
-        if torch.compiler.is_compiling() or _is_traced():
-            return None
         if torch.is_grad_enabled() and needs_grad(*(t.get(name) for t, name in _tensors(conv, norm))):
             return None
         if folded is None or not folded.holds():
             if not Folded.is_possible(x, conv, norm):
                 return None
             folded = self.folded = Folded(conv, norm)
-        return folded if folded.is_finite else None
+        return folded.conv if folded.is_finite else None
 
 
 _KEYS = 1000
@@ -194,7 +193,8 @@ class Folded:
             weight = (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype)
             self.is_finite = bool(weight.isfinite().all() and shift.isfinite().all())
         self.conv = copy.copy(conv)
-        vars(self.conv)["_parameters"] = {"weight": weight, "bias": shift.to(weight.dtype)}
+        tensors = {"weight": weight, "bias": shift.to(weight.dtype)}
+        vars(self.conv).update(tensors, _parameters=tensors)  # as attributes, which takes no look-up
 
     @staticmethod
     def is_possible(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
