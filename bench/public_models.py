@@ -55,11 +55,10 @@ class Models(NamedTuple):
 
 def chains(model: nn.Module) -> list[tuple[str, ...]]:
     """Returns the kinds of each chain that fuse found, in evaluation; alone here in knowing fuse's inside."""
-    from fastcnn.fusion.fused import fusion_of
+    from fastcnn.fusion.fused import Fused, fusions
 
-    fusions = [fusion for m in model.modules() if (fusion := fusion_of(m))]
-    forwards = [fusion.forwards[False] for fusion in fusions]
-    return [kinds for forward in forwards if not isinstance(forward, str) for kinds, _ in forward.chains]
+    forwards = [fusion.forwards.get(False) for fusion in fusions(model)]
+    return [kinds for forward in forwards if isinstance(forward, Fused) for kinds, _ in forward.chains]
 
 
 def fuse(model: nn.Module) -> tuple[Models, dict[str, Any]]:

@@ -19,6 +19,7 @@ from zoo import ENTRIES
 
 import fastcnn
 from fastcnn import LRN, MaxPool
+from fastcnn.fusion.fused import fusions
 
 BY_NAME = {entry.name: entry for entry in ENTRIES}
 NETS = ["AlexNet", "CaffeNet", "Functional", "ResNet"]
@@ -101,10 +102,6 @@ def test_autocast_and_memory_formats(net):
     assert_close(model.double()(x.double()), expected.double())
 
 
-def fusions(model):
-    return [vars(m)["_fastcnn_fusion"] for m in model.modules() if "_fastcnn_fusion" in vars(m)]
-
-
 def test_copies_and_pickles_are_fused(net):
     model, x, expected = net
     file = io.BytesIO()
@@ -119,12 +116,8 @@ def test_copies_and_pickles_are_fused(net):
         assert type(other) is type(model)
         assert not {p.data_ptr() for p in other.parameters()} & {p.data_ptr() for p in model.parameters()}
         assert_close(other(x), expected)
-        fusions = [
-            [vars(m)["_fastcnn_fusion"] for m in net.modules() if "_fastcnn_fusion" in vars(m)]
-            for net in (model, other)
-        ]
-        assert fusions[0]
-        for ours, theirs in zip(*fusions, strict=True):
+        assert fusions(model)
+        for ours, theirs in zip(fusions(model), fusions(other), strict=True):
             assert ours is not theirs
             assert ours.forwards[False].chains == theirs.forwards[False].chains
         fastcnn.unfuse(other)

@@ -59,7 +59,7 @@ def forwards_of(m):
     return [f for f in fusion.forwards.values() if isinstance(f, fused.Fused)] if fusion else []
 
 
-REFUSED = {"CBAM", "ViewBySize"}  # they make a size a number
+REFUSED = {"ViewBySize"}
 
 
 @pytest.mark.parametrize("fold_bn", [False, True])
@@ -207,7 +207,8 @@ def test_fused_again_and_in_parts():
     expected = model.eval()(x)
     fastcnn.fuse(model.features)
     fastcnn.fuse(fastcnn.fuse(model))
-    assert [type(m).__mro__.count(fused.FusedModule) for m in model.modules()].count(1) == 1
+    assert all(type(m).__mro__.count(fused.FusedModule) <= 1 for m in model.modules())
+    assert len(fused.fusions(model)) == 1
     torch.testing.assert_close(model(x), expected)
     assert isinstance(model, BY_NAME["AlexNet"].build)
     assert repr(model) == repr(fastcnn.unfuse(copy.deepcopy(model)))
@@ -227,7 +228,7 @@ def test_fastcnns_own_plain_networks_are_fused_whole():
 
 def test_example_inputs_are_compared(monkeypatch):
     fastcnn.fuse(Net(), (IMAGES,))
-    monkeypatch.setattr(runtime.LayerBlock, "__call__", lambda self, x, *layers: x)
+    monkeypatch.setattr(runtime.LayerBlock, "__call__", lambda self, root, x: x)
     net = Net()
     with pytest.raises(RuntimeError, match="fuse: the fused model gave another result"):
         fastcnn.fuse(net, (IMAGES,))

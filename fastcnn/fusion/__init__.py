@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from .explain import explain
-from .fused import Fused, FusedModule, fusion_of, install, making, remove
+from .fused import Fused, FusedModule, fusions, install, making, remove
 from .plan import plan
 from .runtime import Chain
 from .timing import leave_losers
@@ -116,10 +116,8 @@ def unfuse(model: Model) -> Model:
 
 def _chains(model: nn.Module) -> list[Chain]:
     """Returns the chains of a model in evaluation."""
-    fusions = [fusion for m in model.modules() if (fusion := fusion_of(m)) is not None]
-    return [
-        call for f in fusions if isinstance(forward := f.forwards.get(False), Fused) for call in forward.calls
-    ]
+    made = [fusion.forwards.get(False) for fusion in fusions(model)]
+    return [call for forward in made if isinstance(forward, Fused) for call in forward.calls]
 
 
 @torch.no_grad()

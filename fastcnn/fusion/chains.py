@@ -124,10 +124,13 @@ def described(node: Node) -> str:
 def replace(graph: Graph, chain: Chain, root: nn.Module, training: bool, guard: Guard) -> runtime.Chain:
     """Puts one call in the place of a chain's first, where its inputs are what they were."""
     first, head = chain.nodes[0], chain.parts[0]
-    call = _call_of(head, root)(chain.stages, chain.per_image)
+    made = _kind_of(head, root)(chain.stages, chain.per_image)
+    given: tuple[Any, ...] = (head.input,)
+    if isinstance(made, runtime.LayerBlock):
+        made.take(root, *(part.path for part in chain.parts if part.kind in ("conv", "bn")))
+        given = next(iter(graph.nodes)), head.input
     with graph.inserting_before(first):
-        layers = [graph.get_attr(p.path) for p in chain.parts if p.kind in ("conv", "bn") and p.path]
-        node = graph.call_function(call, (head.input, *layers), head.arguments)
+        node = graph.call_function(made, given, head.arguments)
     chain.nodes[-1].replace_all_uses_with(node)
     for unused in reversed(chain.nodes):
         graph.erase_node(unused)
@@ -138,10 +141,10 @@ def replace(graph: Graph, chain: Chain, root: nn.Module, training: bool, guard: 
             guard.child(root, part.path)
             if "training" in part.settings:
                 guard.entry(m, "", "training", training)
-    return call
+    return made
 
 
-def _call_of(head: Part, root: nn.Module) -> type[runtime.Chain]:
+def _kind_of(head: Part, root: nn.Module) -> type[runtime.Chain]:
     if head.kind != "conv":
         return runtime.Epilogue
     if not head.path:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from .fused import Fused, fusion_of
+from .fused import Fused, fusion_of, fusions
 from .plan import plan
 from .runtime import Chain
 
@@ -22,8 +22,7 @@ def explain(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"explain: model must be a torch.nn.Module, but got {type(model).__name__}")
-    fusions = [fusion for m in model.modules() if (fusion := fusion_of(m)) is not None]
-    fold_bn = any(fusion.fold_bn for fusion in fusions)
+    fold_bn = any(fusion.fold_bn for fusion in fusions(model))
     found = list(_rows(model, fold_bn))
     rows = [("in", "calls", "run as"), *(row for row, _ in found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -34,19 +33,19 @@ def explain(model: nn.Module) -> None:
 
 def _rows(model: nn.Module, fold_bn: bool) -> Iterator[tuple[tuple[str, str, str], tuple[str, ...]]]:
     """Yields what is printed, and the kinds of a block's parts; none of what is left as written."""
-    for name, m, planned in plan(model, fold_bn):
+    for name, m, fusion in plan(model, fold_bn, fusion_of):
         where = f"{name or 'model'} ({type(m).__name__})"
-        made = fusion_of(m)
-        forward, other = ((made or planned).forwards.get(mode) for mode in (m.training, not m.training))
+        is_fused = fusion is fusion_of(m)
+        forward, other = (fusion.forwards.get(mode) for mode in (m.training, not m.training))
         if isinstance(forward, str):
             yield (where, "forward", f"as written: {forward}"), ()
         if isinstance(forward, Fused):
             changed = None
-            if made and not forward.depends.holds():
+            if is_fused and not forward.depends.holds():
                 changed = forward.depends.changed() or "a part was fused or unfused by itself"
             for call, (kinds, calls) in zip(forward.calls, forward.chains, strict=True):
                 is_block = not changed and not call.is_left
-                row = where, ", ".join(calls), _result(call, kinds, changed, made is not None)
+                row = where, ", ".join(calls), _result(call, kinds, changed, is_fused)
                 yield row, kinds if is_block else ()
             for written, reason in forward.left:
                 yield (where, written, f"as written: {reason}"), ()

@@ -20,7 +20,7 @@ from .. import small
 from . import chains
 from .guard import Guard, written
 from .runtime import Chain
-from .trace import Traces
+from .trace import Traces, is_layer
 from .values import Untraceable
 
 MODES = (False, True)  # evaluation, training
@@ -31,7 +31,7 @@ class Fused:
     """A forward with its chains as single calls, in one mode.
 
     Attributes:
-        run: the forward; its first argument is the module.
+        run: the forward; its first two arguments are the module.
         names: of the tensors that it takes.
         chains: for each, the kinds of its parts and the calls that they were.
         calls: the same, as they are called now.
@@ -71,49 +71,60 @@ def fused(m: nn.Module, traces: Traces, training: bool, fold_bn: bool) -> Fused:
     """
     trace = traces.get(m, training)
     graph, guard = Graph(), Guard()
+    graph.placeholder("root")  # the module, of which layers' calls and tensors are the function's self
     graph.output(graph.graph_copy(trace.graph, {}))
     guard.update(trace.guard)
     found, others = chains.find(graph, m, training, fold_bn)
-    has_norm = any("bn" in chain.kinds for chain in found)
-    images = trace.images or has_norm
     rows = [(chain.kinds, chain.calls) for chain in found]
     left_rows = [(chains.described(node), reason) for node, reason in trace.left + others]
     # The last first, so that an input that is itself replaced is replaced in the call too.
     calls = [chains.replace(graph, chain, m, training, guard) for chain in reversed(found)][::-1]
+    for node in reversed(graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
     run = type(GraphModule(m, graph)).forward if found else written(type(m)).forward
-    return Fused(run, trace.names, rows, calls, left_rows, guard, images)
+    return Fused(run, trace.names, rows, calls, left_rows, guard, trace.images)
 
 
 class Fusion:
-    """What fuse made of a module in both modes; of a copy, or a pickled one, at its first call."""
+    """What fuse makes of a module, in each mode once it is asked for.
 
-    def __init__(self, fold_bn: bool, left: Sequence[int] = ()) -> None:
-        self.fold_bn = fold_bn
-        self.left = left  # numbers of the chains in evaluation that are slower, where they were timed
+    Attributes:
+        is_inner: whether the module is a part of another's fused forward. Its own runs where it is called by
+            itself, as by the other's forward as written once anything that this depends on has changed.
+        left: numbers of the chains in evaluation that are slower, where they were timed.
+        owner: the module's attributes; a copy of the module makes its own.
+    """
+
+    def __init__(self, fold_bn: bool, is_inner: bool = False, left: Sequence[int] = ()) -> None:
+        self.fold_bn, self.is_inner, self.left = fold_bn, is_inner, left
         self.forwards: dict[bool, Fused | str] = {}
-        self.owner: dict[str, Any] | None = None  # its module's attributes
+        self.owner: dict[str, Any] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         forward, left = self.forwards.get(False), self.left
         if isinstance(forward, Fused):
             left = [i for i, call in enumerate(forward.calls) if call.is_left]
-        return Fusion, (self.fold_bn, left)
+        return Fusion, (self.fold_bn, self.is_inner, left)
 
-    def make(self, m: nn.Module, traces: Traces, modes: Sequence[bool] = MODES) -> None:
-        forwards: dict[bool, Fused | str] = {}
-        for training in modes:
-            try:
-                _check_class(written(type(m)))
-                forwards[training] = fused(m, traces, training, self.fold_bn)
-            except Untraceable as reason:
-                forwards[training] = str(reason)
-        forward = forwards.get(False)
-        if isinstance(forward, Fused):
-            for i in self.left:
-                forward.calls[i].is_left = True
-        self.forwards = forwards
-        if not any(map(is_lazy, m.parameters())):  # or it is made again at each call
-            self.owner = vars(m)
+    def forward(self, m: nn.Module, training: bool, traces: Traces | None = None) -> Fused | str:
+        """Returns the fused forward in a mode, or why there is none."""
+        if training not in self.forwards:
+            with making:
+                self.forwards[training] = self._made(m, training, traces or Traces())
+                if not any(map(is_lazy, m.parameters())):  # or it is made again at each call
+                    self.owner = vars(m)
+        return self.forwards[training]
+
+    def _made(self, m: nn.Module, training: bool, traces: Traces) -> Fused | str:
+        try:
+            _check_class(written(type(m)))
+            made = fused(m, traces, training, self.fold_bn)
+        except Untraceable as reason:
+            return str(reason)
+        for i in () if training else self.left:
+            made.calls[i].is_left = True
+        return made
 
     @property
     def is_useful(self) -> bool:
@@ -121,7 +132,7 @@ class Fusion:
 
     def usable(self, m: nn.Module) -> Fused | None:
         """Returns the fused forward for the module's mode, if there is one and the module is as it was."""
-        forward = self.forwards.get(m.training)
+        forward = self.forwards.get(m.training) or self.forward(m, m.training)
         return forward if isinstance(forward, Fused) and forward.chains and forward.depends.holds() else None
 
 
@@ -138,19 +149,33 @@ making = threading.RLock()  # held by whoever makes a fusion or changes a module
 
 
 def fusion_of(m: Any) -> Fusion | None:
-    """Returns what fuse made of a module, if it did; for a copy made now."""
+    """Returns what fuse makes of a module, if it was fused; of a copy its own."""
     fusion: Fusion | None = vars(m).get("_fastcnn_fusion")
     if fusion is not None and fusion.owner is not vars(m):
         with making:
             fusion = vars(m).get("_fastcnn_fusion")  # another thread may have made it, or unfused the module
             if fusion is not None and fusion.owner is not vars(m):
-                made = copy.copy(fusion)
-                made.make(m, Traces())
-                fusion = vars(m)["_fastcnn_fusion"] = made
+                fusion = vars(m)["_fastcnn_fusion"] = copy.copy(fusion)
+                fusion.forward(m, m.training)
     return fusion
 
 
+def fusions(model: nn.Module) -> list[Fusion]:
+    """Returns those of a fused model that are no parts of one another."""
+    found = [fusion_of(m) for m in model.modules()]
+    return [fusion for fusion in found if fusion is not None and not fusion.is_inner]
+
+
 def install(m: Any, fusion: Fusion) -> None:
+    """Makes the module, and those that its forward is made of, run their fused forwards."""
+    made = [f for f in fusion.forwards.values() if isinstance(f, Fused)]
+    for part in (part for f in made for part in f.depends.passed.values()):
+        if not (is_layer(part) or isinstance(part, FusedModule)):
+            _set(part, Fusion(fusion.fold_bn, is_inner=True))
+    _set(m, fusion)
+
+
+def _set(m: Any, fusion: Fusion) -> None:
     own: Any = type(m)
     vars(m)["_fastcnn_fusion"] = fusion
     m.__class__ = class_of(own)
@@ -221,7 +246,7 @@ def _class_of(cls: Any) -> type[nn.Module]:
         tensors = fused.bound(args, kwargs) if fused is not None else None
         if fused is None or tensors is None:
             return cls.forward(self, *args, **kwargs)
-        return fused.run(self, *tensors)
+        return fused.run(self, self, *tensors)
 
     own = {"forward": forward, "_fastcnn_written": cls}
     own |= {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}

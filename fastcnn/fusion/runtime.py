@@ -47,11 +47,11 @@ class Chain:
 
     def stages_of(self, x: Tensor, overwrite: bool) -> Tensor:
         """Returns the stages by torch's functions, each as the original calls it."""
+        return plain.after_bias(x, self.stages, overwrite, None if self.per_image else _normalise)
 
-        def normalise(x: Tensor, lrn: LRN) -> Tensor:
-            return F.local_response_norm(x, lrn.size, lrn.alpha, lrn.beta, lrn.k)
 
-        return plain.after_bias(x, self.stages, overwrite, None if self.per_image else normalise)
+def _normalise(x: Tensor, lrn: LRN) -> Tensor:
+    return F.local_response_norm(x, lrn.size, lrn.alpha, lrn.beta, lrn.k)
 
 
 def _is_traced() -> bool:
@@ -81,42 +81,62 @@ class FunctionBlock(Chain):
 
 
 _DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+Layers = tuple[nn.Conv2d, nn.BatchNorm2d | None]
+
+
+def _pair(root: nn.Module, paths: tuple[str, ...]) -> Layers:
+    conv, *norm = [root.get_submodule(path) for path in paths]
+    return conv, norm[0] if norm else None  # type: ignore[return-value]
 
 
 class LayerBlock(Chain):
-    """A convolution layer, in evaluation a batch norm folded into it, and stages."""
+    """A convolution layer, in evaluation a batch norm folded into it, and stages; of the module it is in."""
 
     folded: Folded | None = None
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def take(self, root: nn.Module, *paths: str) -> None:
+        """Sets the names of the layers in the module, and so the layers."""
         self.plain: set[Any] = set()  # inputs for which torch is as fast: to find that out takes time
+        self.paths, self.layers = paths, _pair(root, paths)
 
-    def __call__(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> Tensor:
-        is_eager = not (torch.compiler.is_compiling() or _is_traced())
-        layer: nn.Conv2d | None = conv
-        if norm is not None:  # compilers, torch.func and torch.jit.trace see both layers
-            layer = self._folded(x, conv, norm) if is_eager else None
+    def layers_of(self, root: nn.Module) -> Layers:
+        """Returns the layers: the guard knows that these are still the same; compilers see where they are."""
+        return _pair(root, self.paths) if torch.compiler.is_compiling() else self.layers
+
+    def __call__(self, root: nn.Module, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or _is_traced():
+            return self._seen(root, x)
+        conv, norm = self.layers
+        layer = conv if norm is None else self._folded(x, conv, norm)
         if layer is None:
-            return self.written(x, conv, norm)
+            return self.written(root, x)
         numbers = layer.stride, layer.padding, layer.dilation, layer.groups
-        given = layer.weight, layer.bias, *numbers
+        given = x, layer.weight, layer.bias, *numbers
         key = x.shape, x.dtype, torch.is_grad_enabled()
-        if is_eager and key in self.plain and current_backend() == "auto":
-            return self.stages_of(F.conv2d(x, *given), overwrite=True)  # type: ignore[arg-type]
+        if key in self.plain and current_backend() == "auto":
+            return self.stages_of(F.conv2d(*given), overwrite=True)  # type: ignore[arg-type]
         if self.is_torchs(x) or self._trains_by_torch(x, layer):
-            return self.written(x, conv, norm)
-        if is_eager:
-            y = small.run(layer, x, self._prepare, holder=self if norm is None else layer)
-            if y is not None:
-                return y
-            if len(self.plain) < _KEYS and _calls.torch_is_as_fast(x, layer.weight, numbers, self.stages):
-                self.plain.add(key)
-        return _calls.block(x, *given, self.stages)
+            return self.written(root, x)
+        y = small.run(layer, x, self._prepare, holder=self if norm is None else layer)
+        if y is not None:
+            return y
+        if len(self.plain) < _KEYS and _calls.torch_is_as_fast(x, layer.weight, numbers, self.stages):
+            self.plain.add(key)
+        return _calls.block(*given, self.stages)
 
-    def written(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> Tensor:
+    def _seen(self, root: nn.Module, x: Tensor) -> Tensor:
+        """Returns the same for torch.compile, torch.export and torch.jit.trace, which see a norm as it is."""
+        conv, norm = self.layers_of(root)
+        if norm is not None or self.is_torchs(x):
+            return self.written(root, x)
+        numbers = conv.stride, conv.padding, conv.dilation, conv.groups
+        return _calls.block(x, conv.weight, conv.bias, *numbers, self.stages)
+
+    def written(self, root: nn.Module, x: Tensor) -> Tensor:
+        conv, norm = self.layers_of(root)
         a = F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
         if norm is not None:
+            norm._check_input_dim(a)
             tensors = norm.running_mean, norm.running_var, norm.weight, norm.bias
             a = F.batch_norm(a, *tensors, norm.running_mean is None, 0.0, norm.eps)
         return self.stages_of(a, overwrite=False)
@@ -130,8 +150,6 @@ class LayerBlock(Chain):
         weight = conv._parameters.get("weight")
         if not torch.is_grad_enabled() or self.stages.lrn is not None or weight is None or not x.is_cpu:
             return False
-        if torch.compiler.is_compiling():  # for images of any number
-            return False
         few = x.dim() == 4 and len(x) == 1 and x.numel() // conv.in_channels * conv.out_channels < _FEW
         return weight.requires_grad and (few or self.stages.pool is None)
 
@@ -141,6 +159,8 @@ class LayerBlock(Chain):
     def _folded(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d | None:
         """Returns the convolution with the norm folded into it; None where autograd has to see both."""
         folded = self.folded
+        if x.dim() != 4:  # for which a batch norm has an error of its own
+            return None
         if torch.is_grad_enabled() and needs_grad(*(t.get(name) for t, name in _tensors(conv, norm))):
             return None
         if folded is None or not folded.holds():
@@ -157,9 +177,9 @@ _FEW = 1 << 16  # values, times the strides
 class LazyBlock(LayerBlock):
     """The first call of a lazy convolution, which makes its parameters."""
 
-    def __call__(self, x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> Tensor:
-        conv(x)
-        return super().__call__(x, conv, norm)
+    def __call__(self, root: nn.Module, x: Tensor) -> Tensor:
+        self.layers[0](x)
+        return super().__call__(root, x)
 
 
 def _tensors(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> list[tuple[dict[str, Any], str]]:

@@ -6,7 +6,6 @@ alone: nothing of PyTorch or of the model is replaced meanwhile.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import enum
 import inspect
@@ -30,10 +29,10 @@ _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_
 
 
 class Trace(TracerBase):
-    """A forward in training or in evaluation.
+    """A forward in training or in evaluation, with those of the modules that it calls.
 
     Attributes:
-        graph: calls of other modules are nodes, but for modules that are looked through.
+        graph: calls of layers are nodes, and of modules whose own forward is more than a graph says.
         guard: what it has read.
         names: arguments of the forward that have no default.
         left: calls that are no parts of a block, though they look like it, and why.
@@ -50,40 +49,22 @@ class Trace(TracerBase):
         parameters = list(inspect.signature(written(type(m)).forward).parameters.values())[1:]
         self.names = [p.name for p in parameters if p.default is p.empty and p.kind in _BY_POSITION]
         self.failed: Untraceable | None = None
-        self.attributes: list[ValueAttribute] = []
+        self.attributes: list[ValueAttribute] = []  # of the forward that runs, as are the copies
         self.copies: list[tuple[str, Any, Any]] = []
         self.state, self.images = _state(), False
         try:
             with _Recorder(self):
                 values = [self.create_proxy("placeholder", name, (), {}) for name in self.names]
-                self.create_proxy("output", "output", (self.forward(StandIn(self, m, ""), m)(*values),), {})
+                result = self.run(StandIn(self, m, ""), m, values, {})
+                self.create_proxy("output", "output", (result,), {})
         except Untraceable:
             raise
         except Exception as error:  # whatever a forward may raise on values that stand for tensors
             raise self.failed or Untraceable(str(error).partition("\n")[0] or type(error).__name__) from error
-        if self.failed is not None:
-            raise self.failed
-        for attribute in self.attributes:
-            if attribute.unused:
-                raise Untraceable(f"forward looks at a value's {attribute.attr}")
-        for name, mine, original in self.copies:
-            if held(mine) != original:
-                raise Untraceable(f"forward changes {name}")
         self._drop_assertions()
         before = len(self.graph.nodes)
         self.left = lrn.rewrite(self.graph, m, self.guard)
         self.images |= len(self.graph.nodes) < before
-
-    def is_line(self) -> bool:
-        """Returns whether the graph is nothing but parts of a block, one after another."""
-        first, *calls, output = (node for node in self.graph.nodes if node.op != "get_attr")
-        previous = first
-        for node in calls:
-            part = parts.part_of(node, self.m, self.training)
-            if not isinstance(part, parts.Part) or part.input is not previous:
-                return False
-            previous = node
-        return bool(calls) and first.op == "placeholder" and output.args == (previous,)
 
     def refusal(self, why: str) -> Untraceable:
         """Returns what to raise, and remembers it, in case the forward catches it."""
@@ -93,22 +74,48 @@ class Trace(TracerBase):
     def refuse(self, why: str) -> NoReturn:
         raise self.refusal(why)
 
-    def forward(self, stand_in: StandIn, m: nn.Module) -> Any:
-        """Returns a module's forward, of a stand-in."""
+    def run(self, stand_in: StandIn, m: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Returns what a module's forward gives, of a stand-in."""
         cls = written(type(m))
         purity.check_definitions(cls, "forward")
         self.guard.shared(cls, "forward")
-        return MethodType(cls.forward, stand_in)
+        result = cls.forward(stand_in, *args, **kwargs)
+        self.create_arg(result)
+        if self.failed is not None:
+            raise self.failed
+        for attribute in self.attributes:
+            if attribute.unused:
+                raise Untraceable(f"forward looks at a value's {attribute.attr}")
+        for name, mine, original in self.copies:
+            if held(mine) != original:
+                raise Untraceable(f"forward changes {name}")
+        return result
 
     def call(self, stand_in: StandIn, m: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
-        """Records a module's call, or what that calls in its turn."""
+        """Records what a module's call does, or, where that is more than a graph says, the call."""
         if not path:
             self.refuse("calls itself")
-        takes_lists = not is_layer(m) and any(type(a) in (list, tuple) for a in args)
-        if takes_lists or self.traces.looks_through(m, self.training):
+        self.create_arg((args, kwargs))
+        key, plain_call = (id(m), self.training), type(m).__call__ is nn.Module.__call__
+        if key in self.traces.opaque or is_layer(m) or not plain_call or customised(m):
+            return self.create_proxy("call_module", path, args, kwargs)
+        last = next(iter(reversed(self.graph.nodes)))
+        outer = self.guard, self.attributes, self.copies, self.failed
+        self.guard, self.attributes, self.copies, self.failed = Guard(), [], [], None
+        try:
             self.guard.child(self.m, path)
             self.guard.passes(m)
-            return self.forward(stand_in, m)(*args, **kwargs)
+            result = self.run(stand_in, m, args, kwargs)
+            outer[0].update(self.guard)
+            return result
+        except Exception:
+            if any(isinstance(a, (list, dict)) for a in args):  # which it may have written to
+                raise
+            self.traces.opaque.add(key)
+            while (node := next(iter(reversed(self.graph.nodes)))) is not last:
+                self.graph.erase_node(node)
+        finally:
+            self.guard, self.attributes, self.copies, self.failed = outer
         return self.create_proxy("call_module", path, args, kwargs)
 
     def tensor(self, m: nn.Module, tensors: str, path: str) -> Value | None:
@@ -195,11 +202,15 @@ class _Recorder(TorchFunctionMode):
 
 
 class Traces:
-    """Modules' forwards, each traced once for training and once for evaluation."""
+    """Modules' forwards, each traced once for training and once for evaluation.
+
+    Attributes:
+        opaque: modules, by id and mode, whose forward is more than a graph says.
+    """
 
     def __init__(self) -> None:
         self._made: dict[tuple[int, bool], Trace | Untraceable] = {}
-        self._lines: dict[tuple[int, bool], bool] = {}
+        self.opaque: set[tuple[int, bool]] = set()
 
     def get(self, m: nn.Module, training: bool) -> Trace:
         """Returns the trace.
@@ -209,8 +220,6 @@ class Traces:
         """
         key = id(m), training
         if key not in self._made:
-            for child in list(m.modules())[:0:-1]:  # before: a trace is not made within another's mode
-                self.looks_through(child, training)
             try:
                 self._made[key] = self._as_in_evaluation(m, training) or Trace(m, training, self)
             except Untraceable as reason:
@@ -225,24 +234,8 @@ class Traces:
         made = self._made.get((id(m), False))
         if not training or not isinstance(made, Trace):
             return None
-        through = (self.looks_through(x, True) for x in made.guard.passed.values())
         reads_mode = any(name == "training" for _, name, _ in made.guard.plain.values())
-        return None if reads_mode or not all(through) else made
-
-    def looks_through(self, m: nn.Module, training: bool) -> bool:
-        """Returns whether a module's forward is a part of its caller's graph.
-
-        It is where it is nothing but parts of a block, one after another; or a batch norm and an activation.
-        """
-        key = id(m), training
-        if key not in self._lines:
-            self._lines[key] = False  # also while it is being found out
-            plain_call = type(m).__call__ is nn.Module.__call__
-            if plain_call and not is_layer(m) and not customised(m):
-                with contextlib.suppress(Untraceable):
-                    trace = self.get(m, training)
-                    self._lines[key] = isinstance(m, nn.BatchNorm2d) or trace.is_line()
-        return self._lines[key]
+        return None if reads_mode or self.opaque & {(id(x), False) for x in m.modules()} else made
 
 
 def is_layer(m: nn.Module) -> bool:

@@ -94,7 +94,8 @@ def unpacked(values: Any, number: int) -> tuple[Any, ...]:
 
 _REFUSED = {
     "decides by a value": ("__bool__",),
-    "makes a value a number": ("__int__", "__float__", "__complex__", "__index__"),
+    # No __index__: where there is one, C code that takes numbers asks for it, and else has the call recorded.
+    "makes a value a number": ("__int__", "__float__", "__complex__"),
     "unpacks or goes through a value": ("__len__", "__contains__"),
     "looks a value up": ("__hash__",),
     "copies a value": ("__reduce_ex__",),
