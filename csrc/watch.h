@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <utility>
 #include <vector>
 
 #include "layout.h"
@@ -32,6 +33,12 @@ inline bool equal(py::handle a, py::handle b) {
   const int result = PyObject_RichCompareBool(a.ptr(), b.ptr(), Py_EQ);
   if (result < 0) throw py::error_already_set();
   return result;
+}
+
+inline long long number(py::handle n) {
+  const long long value = PyLong_AsLongLong(n.ptr());
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return value;
 }
 
 // The names that are asked for, interned: a look-up then compares addresses.
@@ -72,8 +79,7 @@ class Watch {
   // dictionary[key] must be this tensor, where it is, and written to as often by PyTorch's count.
   void values(py::dict dictionary, py::str key) {
     py::object t = dictionary[key];
-    py::object version = fastcnn::attribute(t, names_.version);
-    py::object address = call_method(t, names_.data_ptr);
+    const auto [version, address] = written(t);
     values_.push_back({{std::move(dictionary), std::move(key), t}, version, address});
   }
 
@@ -93,9 +99,7 @@ class Watch {
     for (const auto& [container, size] : sizes_)
       if (PyObject_Length(container.ptr()) != size) return false;
     for (const Values& v : values_)
-      if (!v.at.holds() || !equal(fastcnn::attribute(v.at.value, names_.version), v.version) ||
-          !equal(call_method(v.at.value, names_.data_ptr), v.address))
-        return false;
+      if (!v.at.holds() || written(v.at.value) != std::pair(v.version, v.address)) return false;
     for (const Tensor& t : tensors_) {
       if (!t.at.holds() || call_method(t.at.value, names_.is_neg).ptr() != Py_False) return false;
       addresses.push_back(t.layout.address(t.at.value));
@@ -153,8 +157,12 @@ class Watch {
   };
   struct Values {
     Entry at;
-    py::object version, address;
+    long long version, address;  // as numbers: objects would be two more lines of memory to fetch
   };
+
+  std::pair<long long, long long> written(py::handle t) const {
+    return {number(fastcnn::attribute(t, names_.version)), number(call_method(t, names_.data_ptr))};
+  }
 
   const Names& names_;
   const Exchange& exchange_;

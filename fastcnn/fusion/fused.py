@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from .. import small
 from . import chains
 from .guard import Guard, written
-from .runtime import Chain
+from .runtime import Chain, LayerBlock
 from .trace import Traces, is_layer
 from .values import Untraceable
 
@@ -35,6 +35,8 @@ class Fused:
         names: of the tensors that it takes.
         chains: for each, the kinds of its parts and the calls that they were.
         calls: the same, as they are called now.
+        folding: those with a batch norm. Their weights are checked all at once before they run: between
+            convolutions, which leave no cache to it, a check takes 4 us instead of 1.
         left: calls that one may have looked for in a chain, and why they are in none.
         depends: what it depends on.
         images: whether it is for (N, C, H, W) alone.
@@ -44,6 +46,7 @@ class Fused:
     names: list[str]
     chains: list[tuple[tuple[str, ...], list[str]]]
     calls: list[Chain]
+    folding: list[LayerBlock]
     left: list[tuple[str, str]]
     depends: Guard
     images: bool
@@ -83,7 +86,8 @@ def fused(m: nn.Module, traces: Traces, training: bool, fold_bn: bool) -> Fused:
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
     run = type(GraphModule(m, graph)).forward if found else written(type(m)).forward
-    return Fused(run, trace.names, rows, calls, left_rows, guard, trace.images)
+    folding = [call for call in calls if isinstance(call, LayerBlock) and call.layers[1] is not None]
+    return Fused(run, trace.names, rows, calls, folding, left_rows, guard, trace.images)
 
 
 class Fusion:
@@ -243,6 +247,8 @@ def _class_of(cls: Any) -> type[nn.Module]:
                     return y
             fusion = fusion_of(self)
             fused = fusion.usable(self) if fusion is not None else None
+            for block in fused.folding if fused is not None else ():
+                block.check_fold()
         tensors = fused.bound(args, kwargs) if fused is not None else None
         if fused is None or tensors is None:
             return cls.forward(self, *args, **kwargs)

@@ -124,6 +124,11 @@ class LayerBlock(Chain):
             self.plain.add(key)
         return _calls.block(*given, self.stages)
 
+    def check_fold(self) -> None:
+        """Forgets folded weights of which a tensor has changed."""
+        if self.folded is not None and not self.folded.holds():
+            self.folded = None
+
     def _seen(self, root: nn.Module, x: Tensor) -> Tensor:
         """Returns the same for torch.compile, torch.export and torch.jit.trace, which see a norm as it is."""
         conv, norm = self.layers_of(root)
@@ -163,7 +168,7 @@ class LayerBlock(Chain):
             return None
         if torch.is_grad_enabled() and needs_grad(*(t.get(name) for t, name in _tensors(conv, norm))):
             return None
-        if folded is None or not folded.holds():
+        if folded is None:
             if not Folded.is_possible(x, conv, norm):
                 return None
             folded = self.folded = Folded(conv, norm)
