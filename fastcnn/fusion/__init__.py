@@ -68,6 +68,9 @@ def fuse(
             if fusion.is_useful:
                 install(m, fusion)
                 _warn_of_nchw(m)
+        for forward in (f for fusion in fusions(model) for f in fusion.forwards.values()):
+            if isinstance(forward, Fused):
+                forward.depends.holds()  # from now on: parts have the classes that they will have
     if example_inputs is not None:
         try:
             after = _evaluated(model, example_inputs)

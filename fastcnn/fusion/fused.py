@@ -166,8 +166,9 @@ def fusion_of(m: Any) -> Fusion | None:
 
 def fusions(model: nn.Module) -> list[Fusion]:
     """Returns those of a fused model that are no parts of one another."""
-    found = [fusion_of(m) for m in model.modules()]
-    return [fusion for fusion in found if fusion is not None and not fusion.is_inner]
+    there = [(m, vars(m).get("_fastcnn_fusion")) for m in model.modules()]
+    found = [fusion_of(m) for m, fusion in there if fusion is not None and not fusion.is_inner]
+    return [fusion for fusion in found if fusion is not None]
 
 
 def install(m: Any, fusion: Fusion) -> None:
