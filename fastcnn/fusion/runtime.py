@@ -55,7 +55,10 @@ def _normalise(x: Tensor, lrn: LRN) -> Tensor:
 
 
 def _is_traced() -> bool:
-    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None
+    return not torch.compiler.is_compiling() and _tracing_state() is not None
+
+
+_tracing_state = torch._C._get_tracing_state
 
 
 class Epilogue(Chain):
@@ -104,7 +107,7 @@ class LayerBlock(Chain):
         return _pair(root, self.paths) if torch.compiler.is_compiling() else self.layers
 
     def __call__(self, root: nn.Module, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or _is_traced():
+        if torch.compiler.is_compiling() or _tracing_state() is not None:
             return self._seen(root, x)
         conv, norm = self.layers
         layer = conv if norm is None else self._folded(x, conv, norm)
