@@ -45,7 +45,7 @@ inline long long number(py::handle n) {
 struct Names {
   py::str is_neg = intern("is_neg"), requires_grad = intern("requires_grad"),
           raw_repr = intern("raw_repr"), version = intern("_version"),
-          data_ptr = intern("data_ptr");
+          data_ptr = intern("data_ptr"), cdata = intern("_cdata");
 
   static py::str intern(const char* name) {
     return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name));
@@ -58,6 +58,7 @@ class Watch {
 
   // dictionary[key] must be this very object; where it is null, there must be no such key.
   void entry(py::dict dictionary, py::str key, py::object value) {
+    will_read(dictionary);
     entries_.push_back({std::move(dictionary), std::move(key), std::move(value)});
   }
   // An attribute of object must be this very one.
@@ -65,9 +66,11 @@ class Watch {
     attributes_.push_back({std::move(object), std::move(name), std::move(value)});
   }
   void size(py::object container, Py_ssize_t size) {  // must have as many elements
+    lines_.push_back(container.ptr());
     sizes_.push_back({std::move(container), size});
   }
   void type(py::object object, py::object cls) {  // must be of this very class
+    lines_.push_back(object.ptr());
     types_.push_back({std::move(object), std::move(cls)});
   }
   // dictionary[key] must be this tensor, laid out as it is.
@@ -80,6 +83,10 @@ class Watch {
   void values(py::dict dictionary, py::str key) {
     py::object t = dictionary[key];
     const auto [version, address] = written(t);
+    will_read(dictionary);
+    const auto* fields = (const char*)number(fastcnn::attribute(t, names_.cdata));
+    for (const void* line : {(const char*)t.ptr(), fields, fields + 64, fields + 128})
+      lines_.push_back(line);
     values_.push_back({{std::move(dictionary), std::move(key), t}, version, address});
   }
 
@@ -90,6 +97,9 @@ class Watch {
 
   // addresses: where the tensors' values are, if it does.
   bool holds(std::vector<const void*>& addresses) const {
+    // All that is looked at lies far apart, and beside large tensors in no cache: one by one, it
+    // takes 9 us to fetch what a folded batch norm depends on.
+    for (const void* line : lines_) __builtin_prefetch(line);
     for (const auto& [object, its] : types_)
       if ((PyObject*)Py_TYPE(object.ptr()) != its.ptr()) return false;
     for (const Entry& e : entries_)
@@ -164,8 +174,14 @@ class Watch {
     return {number(fastcnn::attribute(t, names_.version)), number(call_method(t, names_.data_ptr))};
   }
 
+  void will_read(const py::dict& dictionary) {
+    lines_.push_back(dictionary.ptr());
+    lines_.push_back(((PyDictObject*)dictionary.ptr())->ma_keys);
+  }
+
   const Names& names_;
   const Exchange& exchange_;
+  std::vector<const void*> lines_;  // of memory; only for the processor to fetch: some may be gone
   std::vector<Entry> entries_, attributes_;
   std::vector<std::pair<py::object, Py_ssize_t>> sizes_;
   std::vector<std::pair<py::object, py::object>> types_;

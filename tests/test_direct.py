@@ -16,7 +16,7 @@ from torch.nn import functional as TF
 import fastcnn
 from fastcnn import MaxPool, small
 from fastcnn import functional as F
-from fastcnn.backends import _direct, plain, reference
+from fastcnn.backends import _direct, cpu, plain, reference
 from fastcnn.backends._convolution import conv_output_size, convolution_backward, output_format
 from fastcnn.stages import Stages
 from fastcnn.testing import TOLERANCES, assert_close, assert_within_twice
@@ -309,6 +309,30 @@ def test_what_is_declined():
     assert _direct.geometry(*one_pixel, prepared=True) and not _direct.geometry(*one_pixel)
     one_image = torch.randn(1, 3, 9, 9), torch.randn(4, 3, 3, 3), ((1, 1), (0, 0), (1, 1), 1), Stages()
     assert _direct.geometry(*one_image, prepared=True) and not _direct.geometry(*one_image)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "stride", "directly"),
+    [(16, 32, 1, True), (16, 32, 2, True)]
+    + [(channels, size, stride, False) for channels, size in ((128, 56), (512, 7)) for stride in (1, 2)],
+)
+def test_depthwise_only_of_few_products(channels, size, stride, directly):
+    x, weight = torch.empty(1, channels, size, size), torch.empty(channels, 1, 3, 3)
+    conv = (stride, stride), (1, 1), (1, 1), channels
+    assert bool(_direct.geometry(x, weight, conv, Stages(True), prepared=True)) == directly
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "by_torch"),
+    [(1, 4, True), (32, 4, True), (1, 7, True), (32, 7, False), (1, 14, False)],
+)
+def test_narrow_maps_are_pooled_by_torch(images, size, by_torch):
+    x, weight = torch.empty(images, 64, size, size), torch.empty(512, 64, 3, 3)
+    args = weight, ((1, 1), (1, 1), (1, 1), 1)
+    assert bool(cpu.slower_reason(x, Stages(pool=MaxPool(2)), *args)) == by_torch
+    if size > 4:
+        last = x.to(memory_format=torch.channels_last)
+        assert cpu.slower_reason(last, Stages(pool=MaxPool(2)), *args) is None
 
 
 # Networks: as one call, from the first that could be.

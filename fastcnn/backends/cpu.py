@@ -14,7 +14,7 @@ from .. import _native
 from ..stages import DTYPES, Conv, Pair, Stages, memory_format
 from . import _direct
 from ._block import BlockGradients, convolve_then, in_chunks
-from ._convolution import conv_output_size, convolve
+from ._convolution import conv_output_size, convolve, output_format
 from ._launch import Results, allocate, params
 from .reference import lrn_input
 
@@ -64,8 +64,9 @@ def slower_reason(x: Tensor, stages: Stages, weight: Tensor | None, conv: Conv |
     if stages.pool is not None:
         if not torch_pools_right(x, stages.pool.pairs[3]):
             return None
-        few = values < (SMALL if stages.relu else 8 * SMALL) or (weight is None and pools_slowly(x))
-        return "torch's own functions pool few values as fast" if few else None
+        few = values < (SMALL if stages.relu else 8 * SMALL)
+        slowly = pools_slowly(x) if weight is None else conv and _pools_narrow(x, weight, conv, values)
+        return "torch's own functions pool few values as fast" if few or slowly else None
     most = _FRESH_BYTES if weight is None or x.shape[0] == 1 else _CHUNK_BYTES
     return "torch's own ReLU is as fast" if values * x.itemsize <= most else None
 
@@ -86,6 +87,17 @@ def pools_slowly(x: Tensor) -> bool:
     _, channels, height, width = x.shape
     short = channels < 16 if memory_format(x) == torch.channels_last else width < 8
     return short or height * width < 64
+
+
+def _pools_narrow(x: Tensor, weight: Tensor, conv: Conv, values: int) -> bool:
+    """Returns the same of a convolution's output: of 512 maps of 4 x 4, ours has .2 to .4 of torch's speed.
+
+    Of 7 x 7 it has .7 for one image and 1.6 for 8.
+    """
+    if output_format(x, weight) == torch.channels_last:
+        return False
+    _, columns = conv_output_size(x, weight, conv)
+    return columns < 6 or (columns < 8 and values < 16 * SMALL)
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, format: torch.memory_format) -> Tensor:

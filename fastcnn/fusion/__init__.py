@@ -32,19 +32,22 @@ def fuse(
     before; or such stages without a convolution. ``nn.Identity``, and Dropout in evaluation, may lie between.
     LRN may be written as a division by a power of an average pooling over channels.
 
-    Each module's forward runs once on stand-ins for tensors and modules, in this thread; nothing of PyTorch
-    is replaced meanwhile. The model is changed in place and stays what it was: its class (a subclass of the
-    same name), parameters, state dict, hooks and mode. At each call it is checked that nothing has changed
-    that the forward depends on (layers, their attributes and hooks, attributes that it read); if anything
-    has, it runs as written. torch.compile checks once, when it compiles, and then watches plain attributes.
-    Under autocast a block has autocast's dtype throughout, where torch's own LRN would give float32.
-    ``explain`` shows what was found.
+    The model's forward runs once on stand-ins for tensors and modules, in this thread; nothing of PyTorch is
+    replaced meanwhile. It becomes one graph with the forwards of its modules, as in torch.fx; but a module
+    with hooks, or whose forward a graph can't say, stays a call. The model is changed in place and stays what
+    it was: its class (a subclass of the same name), parameters, state dict, hooks and mode. At each call it
+    is checked that nothing has changed that the forward depends on (layers, their attributes and hooks,
+    attributes that it read); if anything has, it runs as written, and of the modules that it calls those
+    that are as they were run fused. torch.compile checks once, when it compiles, and then watches plain
+    attributes. Under autocast a block has autocast's dtype throughout, where torch's own LRN would give
+    float32. ``explain`` shows what was found.
 
     Args:
         model: any module. One whose forward does more than a graph can say is left as written, and the
-            modules in it are looked at by themselves: control flow on values, exceptions, contexts (switching
-            gradients off), setting attributes or globals, drawing random numbers in Python, printing, calling
-            an autograd.Function. Writing into a global container is not seen, and a fused forward doesn't.
+            modules in it are looked at by themselves. That is control flow on values, exceptions, contexts
+            (switching gradients off), setting attributes or globals, drawing random numbers in Python,
+            printing, calling an autograd.Function. Writing into a global container is not seen, and a fused
+            forward doesn't.
         example_inputs: a tensor, or the arguments of a call: its results in evaluation, before and after,
             are compared, and each block is timed against torch's functions. Those that are slower are left.
         fold_bn: in evaluation, work a BatchNorm2d behind a convolution into its weights, once, in a copy of

@@ -95,7 +95,7 @@ class Trace(TracerBase):
         """Records what a module's call does, or, where that is more than a graph says, the call."""
         if not path:
             self.refuse("calls itself")
-        self.create_arg((args, kwargs))
+        given = self.create_arg((args, kwargs))
         key, plain_call = (id(m), self.training), type(m).__call__ is nn.Module.__call__
         if key in self.traces.opaque or is_layer(m) or not plain_call or customised(m):
             return self.create_proxy("call_module", path, args, kwargs)
@@ -107,9 +107,10 @@ class Trace(TracerBase):
             self.guard.passes(m)
             result = self.run(stand_in, m, args, kwargs)
             outer[0].update(self.guard)
+            outer[2].extend(self.copies)
             return result
         except Exception:
-            if any(isinstance(a, (list, dict)) for a in args):  # which it may have written to
+            if self.create_arg((args, kwargs)) != given:  # it has written to a list
                 raise
             self.traces.opaque.add(key)
             while (node := next(iter(reversed(self.graph.nodes)))) is not last:
