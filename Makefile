@@ -6,7 +6,7 @@ PIP := $(call pip,.venv,constraints.txt)
 NATIVE := $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help env demo test test-oldest test-newest lint format sanitize wheel bench-cpu growth memory choices report sweep gpu resources clean
+.PHONY: help env demo test test-oldest test-newest lint format sanitize wheel bench-cpu growth memory choices report sweep public gpu resources clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -120,6 +120,11 @@ report: .venv/built  ## write README's table, docs/benchmarks.md and the picture
 
 sweep: .venv/built  ## time random shapes of ops and networks against plain torch; ARGS="--quick" for a minute of it
 	$(BIN)/python bench/sweep.py $(ARGS)
+	$(BIN)/python bench/report.py
+
+# Of torchvision and timm, which take no part here, the models are timed where these are installed, too.
+public: .venv/built  ## time models that people have, fused and plain, two hours; ARGS="-k resnet --quick" for some
+	$(BIN)/python bench/public_models.py $(ARGS)
 	$(BIN)/python bench/report.py
 
 # With the Python that has torch for the GPU, whose extension it builds in place; no network is needed.

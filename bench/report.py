@@ -63,7 +63,8 @@ def overview(cpu: dict) -> str:
     return f"""# Benchmarks
 
 From `bench/results/*.json`, by `make report`, which CI compares. `make bench-cpu`, `make growth`,
-`make memory` and `make gpu` measure anew. [sweep.md](sweep.md) has random shapes beside plain torch.
+`make memory` and `make gpu` measure anew. [sweep.md](sweep.md) has random shapes beside plain torch,
+[public_models.md](public_models.md) models that people have.
 
 - [Against peers on the CPU](#against-peers-on-the-cpu), [near the roof?](#near-the-roof)
 - [How cost grows](#how-cost-grows), [memory of a training step](#memory-of-a-training-step)
@@ -106,22 +107,19 @@ def files() -> dict[str, str]:
     cpu, results = read_cpu()
     growth, memory = read("growth", "make growth"), read("memory", "make memory")
     choices = report_choices.section(read("choices", "make choices"))
-    pages = {
+    return {
         "README.md": marked("README.md", results=report_cpu.readme(cpu, results)),
         "docs/cpu.md": marked("docs/cpu.md", results=report_cpu.floors(results), choices=choices),
         "fastcnn/backends/trusted.json": report_gpu.allowed(RESULTS),
         "docs/benchmarks.md": document(cpu, results, growth, memory),
         "docs/sweep.md": report_sweep.page(read("sweep", "make sweep")),
+        "docs/public_models.md": report_public.page(read("public_models", "make public")),
         "docs/speed.svg": figures.svg(figures.speed(results)),
         "docs/peers.svg": figures.svg(figures.peers(results)),
         "docs/roofline.svg": figures.svg(figures.roofline(results, report_cpu.rates(cpu))),
         "docs/growth.svg": figures.svg(figures.growth(growth)),
         "docs/memory.svg": figures.svg(figures.memory(memory)),
     }
-    if (RESULTS / "public_models.json").exists():  # of a run of hours, which has not been made yet
-        data = read("public_models", "python bench/public_models.py")
-        pages["docs/public_models.md"] = report_public.page(data)
-    return pages
 
 
 def differences(path: str, text: str) -> list[str]:

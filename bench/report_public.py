@@ -111,12 +111,18 @@ def packages(data: dict) -> str:
     return machine(data, *names)
 
 
+def compiled(found: list[Row]) -> str:
+    """Returns of how many models torch.compile was asked, which takes minutes of each."""
+    asked = {row["name"] for row in found if "torch.compile" in {*row["times_faster"], *row["failed"]}}
+    return f"{len(asked)} of {len({row['name'] for row in found})}"
+
+
 def page(data: dict) -> str:
     found = rows(data)
     sections = [
         f"""# Models that people have, before and after `fuse`
 
-By `python bench/public_models.py` on {packages(data)},
+By `make public` on {packages(data)},
 in float32, NCHW, in inference. Images have the models' usual sizes; batch norms have random statistics. The
 models named cifar, cifar100, kernelbench and caffe are written in the style of public code
 (`bench/public_zoo`).
@@ -124,8 +130,8 @@ models named cifar, cifar100, kernelbench and caffe are written in the style of 
 Plain is the model in eager mode. Each other column is how many times as fast as plain it is, the median of
 rounds in which all take turns: `fastcnn.fuse(model)`; `fastcnn.fuse(model, fold_bn=True)`; batch norms folded
 once by `torch.fx.experimental.optimization.fuse`; `torch.compile`; `torch.compile` of the model after `fuse`
-with fold_bn. ≈ marks ratios whose quartiles are on both sides of 1. Empty cells are explained
-[below](#without-times).
+with fold_bn, of {compiled(found)} models, since it takes minutes of each. ≈ marks ratios whose quartiles are
+on both sides of 1. Other empty cells are explained [below](#without-times).
 """,
         *table(found),
         f"\n## Slower than {SLOWER} of plain's speed, fused or with fold_bn\n",

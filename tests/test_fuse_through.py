@@ -253,6 +253,27 @@ def test_a_module_called_twice():
     compare(net, plain, x)
 
 
+class Writes(nn.Module):
+    """Makes another's weights of its input."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x):
+        if x.sum() > 0:
+            self.conv.weight.mul_(2)
+        return x
+
+
+def test_weights_that_are_written_to_meanwhile():
+    plain = nn.Sequential(nn.Tanh(), Block(3)).eval()
+    plain[0] = Writes(plain[1].conv)
+    net = fastcnn.fuse(copy.deepcopy(plain), fold_bn=True)
+    for _ in range(2):
+        compare(net, plain, IMAGES.abs())
+
+
 @pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize("channels", [4, 96])
 def test_depthwise(strided, channels):

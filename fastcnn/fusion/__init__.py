@@ -51,8 +51,8 @@ def fuse(
         example_inputs: a tensor, or the arguments of a call: its results in evaluation, before and after,
             are compared, and each block is timed against torch's functions. Those that are slower are left.
         fold_bn: in evaluation, work a BatchNorm2d behind a convolution into its weights, once, in a copy of
-            them; again when a parameter or statistic has been written to, replaced or moved. Writing through
-            ``.data`` can't be seen: call ``fuse`` again. Where gradients of these are recorded, and under
+            them; again at a call before which a parameter or statistic has been written to, replaced or
+            moved. Writing through ``.data`` can't be seen: call ``fuse`` again. Where gradients of these are recorded, and under
             torch.compile and torch.func, both layers run.
 
     Returns:

@@ -96,6 +96,7 @@ class LayerBlock(Chain):
     """A convolution layer, in evaluation a batch norm folded into it, and stages; of the module it is in."""
 
     folded: Folded | None = None
+    is_checked = False  # before the forward that it is in
 
     def take(self, root: nn.Module, *paths: str) -> None:
         """Sets the names of the layers in the module, and so the layers."""
@@ -129,7 +130,8 @@ class LayerBlock(Chain):
 
     def check_fold(self) -> None:
         """Forgets folded weights of which a tensor has changed."""
-        if self.folded is not None and not self.folded.holds():
+        folded = self.folded  # which another thread may forget
+        if folded is not None and not folded.holds():
             self.folded = None
 
     def _seen(self, root: nn.Module, x: Tensor) -> Tensor:
@@ -171,7 +173,7 @@ class LayerBlock(Chain):
             return None
         if torch.is_grad_enabled() and needs_grad(*(t.get(name) for t, name in _tensors(conv, norm))):
             return None
-        if folded is None:
+        if folded is None or not (self.is_checked or folded.holds()):
             if not Folded.is_possible(x, conv, norm):
                 return None
             folded = self.folded = Folded(conv, norm)
