@@ -52,8 +52,8 @@ def fuse(
             are compared, and each block is timed against torch's functions. Those that are slower are left.
         fold_bn: in evaluation, work a BatchNorm2d behind a convolution into its weights, once, in a copy of
             them; again at a call before which a parameter or statistic has been written to, replaced or
-            moved. Writing through ``.data`` can't be seen: call ``fuse`` again. Where gradients of these are recorded, and under
-            torch.compile and torch.func, both layers run.
+            moved. Writing through ``.data`` can't be seen: call ``fuse`` again. Where gradients of these are
+            recorded, and under torch.compile and torch.func, both layers run.
 
     Returns:
         The model.
