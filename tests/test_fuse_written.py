@@ -344,10 +344,11 @@ def test_each_copy_is_compiled_by_itself():
         torch.testing.assert_close(compiled(IMAGES), fastcnn.unfuse(copy.deepcopy(m))(IMAGES))
 
 
-def test_one_object_under_two_names():
+@pytest.mark.parametrize("name", [1, 3])
+def test_one_object_under_two_names(name):
     act = nn.ReLU()
     net = fastcnn.fuse(nn.Sequential(nn.Conv2d(3, 4, 3), act, nn.Conv2d(4, 4, 3), act))
-    net[3] = nn.Tanh()
+    net[name] = nn.Tanh()
     torch.testing.assert_close(net(IMAGES), fastcnn.unfuse(copy.deepcopy(net))(IMAGES))
 
 

@@ -87,18 +87,22 @@ def fused(m: nn.Module, traces: Traces, training: bool, fold_bn: bool) -> Fused:
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
     run = type(GraphModule(m, graph)).forward if found else written(type(m)).forward
-    folding = [call for call in calls if isinstance(call, LayerBlock) and call.layers[1] is not None]
-    if any(
-        node.op == "call_module" and _may_write(m.get_submodule(str(node.target))) for node in graph.nodes
-    ):
-        folding = []
-    for call in folding:
-        call.is_checked = True
+    folding = _checked_before(graph, m, calls)
     return Fused(run, trace.names, rows, calls, folding, left_rows, guard, trace.images)
 
 
-def _may_write(m: nn.Module) -> bool:
-    return not is_layer(m) or any(customised(child) for child in m.modules())
+def _checked_before(graph: Graph, m: nn.Module, calls: Sequence[Chain]) -> list[LayerBlock]:
+    """Returns the blocks whose folded weights are checked before the forward: no call in it writes to any."""
+    called = [m.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"]
+    parts = [part for other in called for part in other.modules()]
+    if any(node.op == "get_attr" for node in graph.nodes) or not all(map(is_layer, parts)):
+        return []
+    if any(map(customised, parts)):
+        return []
+    found = [call for call in calls if isinstance(call, LayerBlock) and call.layers[1] is not None]
+    for call in found:
+        call.is_checked = True
+    return found
 
 
 class Fusion:
@@ -133,12 +137,14 @@ class Fusion:
 
     def _made(self, m: nn.Module, training: bool, traces: Traces) -> Fused | str:
         try:
-            _check_class(written(type(m)))
+            if (reason := _why_no_subclass(written(type(m)))) is not None:
+                return reason
             made = fused(m, traces, training, self.fold_bn)
-        except Untraceable as reason:
-            return str(reason)
+        except Untraceable as error:
+            return str(error)
         for i in () if training else self.left:
-            made.calls[i].is_left = True
+            if i < len(made.calls):  # a copy may have been changed before
+                made.calls[i].is_left = True
         return made
 
     @property
@@ -151,13 +157,14 @@ class Fusion:
         return forward if isinstance(forward, Fused) and forward.chains and forward.depends.holds() else None
 
 
-def _check_class(cls: Any) -> None:
-    """Refuses a class of which a subclass would not be all the same."""
+def _why_no_subclass(cls: Any) -> str | None:
+    """Returns why a subclass of a class would not be all the same, if so."""
     own = [name for c in cls.__mro__[:-1] for name in vars(c)]
     if "__init_subclass__" in own or type(cls) not in (type, abc.ABCMeta):
-        raise Untraceable("its class keeps track of subclasses")
+        return "its class keeps track of subclasses"
     if {"__reduce__", "__reduce_ex__"} & set(own):
-        raise Untraceable("its class pickles in its own way")
+        return "its class pickles in its own way"
+    return None
 
 
 making = threading.RLock()  # held by whoever makes a fusion or changes a module's class
@@ -186,7 +193,7 @@ def install(m: Any, fusion: Fusion) -> None:
     """Makes the module, and those that its forward is made of, run their fused forwards."""
     made = [f for f in fusion.forwards.values() if isinstance(f, Fused)]
     for part in (part for f in made for part in f.depends.passed.values()):
-        if not (is_layer(part) or isinstance(part, FusedModule)):
+        if not (is_layer(part) or isinstance(part, FusedModule) or _why_no_subclass(type(part))):
             _set(part, Fusion(fusion.fold_bn, is_inner=True))
     _set(m, fusion)
 

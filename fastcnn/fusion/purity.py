@@ -8,6 +8,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import torch
+from torch import nn
 
 from .values import Untraceable
 
@@ -43,11 +44,20 @@ def check(function: Any) -> None:
         f = functions.pop()
         if _is_apply(f):
             raise Untraceable(f"forward {_NAMES['apply']}")
+        if isinstance(f, functools.partial):
+            functions += [f.func, *f.args, *f.keywords.values()]
+        elif isinstance(call := getattr(type(f), "__call__", None), FunctionType):  # noqa: B004
+            functions.append(call)
         if isinstance(f, FunctionType) and f not in seen and not is_torchs(f):
             seen.add(f)
             if (fault := _fault(f.__code__)) is not None:
                 raise Untraceable(f"forward {fault}")
-            functions += [cell.cell_contents for cell in f.__closure__ or ()]
+            if any(isinstance(d, (list, dict, set)) for d in f.__defaults__ or ()):
+                raise Untraceable("forward has a default that it may change")
+            enclosed = [cell.cell_contents for cell in f.__closure__ or ()]
+            if any(isinstance(x, nn.Module) for x in enclosed):
+                raise Untraceable("forward calls a function that encloses a module")
+            functions += enclosed
             functions += [f.__globals__.get(name) for name in f.__code__.co_names]
 
 

@@ -10,6 +10,7 @@ import copy
 import enum
 import inspect
 import operator
+from collections import Counter
 from types import MethodType
 from typing import Any, NoReturn
 
@@ -51,11 +52,13 @@ class Trace(TracerBase):
         self.failed: Untraceable | None = None
         self.attributes: list[ValueAttribute] = []  # of the forward that runs, as are the copies
         self.copies: list[tuple[str, Any, Any]] = []
+        self.looks: Counter[tuple[nn.Module, str]] = Counter()  # at children, less calls of these
+        self.stand_ins: dict[int, StandIn] = {}
         self.state, self.images = _state(), False
         try:
             with _Recorder(self):
                 values = [self.create_proxy("placeholder", name, (), {}) for name in self.names]
-                result = self.run(StandIn(self, m, ""), m, values, {})
+                result = self.run(self.stand_in(m, ""), m, values, {})
                 self.create_proxy("output", "output", (result,), {})
         except Untraceable:
             raise
@@ -77,6 +80,8 @@ class Trace(TracerBase):
     def run(self, stand_in: StandIn, m: nn.Module, args: Any, kwargs: Any) -> Any:
         """Returns what a module's forward gives, of a stand-in."""
         cls = written(type(m))
+        if cls.__getattribute__ is not nn.Module.__getattribute__:
+            raise Untraceable("its class has a __getattribute__ of its own")
         purity.check_definitions(cls, "forward")
         self.guard.shared(cls, "forward")
         result = cls.forward(stand_in, *args, **kwargs)
@@ -89,19 +94,21 @@ class Trace(TracerBase):
         for name, mine, original in self.copies:
             if held(mine) != original:
                 raise Untraceable(f"forward changes {name}")
+        for (parent, name), more in self.looks.items():
+            if more > 0:  # it has done something else than to call it: another could be another case
+                self.guard.entry(parent, "_modules", name, parent._modules[name])
         return result
 
     def call(self, stand_in: StandIn, m: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
         """Records what a module's call does, or, where that is more than a graph says, the call."""
         if not path:
             self.refuse("calls itself")
-        given = self.create_arg((args, kwargs))
-        key, plain_call = (id(m), self.training), type(m).__call__ is nn.Module.__call__
-        if key in self.traces.opaque or is_layer(m) or not plain_call or customised(m):
-            return self.create_proxy("call_module", path, args, kwargs)
-        last = next(iter(reversed(self.graph.nodes)))
-        outer = self.guard, self.attributes, self.copies, self.failed
-        self.guard, self.attributes, self.copies, self.failed = Guard(), [], [], None
+        self.create_arg((args, kwargs))
+        key, last = (id(m), self.training), next(iter(reversed(self.graph.nodes)))
+        if key in self.traces.opaque or is_layer(m) or _calls_otherwise(m):
+            return self._as_call(m, path, args, kwargs)
+        outer = self.guard, self.attributes, self.copies, self.looks, self.failed
+        self.guard, self.attributes, self.copies, self.looks, self.failed = Guard(), [], [], Counter(), None
         try:
             self.guard.child(self.m, path)
             self.guard.passes(m)
@@ -110,13 +117,20 @@ class Trace(TracerBase):
             outer[2].extend(self.copies)
             return result
         except Exception:
-            if self.create_arg((args, kwargs)) != given:  # it has written to a list
-                raise
             self.traces.opaque.add(key)
             while (node := next(iter(reversed(self.graph.nodes)))) is not last:
                 self.graph.erase_node(node)
         finally:
-            self.guard, self.attributes, self.copies, self.failed = outer
+            self.guard, self.attributes, self.copies, self.looks, self.failed = outer
+        return self._as_call(m, path, args, kwargs)
+
+    def _as_call(self, m: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
+        parent, _, name = path.rpartition(".")
+        self.looks[self.m.get_submodule(parent), name] -= 1
+        if not is_layer(m) or customised(m):
+            self.traces.opaque.add((id(m), self.training))
+            if any(map(_holds_container, (*args, *kwargs.values()))):
+                self.refuse("passes on a container, which may be changed")
         return self.create_proxy("call_module", path, args, kwargs)
 
     def tensor(self, m: nn.Module, tensors: str, path: str) -> Value | None:
@@ -134,6 +148,8 @@ class Trace(TracerBase):
         if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
             purity.check(value.__func__)
             return MethodType(value.__func__, self._registered(value.__self__))
+        if isinstance(value, (list, dict, set)) or is_record(value):
+            self.guard.contents.append((name, value, held(value)))
         if type(value) is dict:
             mine: Any = {key: self.seen(name, v) for key, v in value.items()}
         elif type(value) in (list, tuple, set):
@@ -155,10 +171,16 @@ class Trace(TracerBase):
         path = next((path for path, other in self.m.named_modules() if other is m), None)
         if path is None:
             self.refuse(f"uses a {type(m).__name__} that is not a layer of its own")
-        stand_in: Any = StandIn(self, self.m, "")
-        for name in path.split("."):
+        stand_in: Any = self.stand_in(self.m, "")
+        for name in path.split(".") if path else ():
             stand_in = getattr(stand_in, name)
         return stand_in
+
+    def stand_in(self, m: nn.Module, path: str) -> StandIn:
+        """Returns the one stand-in of a module, which it may have under two names."""
+        if id(m) not in self.stand_ins:
+            self.stand_ins[id(m)] = StandIn(self, m, path)
+        return self.stand_ins[id(m)]
 
     def create_arg(self, a: Any) -> Any:
         kind = type(a)
@@ -237,6 +259,18 @@ class Traces:
             return None
         reads_mode = any(name == "training" for _, name, _ in made.guard.plain.values())
         return None if reads_mode or self.opaque & {(id(x), False) for x in m.modules()} else made
+
+
+def _calls_otherwise(m: nn.Module) -> bool:
+    """Returns whether calling a module is more than its class's forward."""
+    cls, own = type(m), nn.Module
+    plain = cls.__call__ is own.__call__ and cls._call_impl is own._call_impl
+    return not plain or customised(m) is not None
+
+
+def _holds_container(a: Any) -> bool:
+    kind = type(a)
+    return issubclass(kind, (list, dict, set)) or (issubclass(kind, tuple) and any(map(_holds_container, a)))
 
 
 def is_layer(m: nn.Module) -> bool:
