@@ -6,6 +6,7 @@ import abc
 import copy
 import copyreg
 import functools
+import operator
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 from torch.nn.parameter import is_lazy
 
 from .. import small
@@ -86,9 +87,49 @@ def fused(m: nn.Module, traces: Traces, training: bool, fold_bn: bool) -> Fused:
     for node in reversed(graph.nodes):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
-    run = type(GraphModule(m, graph)).forward if found else written(type(m)).forward
     folding = _checked_before(graph, m, calls)
+    if found:
+        _shorten(graph, m, guard)
+    run = type(GraphModule(m, graph)).forward if found else written(type(m)).forward
     return Fused(run, trace.names, rows, calls, folding, left_rows, guard, trace.images)
+
+
+def _shorten(graph: Graph, m: nn.Module, guard: Guard) -> None:
+    """Looks modules up in the containers' dictionaries, each once.
+
+    As attributes, which nn.Module looks for last, each takes .7 us: of lcnet_050's 5 ms a tenth, as there are
+    five names to a norm's weight.
+    """
+    known: dict[str, Node] = {"": next(iter(graph.nodes))}
+
+    def at(path: str) -> Node:
+        if path not in known:
+            parent, _, name = path.rpartition(".")
+            container = f"{parent}."
+            if container not in known:
+                known[container] = graph.call_function(getattr, (at(parent), "_modules"))
+                modules = m.get_submodule(parent)._modules
+                guard.size(modules, len(modules), "a layer was added or removed")
+            known[path] = graph.call_function(operator.getitem, (known[container], name))
+        return known[path]
+
+    for node in list(graph.nodes):
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        path = str(node.target)
+        with graph.inserting_before(node):
+            if node.op == "call_module":
+                new = graph.call_function(called, (at(path), *node.args), node.kwargs)
+            else:
+                parent, _, name = path.rpartition(".")
+                new = graph.call_function(getattr, (at(parent), name))
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+
+
+def called(m: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Calls a module that was looked up."""
+    return m(*args, **kwargs)
 
 
 def _checked_before(graph: Graph, m: nn.Module, calls: Sequence[Chain]) -> list[LayerBlock]:
