@@ -122,7 +122,7 @@ sweep: .venv/built  ## time random shapes of ops and networks against plain torc
 	$(BIN)/python bench/sweep.py $(ARGS)
 	$(BIN)/python bench/report.py
 
-# Of torchvision and timm, which take no part here, the models are timed where these are installed, too.
+# Models of torchvision and timm, too, where they are installed: .venv has neither.
 public: .venv/built  ## time models that people have, fused and plain, two hours; ARGS="-k resnet --quick" for some
 	$(BIN)/python bench/public_models.py $(ARGS)
 	$(BIN)/python bench/report.py

@@ -424,6 +424,11 @@ def replaced(name, make):
     return change
 
 
+def act_a_function(m):
+    del m.act
+    m.act = torch.sin
+
+
 def key_renamed(m):
     m.layers["more"] = m.layers.pop("aux")
 
@@ -443,6 +448,14 @@ CASES = {
     "a part's container is replaced": (
         lambda: Root(lambda m, x: pooled(m.box.conv, x), box=Box()),
         replaced("box", Box),
+    ),
+    "an item of a list is replaced": (
+        lambda: Root(lambda m, x: pooled(m.boxes[0].conv, x), boxes=nn.ModuleList([Box()])),
+        replaced("boxes.0", Box),
+    ),
+    "a layer becomes a function": (
+        lambda: Root(lambda m, x: m.act(x), act=nn.Tanh()),
+        act_a_function,
     ),
     "an identity is replaced": (
         lambda: Root(unless_identity, layers=nn.ModuleList([nn.Identity(), convolution()])),
@@ -509,6 +522,13 @@ def add_by_operator(mean):
 def test_statistics_that_a_forward_moves(move):
     plain = Drifts(move).eval()
     compare(fastcnn.fuse(copy.deepcopy(plain), fold_bn=True), plain)
+
+
+def test_a_module_that_forward_does_not_know():
+    net, plain = fused()
+    net.loss = nn.CrossEntropyLoss()
+    compare(net, plain)
+    assert fusion_of(net).usable(net)
 
 
 def test_a_copy_of_a_timed_model_that_was_changed():

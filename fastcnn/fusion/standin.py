@@ -28,13 +28,13 @@ class StandIn:
         if name == "training":
             guard.entry(m, "", name, trace.training)
             return trace.training
+        if path:
+            guard.child(trace.m, path)
         if name in m._modules and not hasattr(written(type(m)), name):
             trace.looks[m, name] += 1
             if m._modules[name] is None:
                 guard.entry(m, "_modules", name, None)
             return _child(self, name, m._modules[name])
-        if path:
-            guard.child(trace.m, path)
         if name == "_modules":
             guard.size(m._modules, len(m._modules), "a layer was added or removed")
             for key, child in m._modules.items():
