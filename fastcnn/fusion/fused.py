@@ -264,15 +264,23 @@ class FusedModule:
         return other
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        reduced: Any = super().__reduce_ex__(protocol)
-        if reduced[0] is copyreg.__newobj__ and reduced[1][0] is type(self):  # type: ignore[attr-defined]
-            return _new, (self._fastcnn_written, *reduced[1][1:]), *reduced[2:]
-        return reduced
+        # Another thread may change the class meanwhile: super() fails then, and pickle at a __newobj__.
+        reduced: Any = object.__reduce_ex__(self, protocol)
+        if reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
+            return reduced
+        (cls, *arguments), make = reduced[1], _new
+        if "_fastcnn_written" in vars(cls):
+            cls, make = cls._fastcnn_written, _new_fused
+        return make, (cls, *arguments), *reduced[2:]
 
 
 def _new(cls: Any, *arguments: Any) -> nn.Module:
-    other = class_of(cls)
-    return other.__new__(other, *arguments)
+    other: nn.Module = cls.__new__(cls, *arguments)
+    return other
+
+
+def _new_fused(cls: Any, *arguments: Any) -> nn.Module:
+    return _new(class_of(cls), *arguments)
 
 
 def class_of(cls: Any) -> type[nn.Module]:
