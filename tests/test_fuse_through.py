@@ -55,7 +55,7 @@ def fused(make=Block):
 def compare(net, plain, x=IMAGES):
     with torch.no_grad():
         for _ in range(3):
-            torch.testing.assert_close(net(x), plain(x), rtol=1e-5, atol=1e-4)
+            torch.testing.assert_close(net(x), plain(x))
 
 
 def kinds(net):
@@ -262,7 +262,7 @@ class Writes(nn.Module):
 
     def forward(self, x):
         if x.sum() > 0:
-            self.conv.weight.mul_(2)
+            self.conv.weight.neg_()
         return x
 
 

@@ -36,7 +36,7 @@ def fuse(
     replaced meanwhile. It becomes one graph with the forwards of its modules, as in torch.fx; but a module
     with hooks, or whose forward a graph can't say, stays a call. The model is changed in place and stays what
     it was: its class (a subclass of the same name), parameters, state dict, hooks and mode. Other threads may
-    run, copy and fuse it meanwhile; pickle refuses an object whose class changes under it. At each call it
+    run, copy and fuse the model meanwhile, but pickling it may raise PicklingError. At each call it
     is checked that nothing has changed that the forward depends on (layers, their attributes and hooks,
     attributes that it read); if anything has, it runs as written, and of the modules that it calls those
     that are as they were run fused. torch.compile checks once, when it compiles, and then watches plain

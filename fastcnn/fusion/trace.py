@@ -103,7 +103,7 @@ class Trace(TracerBase):
         """Records what a module's call does, or, where that is more than a graph says, the call."""
         if not path:
             self.refuse("calls itself")
-        self.create_arg((args, kwargs))
+        self.create_arg((args, kwargs))  # raises where no graph can hold them
         key, last = (id(m), self.training), next(iter(reversed(self.graph.nodes)))
         if key in self.traces.opaque or is_layer(m) or _calls_otherwise(m):
             return self._as_call(m, path, args, kwargs)
