@@ -87,7 +87,8 @@ def machine(data: dict, *peers: str) -> str:
     info = data["machine_info"]
     names = [name for name in ("fastcnn", "torch", *peers) if name in info["versions"]]
     versions = ", ".join(f"{name} {info['versions'][name]}" for name in names)
-    return f"{info['processor']}, {info['threads']} threads, {versions}"
+    threads = f"{info['threads']} thread{'s' * (info['threads'] != 1)}"
+    return f"{info['processor']}, {threads}, {versions}"
 
 
 def everyone(data: dict) -> str:
