@@ -39,12 +39,13 @@ SMALL = {"PYTHONDONTWRITEBYTECODE": "", "TRITON_INTERPRET": "1"}  # of a rehears
 SECONDS = {"first": 240, "full": 300}
 PLANS = {  # groups of parts that run at once, with the seconds that each may take
     "first": [
-        {"machine": 15}, {"build": 110, "triton": 60}, {"kernels": 20}, {"rates": 8}, {"epilogues": 25},
-        {"memcheck": 45, "racecheck": 45, "tests": 50}, {"blocks": 20}, {"networks": 40}, {"ncu": 25},
-        {"unsearched": 15},
+        {"machine": 15}, {"build": 110, "triton": 90, "triton NCHW": 90}, {"kernels": 20},
+        {"rates": 8}, {"epilogues": 30},
+        {"memcheck": 45, "racecheck": 45, "tests": 50}, {"blocks": 25}, {"networks": 40}, {"ncu": 25},
+        {"unsearched": 30},
     ],
     "full": [
-        {"machine": 15}, {"build": 90, "triton": 40}, {"kernels": 20},
+        {"machine": 15}, {"build": 90, "triton": 90, "triton NCHW": 90}, {"kernels": 20},
         {"tests": 110, "memcheck": 90, "racecheck": 90, "initcheck": 90, "synccheck": 90, "other tests": 110},
         {"all epilogues": 60}, {"peers": 90},
     ],

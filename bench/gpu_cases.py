@@ -107,8 +107,8 @@ def kernels(module: ModuleType, kind: str) -> Iterator[None]:
         yield
         return
 
-    def params(*args: Any, make: Callable[..., Any] = module.params) -> Any:
-        p = make(*args)
+    def params(*args: Any, make: Callable[..., Any] = module.params, **named: Any) -> Any:
+        p = make(*args, **named)
         p.variant = VARIANTS[kind]
         return p
 
@@ -201,13 +201,13 @@ def check(
             synchronize()
         phase = "comparison"
         found = shares(x, bias, grad, stages, y, offsets, grads)
-        pairs = [(inference, y), *zip(grads, again, strict=True)]
-        same = all(torch.equal(a, b) for a, b in pairs if a is not None)
+        pairs = {"inference": [(inference, y)], "a second backward": zip(grads, again, strict=True)}
+        other = [n for n, p in pairs.items() if not all(torch.equal(a, b) for a, b in p if a is not None)]
     except Exception as error:
         if "no such kernels" in str(error):
             return {"verdict": "does not fit"}
         verdict = "wrong" if isinstance(error, ValueError) else "error"
         return {"verdict": verdict, "error": f"{phase}: {describe(error)}"}
     right = all(s <= 1 for s in found.values())  # NaN is not
-    verdict = "wrong" if not right else "ok" if same else "other bits in inference or in a second backward"
+    verdict = "wrong" if not right else f"other bits in {' and in '.join(other)}" if other else "ok"
     return {"verdict": verdict, "of what is granted": {k: float(f"{s:.2g}") for k, s in found.items()}}

@@ -6,6 +6,7 @@ import faulthandler
 import json
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -19,13 +20,13 @@ import gpu_cases
 import torch
 import torch._functorch.config
 from gpu_cases import HALVES, LAYOUTS, MAIN, POOL, Case, all_stages, kept, kernels, plain
-from gpu_timing import Call, Clock, describe, double, peak_bytes
+from gpu_timing import Call, Clock, Times, describe, double, peak_bytes
 from torch import Tensor, nn
 from torch.nn import functional as TF
 
 from fastcnn import _native, backends, set_backend
 from fastcnn.backends import cuda
-from fastcnn.backends._convolution import convolve, rearranged
+from fastcnn.backends._convolution import WAYS, convolve, rearranged
 from fastcnn.backends._space_to_depth import space_to_depth
 from fastcnn.models import alexnet, lenet5
 
@@ -115,11 +116,17 @@ def launched(here: Here, who: str, found: list[Case]) -> Rows:
 
 
 def triton(here: Here) -> Rows:
-    yield from cases(here, gpu_cases.triton_cases(), backends.module("triton"))
-    yield from launched(here, "triton", here.size(EPILOGUES, EPILOGUES[:1]))
+    """In channels_last; NCHW compiles beside it, as each kernel takes ten seconds."""
+    yield from triton_in(here, LAYOUTS[0])
     for block in CONVOLUTIONS:
         launch = lambda b=block: here.clock.race({"triton": block_calls(here, b)["triton"]})  # noqa: E731
         yield f"triton, launched: {block}", launch
+
+
+def triton_in(here: Here, layout: str) -> Rows:
+    checked, timed = ([c for c in of if c.layout == layout] for of in (gpu_cases.triton_cases(), EPILOGUES))
+    yield from cases(here, checked, backends.module("triton"))
+    yield from launched(here, "triton", here.size(timed, timed[:1]))
 
 
 # Epilogues; of a case, the kind is the block in AlexNet whose convolution's output they take.
@@ -302,14 +309,24 @@ def trainer(net: nn.Module, forward: Any, x: Tensor, labels: Tensor) -> Call:
 
 
 def throughput(here: Here, fn: Call, images: int) -> Row:
-    """Images a second, called from Python and by a graph's replay; the peak of memory beyond the network."""
-    us, calls = here.clock.time(fn), here.size(10, 1)
+    """Images a second, called from Python and by a graph's replay; the peak of memory beyond the network.
+
+    The time of Python is that of a call while the GPU has nothing else to do.
+    """
+    us, calls, python = here.clock.time(fn), here.size(20, 1), []
+    for _ in range(here.size(8, 3)):
+        start = time.perf_counter()
+        fn()
+        python.append(1e6 * (time.perf_counter() - start))
+        here.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(calls):
         fn()
     here.cuda.synchronize()
     row = {"img/s": round(calls * images / (time.perf_counter() - start), 1)}
-    row |= {f"img/s by {us.how}": round(1e6 * images / us.median, 1), "us": {"GPU": us}}
+    row |= {f"img/s by {us.how}": round(1e6 * images / us.median, 1)}
+    # A capture empties the allocator's cache: the first call fills it.
+    row |= {"us": {"GPU": us, "Python": Times(*statistics.quantiles(python[1:], n=4), "host")}}
     return row | {"peak MB": peak_bytes(fn, here.cuda) >> 20}
 
 
@@ -350,10 +367,49 @@ def networks(here: Here) -> Rows:
         yield f"AlexNet {kind}, {who}", partial(row, "plain", trains, mode)
 
 
+# Convolutions of published networks that can be done in more than one way: channels and side of the input,
+# maps, side of the windows, stride, padding, groups. The first one's padding: alexnet("2012") on 224.
+PUBLISHED = {
+    "AlexNet-2012, 1": (3, 224, 96, 11, 4, (0, 0, 3, 3), 1),
+    "AlexNet-2014, 1": (3, 224, 64, 11, 4, (2, 2), 1),
+    "ZFNet, 1": (3, 224, 96, 7, 2, (1, 1), 1),
+    "ResNet, 1": (3, 224, 64, 7, 2, (3, 3), 1),
+    "MobileNet, 1": (3, 224, 32, 3, 2, (1, 1), 1),
+    "one channel": (1, 64, 32, 5, 2, (2, 2), 1),
+    "AlexNet-2012, 2": (96, 27, 256, 5, 1, (2, 2), 2),
+    "AlexNet-2012, 4": (384, 13, 384, 3, 1, (1, 1), 2),
+    "AlexNet-2012, 5": (384, 13, 256, 3, 1, (1, 1), 2),
+    "of 2 groups, small": (16, 27, 16, 3, 1, (1, 1), 2),
+    "of 4 groups": (256, 27, 256, 3, 1, (1, 1), 4),
+}
+
+
+def ways(here: Here) -> Rows:
+    """Each way of backends/_convolution.py, on each of these: what is taken where nothing may be timed."""
+
+    def row(sizes: tuple[Any, ...], images: int, dtype: torch.dtype, layout: str, backward: bool) -> Row:
+        c, side, maps, k, stride, padding, groups = sizes
+        x = here.random((images, c, here.size(side, k + 8), here.size(side, k + 8)), dtype, layout)
+        w = here.random((maps, c // groups, k, k), dtype, layout).div_(math.sqrt(c // groups) * k)
+        conv = (stride, stride), padding, (1, 1), groups
+        found = {name: way for name, way in WAYS.items() if way.applies(x, w, conv)}
+        if not backward:
+            return here.clock.race({n: partial(way.forward, x, w, conv) for n, way in found.items()}, NEAR)
+        grad, needed = torch.randn_like(convolve(x, w, conv)), (groups > 1, True)
+        return here.clock.race({n: partial(w_.backward, grad, x, w, conv, needed) for n, w_ in found.items()})
+
+    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    for images, (dtype, kind), layout in product((128, 8, 1), dtypes.items(), LAYOUTS):
+        for (name, sizes), backward in product(PUBLISHED.items(), (False, True)):
+            told = f"{name}; {images} images, {dtype}, {layout}, {'backward' if backward else 'forward'}"
+            yield told, partial(row, sizes, here.size(images, 1), kind, layout, backward)
+
+
 def unsearched(here: Here) -> Rows:
     """Without cudnn.benchmark, and in a process of its own: torch keeps an algorithm once it took it."""
-    for name, row in (*convolutions(here), *islice(networks(here), 2)):
+    for name, row in islice(networks(here), 2):
         yield f"{name}, without cudnn.benchmark", row
+    yield from islice(ways(here), here.size(None, 22))
 
 
 def peers(here: Here) -> Rows:
@@ -365,6 +421,7 @@ def peers(here: Here) -> Rows:
 
 PARTS: dict[str, Callable[[Here], Rows]] = {
     "facts": facts, "restarts": restarts, "triton": triton, "rates": rates,
+    "triton NCHW": lambda here: triton_in(here, LAYOUTS[1]),
     "networks": lambda here: (row for row in networks(here) if not row[0].endswith("max-autotune")),
     "kernels": lambda here: cases(here, gpu_cases.cuda_cases(), here.ours),
     "epilogues": lambda here: epilogues(here, here.size(EPILOGUES, EPILOGUES[:1])),

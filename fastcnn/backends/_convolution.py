@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..stages import Conv, memory_format
+from ._channel_groups import join, split
 from ._fastest import fastest
 from ._space_to_depth import depth_to_space, space_to_depth, squares
 
@@ -158,16 +159,16 @@ def _has_few_groups(x: Tensor, weight: Tensor, conv: Conv) -> bool:
 def _grouped(x: Tensor, weight: Tensor, conv: Conv) -> list[tuple[Tensor, Tensor, Conv]]:
     """Returns a convolution for each group."""
     *rest, groups = conv
-    pairs = zip(x.chunk(groups, 1), weight.chunk(groups), strict=True)
+    pairs = zip(split(x, groups), weight.chunk(groups), strict=True)
     return [(part, kernels, (*rest, 1)) for part, kernels in pairs]
 
 
 def _by_group_backward(
     grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, needed: Sequence[bool]
 ) -> Gradients:
-    parts = zip(grad.chunk(conv[3], 1), _grouped(x, weight, conv), strict=True)
+    parts = zip(split(grad, conv[3]), _grouped(x, weight, conv), strict=True)
     of_x, of_weight = zip(*(convolution_backward(g, *part, needed) for g, part in parts), strict=True)
-    return torch.cat(of_x, 1) if needed[0] else None, torch.cat(of_weight) if needed[1] else None
+    return join(of_x) if needed[0] else None, torch.cat(of_weight) if needed[1] else None
 
 
 class Way(NamedTuple):
@@ -183,7 +184,7 @@ WAYS = {
     "space to depth": Way(applies, lambda *given: convolve(*rearranged(*given)), _rearranged_backward),
     "by group": Way(
         _has_few_groups,
-        lambda *given: torch.cat([convolve(*part) for part in _grouped(*given)], 1),
+        lambda *given: join([convolve(*part) for part in _grouped(*given)]),
         _by_group_backward,
     ),
 }

@@ -1,6 +1,8 @@
 """The formulas that the kernels share: ReLU, LRN's power, the larger of two values, and rounding.
 
-Values are float32, or float64 where an input is; they are of any shape.
+Values are float32, or float64 where an input is; they are of any shape. Products and sums that are to be fused
+say so (`tl.fma`), and the compiler fuses no others: it would not fuse the same ones in inference and in
+training, whose bits then differed (float32 on an H200).
 """
 
 from __future__ import annotations
@@ -60,10 +62,10 @@ def fast_power(d, BETA: tl.constexpr, EXACT: tl.constexpr):
         finite = d < float("inf")
         if BETA == 0.75:
             h = p * d * p  # d^-1/2, and h^2 d = 1
-            p = tl.where(finite, p + 0.25 * p * (1.0 - h * h * d), p)
+            p = tl.where(finite, tl.fma(-0.25 * p, tl.fma(h * h, d, -1.0), p), p)
         else:
-            p = tl.where(finite, p + 0.5 * p * (1.0 - p * d * p), p)
-        inverse = tl.where(finite, inverse + inverse * (1.0 - inverse * d), inverse)
+            p = tl.where(finite, tl.fma(-0.5 * p, tl.fma(p * d, p, -1.0), p), p)
+        inverse = tl.where(finite, tl.fma(-1.0 * inverse, tl.fma(inverse, d, -1.0), inverse), inverse)
     if BETA == 1.0:
         p = inverse
     return p, inverse

@@ -154,7 +154,7 @@ def powers(before, r, after, spec, EXACT: tl.constexpr):
     a, b = tl.split(before * before)
     c, d = tl.split(after * after)
     s = sums(a, b, r * r, c, d, spec.size, spec.size // 2)
-    return fast_power(s * spec.alpha + spec.k, spec.beta, EXACT)
+    return fast_power(tl.fma(s, spec.alpha, spec.k), spec.beta, EXACT)
 
 
 @triton.jit

@@ -120,7 +120,7 @@ def _programs(total: int, lanes: int, vectors: int, each: int) -> int:
 
 def _launch(kernel: Any, x: Tensor, programs: int, warps: int, *arguments: Any, **constants: Any) -> None:
     with on_device(x):
-        kernel[(programs,)](*arguments, **constants, num_warps=warps, enable_fp_fusion=True)
+        kernel[(programs,)](*arguments, **constants, num_warps=warps, enable_fp_fusion=False)
 
 
 def _pointwise(

@@ -141,7 +141,7 @@ def pool_kernel(
         q = best * best
         s0, s1, s2, s3 = neighbours(q, c, after)
         s = sums(s0, s1, q, s2, s3, after.size, after.size // 2)
-        p, _ = fast_power(s * after.alpha + after.k, after.beta, x.dtype.element_ty == tl.float32)
+        p, _ = fast_power(tl.fma(s, after.alpha, after.k), after.beta, x.dtype.element_ty == tl.float32)
         best *= p
     store(y, to, c, ok, best, spec)
 
@@ -235,7 +235,7 @@ def through(g, r, at, c, ok, b, spec):
         term = g * own * i
         s0, s1, s2, s3 = neighbours(term, c, spec)
         seen = sums(s0, s1, term, s2, s3, spec.size, (spec.size - 1) // 2)
-        g -= own * (2 * spec.alpha * spec.beta) * seen
+        g = tl.fma(own * (-2 * spec.alpha * spec.beta), seen, g)
     elif spec.relu:
         own = load(r, at, c, ok, 0, spec, 0, V)
     if spec.relu:

@@ -68,8 +68,8 @@ def powers(window, NORM: tl.constexpr):
     SIZE: tl.constexpr = NORM[0]
     total = window[0] * window[0]
     for s in tl.static_range(1, SIZE):
-        total += window[s] * window[s]
-    return fast_power(NORM[3] + NORM[1] * total, NORM[2], NORM[4])
+        total = tl.fma(window[s], window[s], total)
+    return fast_power(tl.fma(total, NORM[1], NORM[3]), NORM[2], NORM[4])
 
 
 @triton.jit
@@ -428,7 +428,7 @@ def backward_kernel(
                     seen = terms[0]
                     for s in tl.static_range(1, SIZE):
                         seen += terms[s]
-                    dr = passed[0] - 2 * NORM[1] * NORM[2] * window[0] * seen
+                    dr = tl.fma(-2 * NORM[1] * NORM[2] * window[0], seen, passed[0])
                     if RELU:
                         dr = tl.where(window[0] <= 0, 0.0, dr)
                 place = grad_x + at + (c * size[0] + q // POOL[3]) * size[1]
