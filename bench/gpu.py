@@ -37,17 +37,17 @@ PYTHONPATH = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROO
 ENV = {**os.environ, "PATH": PATH, "PYTHONPATH": PYTHONPATH, "PYTHONUNBUFFERED": "1"}
 SMALL = {"PYTHONDONTWRITEBYTECODE": "", "TRITON_INTERPRET": "1"}  # of a rehearsal
 SECONDS = {"first": 240, "full": 300}
+TRITON = [f"triton, {d}, {f}" for d in ("bfloat16", "float32", "float16") for f in ("channels_last", "NCHW")]
 PLANS = {  # groups of parts that run at once, with the seconds that each may take
     "first": [
-        {"machine": 15}, {"build": 110, "triton": 90, "triton NCHW": 90}, {"kernels": 20},
-        {"rates": 8}, {"epilogues": 30},
-        {"memcheck": 45, "racecheck": 45, "tests": 50}, {"blocks": 25}, {"networks": 40}, {"ncu": 25},
-        {"unsearched": 30},
+        {"machine": 15}, {"build": 110, **dict.fromkeys(TRITON[:4], 90)}, {"kernels": 20}, {"rates": 8},
+        {"epilogues": 30}, {"memcheck": 45, "racecheck": 45, "tests": 50}, {"blocks": 25}, {"networks": 45},
+        {"ncu": 25}, {"unsearched": 35},
     ],
     "full": [
-        {"machine": 15}, {"build": 90, "triton": 90, "triton NCHW": 90}, {"kernels": 20},
-        {"tests": 110, "memcheck": 90, "racecheck": 90, "initcheck": 90, "synccheck": 90, "other tests": 110},
-        {"all epilogues": 60}, {"peers": 90},
+        {"machine": 15}, {"build": 90, **dict.fromkeys(TRITON, 90)}, {"kernels": 20},
+        {"tests": 60, "memcheck": 60, "racecheck": 60, "initcheck": 60, "synccheck": 60, "other tests": 60},
+        {"all epilogues": 75}, {"unsearched": 15}, {"peers": 75},
     ],
 }  # fmt: skip
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -217,8 +217,16 @@ class Run:
             self.say(part, name, **values)
 
     def test(self, part: str, until: float) -> None:
-        """tests/test_cuda.py, or all the others; by xdist's processes where it is there."""
-        others = ["--ignore=tests/test_cuda.py", "--ignore=tests/test_gpu_harness.py", "tests"]
+        """tests/test_cuda.py, or the others that know of a GPU; by xdist's processes where it is there."""
+        left_out = (
+            "cuda",
+            "gpu_harness",
+            "triton_conv",
+            "triton_pixels",
+            "triton_planes",
+        )  # these compile anew
+        files = [f for f in sorted((ROOT / "tests").glob("test_*.py")) if f.stem[5:] not in left_out]
+        others = [str(f.relative_to(ROOT)) for f in files if "cuda" in f.read_text()]
         others += ["-n8"] if importlib.util.find_spec("xdist") else []
         others = ["tests/test_space_to_depth.py"] if self.rehearse else others
         words = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short"]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import cProfile
 import faulthandler
 import json
 import math
 import os
+import pstats
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from importlib import metadata
 from itertools import islice, product
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
@@ -115,18 +118,18 @@ def launched(here: Here, who: str, found: list[Case]) -> Rows:
         yield f"{who}, launched: {case}, {phase}", launch
 
 
-def triton(here: Here) -> Rows:
-    """In channels_last; NCHW compiles beside it, as each kernel takes ten seconds."""
-    yield from triton_in(here, LAYOUTS[0])
-    for block in CONVOLUTIONS:
-        launch = lambda b=block: here.clock.race({"triton": block_calls(here, b)["triton"]})  # noqa: E731
-        yield f"triton, launched: {block}", launch
-
-
-def triton_in(here: Here, layout: str) -> Rows:
-    checked, timed = ([c for c in of if c.layout == layout] for of in (gpu_cases.triton_cases(), EPILOGUES))
+def triton(here: Here, dtype: str, layout: str) -> Rows:
+    """These alone, as a kernel takes up to ten seconds to compile."""
+    timed = ALL_EPILOGUES[: len(ALL_EPILOGUES) : 2] if here.thorough else EPILOGUES
+    checked, timed = (
+        [c for c in of if (c.dtype, c.layout) == (dtype, layout)] for of in (gpu_cases.triton_cases(), timed)
+    )
     yield from cases(here, checked, backends.module("triton"))
     yield from launched(here, "triton", here.size(timed, timed[:1]))
+    if (dtype, layout) == (HALVES[0], LAYOUTS[0]):
+        for block in CONVOLUTIONS:
+            launch = lambda b=block: here.clock.race({"triton": block_calls(here, b)["triton"]})  # noqa: E731
+            yield f"triton, launched: {block}", launch
 
 
 # Epilogues; of a case, the kind is the block in AlexNet whose convolution's output they take.
@@ -354,12 +357,28 @@ def networks(here: Here) -> Rows:
         slowest = sorted(profiler.key_averages(), key=lambda e: -e.self_device_time_total)[:16]
         return {"us of": {e.key[:70]: round(e.self_device_time_total) for e in slowest}}
 
+    def python() -> Row:
+        """Backward is on this thread, too."""
+        net, *batch = network(here, "fused")
+        step = trainer(net, net, *batch)
+        step()
+        here.cuda.synchronize()
+        with torch.autograd.set_multithreading_enabled(False), cProfile.Profile() as profiler:
+            step()
+        slowest = sorted(pstats.Stats(profiler).stats.items(), key=lambda item: -item[1][2])[:24]
+        told = {
+            f"{Path(file).name}:{line} {name}": (calls, round(1e6 * own), round(1e6 * all_))
+            for (file, line, name), (_, calls, own, all_, _) in slowest
+        }
+        return {"calls, us, us with its own": told}
+
     yield "AlexNet step, plain", partial(row, "plain", True)
     yield "AlexNet step, fused", partial(row, "fused", True)
     chunk = here.cuda.get_device_properties(0).L2_cache_size // 2
     yield "AlexNet step, fused, chunks of L2/2", partial(row, "fused", True, chunk=chunk)
     yield "LeNet-5, one image", partial(lenet, 1)
     yield "AlexNet step, profile", profile
+    yield "AlexNet step, Python", python
     yield "AlexNet inference, plain", partial(row, "plain", False)
     yield "AlexNet inference, fused", partial(row, "fused", False)
     yield "LeNet-5, 4096 images", partial(lenet, here.size(4096, 64))
@@ -409,7 +428,8 @@ def unsearched(here: Here) -> Rows:
     """Without cudnn.benchmark, and in a process of its own: torch keeps an algorithm once it took it."""
     for name, row in islice(networks(here), 2):
         yield f"{name}, without cudnn.benchmark", row
-    yield from islice(ways(here), here.size(None, 22))
+    if not here.thorough:
+        yield from islice(ways(here), here.size(None, 22))
 
 
 def peers(here: Here) -> Rows:
@@ -420,8 +440,8 @@ def peers(here: Here) -> Rows:
 
 
 PARTS: dict[str, Callable[[Here], Rows]] = {
-    "facts": facts, "restarts": restarts, "triton": triton, "rates": rates,
-    "triton NCHW": lambda here: triton_in(here, LAYOUTS[1]),
+    "facts": facts, "restarts": restarts, "rates": rates,
+    **{f"triton, {d}, {f}": partial(triton, dtype=d, layout=f) for d, f in product(HALVES, LAYOUTS)},
     "networks": lambda here: (row for row in networks(here) if not row[0].endswith("max-autotune")),
     "kernels": lambda here: cases(here, gpu_cases.cuda_cases(), here.ours),
     "epilogues": lambda here: epilogues(here, here.size(EPILOGUES, EPILOGUES[:1])),
