@@ -46,8 +46,8 @@ PLANS = {  # groups of parts that run at once, with the seconds that each may ta
     ],
     "full": [
         {"machine": 15}, {"build": 90, **dict.fromkeys(TRITON, 90)}, {"kernels": 20},
-        {"tests": 60, "memcheck": 60, "racecheck": 60, "initcheck": 60, "synccheck": 60, "other tests": 60},
-        {"all epilogues": 75}, {"unsearched": 15}, {"peers": 75},
+        {"tests": 50, "memcheck": 50, "racecheck": 50, "initcheck": 50, "synccheck": 50, "other tests": 50},
+        {"defaults": 20}, {"unsearched": 20}, {"peers": 75}, {"all epilogues": 60},
     ],
 }  # fmt: skip
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")

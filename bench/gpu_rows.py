@@ -10,7 +10,7 @@ import os
 import pstats
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from importlib import metadata
 from itertools import islice, product
@@ -27,7 +27,7 @@ from gpu_timing import Call, Clock, Times, describe, double, peak_bytes
 from torch import Tensor, nn
 from torch.nn import functional as TF
 
-from fastcnn import _native, backends, set_backend
+from fastcnn import _native, backends, set_backend, use_backend
 from fastcnn.backends import cuda
 from fastcnn.backends._convolution import WAYS, convolve, rearranged
 from fastcnn.backends._space_to_depth import space_to_depth
@@ -120,7 +120,7 @@ def launched(here: Here, who: str, found: list[Case]) -> Rows:
 
 def triton(here: Here, dtype: str, layout: str) -> Rows:
     """These alone, as a kernel takes up to ten seconds to compile."""
-    timed = ALL_EPILOGUES[: len(ALL_EPILOGUES) : 2] if here.thorough else EPILOGUES
+    timed = ALL_EPILOGUES[: len(ALL_EPILOGUES) // 2] if here.thorough else EPILOGUES
     checked, timed = (
         [c for c in of if (c.dtype, c.layout) == (dtype, layout)] for of in (gpu_cases.triton_cases(), timed)
     )
@@ -141,10 +141,15 @@ EPILOGUES = [
     *(Case(stages, "bfloat16", LAYOUTS[0], "block 1") for stages in OTHERS),
     *(Case(MAIN, "bfloat16", layout, "block 2") for layout in LAYOUTS),
 ]
-ALL_EPILOGUES = [Case(*case) for case in product((MAIN, *OTHERS), HALVES, LAYOUTS, SHAPES)]
+ALL_EPILOGUES = [
+    Case(stages, dtype, layout, block)
+    for block, layout, stages, dtype in product(SHAPES, LAYOUTS, (MAIN, *OTHERS), HALVES)
+]
 
 
-def contenders(here: Here, case: Case, phase: str, compilers: bool = False) -> tuple[dict[str, Call], int]:
+def contenders(
+    here: Here, case: Case, phase: str, compilers: Sequence[str] = ()
+) -> tuple[dict[str, Call], int]:
     """And the least bytes that must be read and written, the bias left out."""
     stages = all_stages()[case.stages]
     x, bias, grad = case.tensors(here.size(*SHAPES[case.kind]), here.device)
@@ -168,11 +173,11 @@ def contenders(here: Here, case: Case, phase: str, compilers: bool = False) -> t
     calls = {"plain": by_autograd(plain), "cuda": partial(by, here.ours)}
     calls |= {"general": partial(by, here.ours, "general"), "triton": partial(by, backends.module("triton"))}
     if compilers:
-        calls |= {who: by_autograd(here.compiled(plain, mode)) for who, mode in COMPILERS.items()}
+        calls |= {who: by_autograd(here.compiled(plain, COMPILERS[who])) for who in compilers}
     return calls, sum(t.nbytes for t in moved if t is not None)
 
 
-def epilogues(here: Here, found: list[Case], compilers: bool = False) -> Rows:
+def epilogues(here: Here, found: list[Case], compilers: Sequence[str] = ()) -> Rows:
     def row(case: Case, phase: str) -> Row:
         calls, moved = contenders(here, case, phase, compilers)
         row = here.clock.race(calls, None if phase == "backward" else NEAR)  # of equal maxima, any gets it
@@ -181,7 +186,7 @@ def epilogues(here: Here, found: list[Case], compilers: bool = False) -> Rows:
         return {"bytes": moved, "us": row.pop("us") | {"copy": copy}} | row | shares
 
     for case, phase in product(found, PHASES):
-        yield f"{case}, {phase}" + ", compilers too" * compilers, partial(row, case, phase)
+        yield f"{case}, {phase}" + "".join(f", {who} too" for who in compilers), partial(row, case, phase)
 
 
 def rates(here: Here) -> Rows:
@@ -255,7 +260,7 @@ def convolutions(here: Here) -> Rows:
     yield "conv2 backward", partial(row, second, (True, True, False))
 
 
-def block_calls(here: Here, block: str, compilers: bool = False) -> dict[str, Call]:
+def block_calls(here: Here, block: str, compilers: Sequence[str] = ()) -> dict[str, Call]:
     (x, w, b), conv, stages = block_tensors(here, block), CONVOLUTIONS[block], all_stages()[MAIN]
     triton, half = backends.module("triton"), here.cuda.get_device_properties(0).L2_cache_size // 2
 
@@ -276,14 +281,14 @@ def block_calls(here: Here, block: str, compilers: bool = False) -> dict[str, Ca
         if block == "block 1":
             calls[f"space to depth, {name}"] = partial(by, here.ours, rearranged, chunk)
     if compilers:
-        calls |= {who: partial(here.compiled(plainly, mode), x, w, b) for who, mode in COMPILERS.items()}
+        calls |= {who: partial(here.compiled(plainly, COMPILERS[who]), x, w, b) for who in compilers}
     return calls
 
 
-def blocks(here: Here, compilers: bool = False) -> Rows:
+def blocks(here: Here, compilers: Sequence[str] = ()) -> Rows:
     for block in CONVOLUTIONS:
         row = lambda b=block: here.clock.race(block_calls(here, b, compilers), NEAR)  # noqa: E731
-        yield block + ", compilers too" * compilers, row
+        yield block + "".join(f", {who} too" for who in compilers), row
 
 
 # Networks.
@@ -329,7 +334,9 @@ def throughput(here: Here, fn: Call, images: int) -> Row:
     row = {"img/s": round(calls * images / (time.perf_counter() - start), 1)}
     row |= {f"img/s by {us.how}": round(1e6 * images / us.median, 1)}
     # A capture empties the allocator's cache: the first call fills it.
-    row |= {"us": {"GPU": us, "Python": Times(*statistics.quantiles(python[1:], n=4), "host")}}
+    row |= {
+        "us": {"GPU": us, "Python": Times(*statistics.quantiles(python[1:], n=4, method="inclusive"), "host")}
+    }
     return row | {"peak MB": peak_bytes(fn, here.cuda) >> 20}
 
 
@@ -403,7 +410,12 @@ PUBLISHED = {
 }
 
 
-def ways(here: Here) -> Rows:
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+
+
+def ways(
+    here: Here, batches: Sequence[int], dtypes: Sequence[str], layouts: Sequence[str], names: Any
+) -> Rows:
     """Each way of backends/_convolution.py, on each of these: what is taken where nothing may be timed."""
 
     def row(sizes: tuple[Any, ...], images: int, dtype: torch.dtype, layout: str, backward: bool) -> Row:
@@ -417,26 +429,47 @@ def ways(here: Here) -> Rows:
         grad, needed = torch.randn_like(convolve(x, w, conv)), (groups > 1, True)
         return here.clock.race({n: partial(w_.backward, grad, x, w, conv, needed) for n, w_ in found.items()})
 
-    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-    for images, (dtype, kind), layout in product((128, 8, 1), dtypes.items(), LAYOUTS):
-        for (name, sizes), backward in product(PUBLISHED.items(), (False, True)):
-            told = f"{name}; {images} images, {dtype}, {layout}, {'backward' if backward else 'forward'}"
-            yield told, partial(row, sizes, here.size(images, 1), kind, layout, backward)
+    for images, dtype, layout, name, backward in product(batches, dtypes, layouts, names, (False, True)):
+        told = f"{name}; {images} images, {dtype}, {layout}, {'backward' if backward else 'forward'}"
+        yield told, partial(row, PUBLISHED[name], here.size(images, 1), DTYPES[dtype], layout, backward)
 
 
 def unsearched(here: Here) -> Rows:
     """Without cudnn.benchmark, and in a process of its own: torch keeps an algorithm once it took it."""
     for name, row in islice(networks(here), 2):
         yield f"{name}, without cudnn.benchmark", row
-    if not here.thorough:
-        yield from islice(ways(here), here.size(None, 22))
+    batches = ((64, 32), LAYOUTS[:1]) if here.thorough else ((128, 8, 1), LAYOUTS)
+    names = [n for n in PUBLISHED if n.startswith("AlexNet")] if here.thorough else PUBLISHED
+    dtypes = HALVES if here.thorough else HALVES[:2]
+    found = ways(here, batches[0], dtypes, batches[1], names)
+    yield from islice(found, here.size(None, 22))
+
+
+def defaults(here: Here) -> Rows:
+    """As `auto` has it, in torch's defaults; of a few images, Python takes longer than the GPU."""
+
+    def row(make: Any, size: Sequence[int], images: int, name: str, trains: bool) -> Row:
+        with torch.device(here.device):
+            net, labels = make(fused=name == "fused").train(trains), torch.arange(images)
+        x = here.random((images, *size), torch.float32)
+        call = trainer(net, net, x, labels) if trains else partial(net, x)
+        with use_backend(here.size("auto", "cpu")), torch.set_grad_enabled(trains):
+            return throughput(here, call, images)
+
+    nets = {"LeNet-5": (lenet5, (1, 28, 28)), "AlexNet-2012": (alexnet, (3, 224, 224))}
+    nets = here.size(nets, {"LeNet-5": nets["LeNet-5"]})
+    for (net, sizes), images, trains in product(nets.items(), here.size((1, 8, 128), (1,)), (False, True)):
+        for name in ("plain", "fused"):
+            told = f"{net}, {images} images, {'step' if trains else 'inference'}, {name}"
+            yield told, partial(row, *sizes, images, name, trains)
 
 
 def peers(here: Here) -> Rows:
-    """What the compilers make of it: the same rows as above, and theirs."""
-    yield from (row for row in networks(here) if row[0].endswith(tuple(COMPILERS)))
-    yield from blocks(here, True)
-    yield from epilogues(here, EPILOGUES[: here.size(2, 1)], True)
+    """The same rows as above, and what compilers make of it, of which the second takes minutes."""
+    for who in COMPILERS:
+        yield from (row for row in networks(here) if row[0].endswith(f", {who}"))
+        yield from blocks(here, [who])
+        yield from epilogues(here, EPILOGUES[: here.size(2, 1)], [who])
 
 
 PARTS: dict[str, Callable[[Here], Rows]] = {
@@ -446,7 +479,8 @@ PARTS: dict[str, Callable[[Here], Rows]] = {
     "kernels": lambda here: cases(here, gpu_cases.cuda_cases(), here.ours),
     "epilogues": lambda here: epilogues(here, here.size(EPILOGUES, EPILOGUES[:1])),
     "blocks": lambda here: (row for rows in (blocks, convolutions) for row in rows(here)),
-    "unsearched": unsearched, "ncu": lambda here: launched(here, "cuda", [EPILOGUES[i] for i in (0, 1, 4)]),
+    "unsearched": unsearched, "defaults": defaults,
+    "ncu": lambda here: launched(here, "cuda", [EPILOGUES[i] for i in (0, 1, 4)]),
     "peers": peers,
     "all epilogues": lambda here: epilogues(here, ALL_EPILOGUES[: here.size(None, 1)]),
     **dict.fromkeys(("memcheck", "racecheck", "synccheck"), sanitized),
@@ -456,7 +490,7 @@ PARTS: dict[str, Callable[[Here], Rows]] = {
 
 def run(part: str, first: int, until: float, rehearse: bool, thorough: bool) -> None:
     """Prints the part's rows from one on, each as it is known; ends with STICKY once the device fails."""
-    torch.backends.cudnn.benchmark = part != "unsearched"
+    torch.backends.cudnn.benchmark = part not in ("unsearched", "defaults")
     place = here(rehearse, thorough)
     if part != "facts":
         set_backend(place.ours.__name__.split(".")[2])

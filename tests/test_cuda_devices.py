@@ -66,8 +66,14 @@ def test_the_tensors_device_is_current_and_torchs_again_after(monkeypatch, devic
 
 def test_a_gpus_tensor_makes_its_device_torchs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda device: ("device", device))
-    on_gpu = types.SimpleNamespace(is_cuda=True, device=torch.device("cuda:1"))
-    assert _launch.on_device(on_gpu) == ("device", torch.device("cuda:1"))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    there, here = (
+        types.SimpleNamespace(is_cuda=True, device=torch.device(f"cuda:{i}"), get_device=lambda i=i: i)
+        for i in (1, 0)
+    )
+    assert _launch.on_device(there) == ("device", torch.device("cuda:1"))
+    with _launch.on_device(here) as nothing:
+        assert nothing is None
 
 
 def test_kernels_are_not_loaded_while_a_stream_is_captured(monkeypatch):

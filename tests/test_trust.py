@@ -232,9 +232,9 @@ def test_results_of_a_device_stand_for_its_like(monkeypatch, checks, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     gpu = torch.device("cuda", 0)
     for sources, vouched in (("abc", True), ("changed since", False)):
-        trust._vouched_for.cache_clear()
-        assert trust._vouched_for(gpu, sources) is vouched
-    trust._vouched_for.cache_clear()
+        trust.vouched_for.cache_clear()
+        assert trust.vouched_for(gpu, sources) is vouched
+    trust.vouched_for.cache_clear()
 
 
 has_cuda = pytest.mark.skipif(

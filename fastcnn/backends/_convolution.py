@@ -6,8 +6,9 @@ also be (top, left, bottom, right).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -190,14 +191,52 @@ WAYS = {
 }
 
 
+# Where nothing may be timed, a way is taken that was the faster one wherever it was timed on such a GPU:
+# published networks' layers, of 1 to 128 images, on an H200 (bench/results/gpu_first.json and gpu_full.json).
+_MEASURED = {(9, 0)}  # compute capabilities
+_LEAST_STRIDE = 4  # forward of 11x11 windows 4 apart: 1.04 to 5.0 times as fast; of 7x7 2 apart: .5 to 3.2
+_LEAST_TO_REARRANGE = (
+    2**18
+)  # outputs of a map, for the weight's gradient of the same: 1.1 to 3.6; fewer: .3 to 2.5
+_LEAST_CHANNELS, _LEAST_OF_GROUPS = (
+    48,
+    5000,
+)  # of each of two groups, and outputs of a map: 1.2 to 9.4; fewer: .3
+
+
+@cache
+def _is_measured(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) in _MEASURED
+
+
+def _untimed(x: Tensor, weight: Tensor, conv: Conv, backward: bool) -> str:
+    """Returns the way to convolve on a GPU where nothing may be timed."""
+    (stride, *_), *_, groups = conv
+    if x.dtype == torch.float64 or not (x.is_cuda and _is_measured(x.device)):
+        return "as it is"
+    outputs = x.shape[0] * math.prod(conv_output_size(x, weight, conv))
+    if stride >= _LEAST_STRIDE and (not backward or outputs >= _LEAST_TO_REARRANGE):
+        return "space to depth"
+    few = groups != 2 or weight.shape[1] < _LEAST_CHANNELS or outputs < _LEAST_OF_GROUPS
+    return "as it is" if few or memory_format(x) != torch.channels_last else "by group"
+
+
+def _ways(x: Tensor, weight: Tensor, conv: Conv, backward: bool) -> list[str]:
+    """Returns those that can, the first of which is taken where nothing may be timed."""
+    names = [name for name, way in WAYS.items() if way.applies(x, weight, conv)]
+    if len(names) > 1:
+        names.sort(key=_untimed(x, weight, conv, backward).__ne__)
+    return names
+
+
 def _key(name: str, weight: Tensor, conv: Conv) -> tuple[Any, ...]:
     return name, tuple(weight.shape), memory_format(weight), *map(tuple, conv[:3]), conv[3]
 
 
 def convolve_fastest(x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
-    """Returns :func:`convolve`'s result, up to rounding, in the fastest way that may be timed."""
+    """Returns :func:`convolve`'s result, up to rounding, in the way that is or was timed as the fastest."""
     given = x, weight, conv
-    ways = {name: partial(way.forward, *given) for name, way in WAYS.items() if way.applies(*given)}
+    ways = {name: partial(WAYS[name].forward, *given) for name in _ways(*given, backward=False)}
     return ways[fastest(_key("convolution", weight, conv), x, ways)]()
 
 
@@ -206,8 +245,6 @@ def convolution_backward_fastest(
 ) -> Gradients:
     """Returns :func:`convolution_backward`'s results, up to rounding, likewise."""
     given = x, weight, conv
-    ways = {
-        name: partial(way.backward, grad, *given, needed) for name, way in WAYS.items() if way.applies(*given)
-    }
+    ways = {name: partial(WAYS[name].backward, grad, *given, needed) for name in _ways(*given, backward=True)}
     key = *_key("its gradients", weight, conv), *needed, grad.stride()
     return ways[fastest(key, x, ways)]()

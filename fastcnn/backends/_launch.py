@@ -60,9 +60,14 @@ def empty_on(device: torch.device) -> Callable[..., Tensor]:
     return empty
 
 
+_HERE = contextlib.nullcontext()
+
+
 def on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Launches go to the current device, whichever its tensors are on."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+    if not x.is_cuda or x.get_device() == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(x.device)
 
 
 def allocate(

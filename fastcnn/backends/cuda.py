@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ def unsupported_reason(x: Tensor, stages: Stages) -> str | None:
     return _no_code_reason(x.get_device())
 
 
+_ANY = Stages()  # of those that make no difference
 _no_code: dict[int, str | None] = {}  # of the devices that kernels were loaded for, or could not be
 
 
@@ -66,6 +67,7 @@ def _load(device: int) -> str | None:
     )
 
 
+@functools.cache
 def sources() -> str:
     """A hash of the sources that the extension's kernels were compiled from."""
     return str(_native.load().build_info().get("cuda sources", ""))
@@ -99,9 +101,18 @@ def _aligned(x: Tensor) -> bool:
     return all(i % width == 0 for i in (x.storage_offset(), n, h, w))
 
 
+def _stream(device: int) -> int:
+    return int(torch.cuda.current_stream(device).cuda_stream)
+
+
+# Without an object around it where torch has that, as it takes as long as a small kernel.
+_raw_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _stream)
+
+
 def _where(x: Tensor) -> tuple[int, int]:
     """x's device, and torch's current stream there."""
-    return x.get_device(), torch.cuda.current_stream(x.device).cuda_stream
+    device = x.get_device()
+    return device, _raw_stream(device)
 
 
 def epilogue_forward(
@@ -142,7 +153,8 @@ def epilogue_backward(
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     grad_x = torch.empty(size, dtype=grad_y.dtype, device=grad_y.device, memory_format=format)
-    grad_bias = grad_y.new_zeros(size[1]) if need_bias else None
+    make = grad_y.new_empty if grad_x.numel() else grad_y.new_zeros
+    grad_bias = make(size[1]) if need_bias else None
     if grad_x.numel():
         # After a flatten, say, in another format: vectors need the channels side by side.
         grad_y = grad_y.contiguous(memory_format=format)
@@ -161,8 +173,10 @@ convolution_backward = convolution_backward_fastest
 
 def copies(x: Tensor, side: int) -> bool:
     """Whether :func:`space_to_depth` runs on x, and is known to be right there."""
-    if unsupported_reason(x, Stages()) is not None:
+    if unsupported_reason(x, _ANY) is not None:
         return False
+    if trust.vouched_for(x.device, sources()):
+        return True
     kernels = f"cuda's space to depth, {side} x {side} of {x.itemsize} bytes, {memory_format(x)}"
     check = functools.partial(_check_copy, x, side)
     return trust.reason(kernels, x.device, sources(), check) is None

@@ -45,13 +45,21 @@ def epilogue_reason(
     """:func:`reason` for a backend's kernels of these stages, dtype and format, tried on so many channels."""
     from . import module
 
+    sources = module(backend).sources()
+    if vouched_for(device, sources):
+        return None
+
     def check() -> None:
         from .._verify import example, verify
 
         verify(module(backend), *example((2, channels, 21, 19), dtype, format, device), stages)
 
-    kernels = f"{backend}'s {stages.name}, {_name(dtype)}, {_name(format)}"
-    return reason(kernels, device, module(backend).sources(), check)
+    return reason(_kernels(backend, stages, dtype, format), device, sources, check)
+
+
+@functools.lru_cache(maxsize=1024)
+def _kernels(backend: str, stages: Stages, dtype: torch.dtype, format: torch.memory_format) -> str:
+    return f"{backend}'s {stages.name}, {_name(dtype)}, {_name(format)}"
 
 
 def _name(value: torch.dtype | torch.memory_format) -> str:
@@ -67,7 +75,7 @@ def reason(kernels: str, device: torch.device, sources: str, check: Callable[[],
         sources: a hash of what they were compiled from.
         check: runs them on a small example there, and raises if something is wrong.
     """
-    if _vouched_for(device, sources):
+    if vouched_for(device, sources):
         return None
     name = f"{kernels}, on {_identity(device, sources)}"
     if name not in _verdicts:
@@ -113,8 +121,8 @@ def _capturing(device: torch.device) -> bool:
 
 
 @functools.cache
-def _vouched_for(device: torch.device, sources: str) -> bool:
-    """Whether the device suite and memcheck passed on such a GPU, with these sources."""
+def vouched_for(device: torch.device, sources: str) -> bool:
+    """Returns whether the device suite and memcheck passed on such a GPU, with these sources."""
     rows = json.loads(_RESULTS.read_text())
     if device.type != "cuda" or not rows:
         return False
