@@ -80,7 +80,7 @@ sanitize: .venv/built  ## run the kernels, CUDA's too, on the CPU under AddressS
 	$(BIN)/cmake --build build/sanitize
 	rm -rf $(SANITIZED)
 	mkdir -p $(SANITIZED)
-	cp -R fastcnn csrc tests pyproject.toml $(SANITIZED)
+	cp -R fastcnn csrc tests bench pyproject.toml $(SANITIZED)
 	rm -f $(SANITIZED)/fastcnn/_C.*
 	$(BIN)/cmake --install build/sanitize --prefix $(SANITIZED)
 	cd $(SANITIZED) && export ASAN_OPTIONS=detect_leaks=0 \

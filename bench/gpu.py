@@ -191,10 +191,10 @@ class Run:
         return any(row.get("has code for this GPU") for row in self.rows)
 
     def sanitize(self, part: str, until: float) -> None:
-        """Over our kernels alone; the filter is of mangled names."""
+        """Over our kernels alone, of which Triton's have short names; the filter is of mangled names."""
         option = re.search(r"--kernel-(?:name|regex)(?= )", told("compute-sanitizer", "--help"))
         tool = ["compute-sanitizer", "--tool", part, "--print-limit", "20"]
-        tool += [option[0], "kns=fastcnn"] if option else []
+        tool += [option[0], "kns=fastcnn", option[0], "kns=block_kernel"] if option else []
         # In a large cached block no access is out of bounds, and nothing uninitialised.
         env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if part in ("memcheck", "initcheck") else {}
         printed = self.work(part, until, tool if which(tool[0]) else [], **env)

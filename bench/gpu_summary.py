@@ -24,7 +24,6 @@ METRICS = {
 }
 CHOICES = {  # what a row decides among: the fastest
     "space to depth": ("channels_last", "space to depth"),
-    "chunks": ("whole", "chunks of L2/2", "space to depth, whole", "space to depth, chunks of L2/2"),
     "kernels": ("cuda", "general"),
     "backend": ("cuda", "triton", "plain"),
     "block": ("whole", "space to depth, whole", "triton", "plain"),
@@ -83,6 +82,15 @@ def trusted(result: Row) -> bool:
     complete = tests.get("passed", 0) > 0 and tests.get("failed") == tests.get("unfinished") == 0
     checked = memcheck.get("ok", 0) > 0 and memcheck.get("errors") == memcheck.get("wrong") == 0
     return not result["rehearsal"] and complete and checked and not kernels.get("wrong", 0)
+
+
+def failed(result: Row) -> bool:
+    """Whether something was wrong in what it did of them."""
+    tests, memcheck, kernels = (result.get(part, {}) for part in ("tests", "memcheck", "kernels"))
+    return any(
+        part.get(what)
+        for part, what in ((tests, "failed"), (memcheck, "errors"), (memcheck, "wrong"), (kernels, "wrong"))
+    )
 
 
 def table(page: str) -> str:

@@ -122,6 +122,9 @@ class Clock:
                 us[name] = self.time(fn)
             except Exception as error:
                 out[name] = describe(error)
-                self.cuda.synchronize()  # raises where nothing runs any more
+                try:
+                    self.cuda.synchronize()
+                except Exception as broken:  # nothing runs any more: this is the row's, too
+                    raise type(broken)(f"in {name}: {broken}") from error
             seconds[name] = round(time.perf_counter() - start, 2)
         return {"us": us, "seconds": seconds} | ({"left out": out} if out else {})

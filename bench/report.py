@@ -108,7 +108,9 @@ def files() -> dict[str, str]:
     growth, memory = read("growth", "make growth"), read("memory", "make memory")
     choices = report_choices.section(read("choices", "make choices"))
     return {
-        "README.md": marked("README.md", results=report_cpu.readme(cpu, results)),
+        "README.md": marked(
+            "README.md", results=report_cpu.readme(cpu, results), gpu=report_gpu.readme(RESULTS)
+        ),
         "docs/cpu.md": marked("docs/cpu.md", results=report_cpu.floors(results), choices=choices),
         "fastcnn/backends/trusted.json": report_gpu.allowed(RESULTS),
         "docs/benchmarks.md": document(cpu, results, growth, memory),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpu_summary import PAGES, table, trusted
+from gpu_summary import PAGES, compared, failed, table, trusted
 
 COUNTED = ("kernels", "tests", "other tests", "memcheck", "racecheck", "initcheck", "synccheck")
 
@@ -31,14 +31,77 @@ def measured(result: dict[str, Any]) -> Iterator[str]:
     for part in COUNTED:
         if part in result:
             yield f"- {part}: " + ", ".join(f"{count} {what}" for what, count in result[part].items())
+    for row in result["rows"]:
+        if "error" in row and row["part"] != "facts":  # which are asked for before the build, too
+            yield f"- {row['part']}, {row['name']}: {first_line(row['error'])}"
     yield "\n| | µs | quartiles | of a copy's rate |\n|---|--:|--:|--:|"
     for row in result["rows"]:
+        if is_way(row):
+            continue
         for who, (low, median, high, how) in row.get("us", {}).items():
             note = "" if how == "graph" else f" ({how})"
             share = f"{row[f'{who} of copy']:.0%}" if f"{who} of copy" in row else ""
             yield f"| {row['name']}: {who}{note} | {median:.4g} | {low:.4g}–{high:.4g} | {share} |"
         for who, why in row.get("left out", {}).items():
-            yield f"| {row['name']}: {who}, left out: {why.splitlines()[0].replace('|', '/')} | | | |"
+            yield f"| {row['name']}: {who}, left out: {first_line(why)} | | | |"
+    yield from ways(result)
+
+
+def first_line(text: str) -> str:
+    return text.splitlines()[0].replace("|", "/")
+
+
+def is_way(row: dict[str, Any]) -> bool:
+    """Whether it is of gpu_rows.ways: layer; images, dtype, format, phase."""
+    return "as it is" in row.get("us", {})
+
+
+def ways(result: dict[str, Any]) -> Iterator[str]:
+    """How many times the speed of torch's convolution the other way has, for each layer."""
+    found: dict[str, dict[str, str]] = {}
+    for row in filter(is_way, result["rows"]):
+        layer, _, how = row["name"].partition("; ")
+        images, dtype, format, phase = how.split(", ")
+        us = {who: median for who, (_, median, *_) in row["us"].items()}
+        plain = us.pop("as it is")
+        for median in us.values():
+            found.setdefault(f"{layer}, {phase}", {})[f"{dtype}, {format}, {images}"] = (
+                f"{plain / median:.2f}"
+            )
+    columns = list(dict.fromkeys(name for row in found.values() for name in row))
+    if not columns:
+        return
+    yield "\nWays to convolve, without cudnn.benchmark: how many times the speed of torch's convolution a"
+    yield "first layer has by space to depth, and groups have one by one.\n"
+    yield "| | " + " | ".join(columns) + " |\n|---|" + "--:|" * len(columns)
+    for layer, row in found.items():
+        yield f"| {layer} | " + " | ".join(row.get(name, "") for name in columns) + " |"
+
+
+STEP, INFERENCE = "AlexNet step", "AlexNet inference"
+ALEXNET = (  # in the README: what is told, a row's name, what is behind it, and the quantity
+    ("training step", STEP, "", "img/s by graph"),
+    ("the same, called from Python", STEP, "", "img/s"),
+    ("the same as a graph, without `cudnn.benchmark`", STEP, ", without cudnn.benchmark", "img/s by graph"),
+    ("inference", INFERENCE, "", "img/s by graph"),
+    ("the same, called from Python", INFERENCE, "", "img/s"),
+)
+
+
+def readme(folder: Path) -> str:
+    """AlexNet-2012's images a second, of both commands' rows."""
+    results = [json.loads((folder / f"gpu_{command}.json").read_text()) for command in ("first", "full")]
+    rows = {row["name"]: row for result in results for row in result["rows"]}
+    lines = ["| | eager | torch.compile | fastcnn | × eager | × torch.compile |", "|---|--:|--:|--:|--:|--:|"]
+    for told, name, behind, quantity in ALEXNET:
+        found = (
+            rows.get(f"{name}, {who}{behind}", {}).get(quantity) for who in ("plain", "compile", "fused")
+        )
+        plain, compiled, fused = found
+        times = [f"**{fused / plain:.1f}**", f"{fused / compiled:.1f}" if compiled else ""]
+        speeds = [f"{n:,.0f}" if n else "" for n in (plain, compiled, fused)]
+        lines.append("| " + " | ".join([told, *speeds, *times]) + " |")
+    return "\n".join(lines)
 
 
 def section(folder: Path) -> str:
@@ -46,15 +109,25 @@ def section(folder: Path) -> str:
     results = [json.loads(path.read_text()) for path in found if path.exists()]
     if not results:
         return waiting()
-    return "\n".join(["## GPU\n", *(line for result in results for line in measured(result)), ""])
+    rows = {row["name"]: row for result in results for row in result["rows"]}
+    lines = ["## GPU\n", "Measured beside what the kernels' pages predict for an H100:\n"]
+    lines += [*(f"- {line.replace('|', '·')}" for line in compared(rows)), ""]
+    return "\n".join([*lines, *(line for result in results for line in measured(result)), ""])
 
 
 def allowed(folder: Path) -> str:
-    """The GPUs whose CUDA kernels ``auto`` takes unasked: where `full` passed, and with which sources."""
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob("gpu*.json"))]
+    """The GPUs whose CUDA kernels ``auto`` takes unasked, and from which sources.
+
+    Of these the device suite and memcheck passed in some result, and in none did any of it fail.
+    """
+    results: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("gpu*.json")):
+        result = json.loads(path.read_text())
+        kernels = result["compute capability"], result["extension"]["cuda sources"]
+        results.setdefault(kernels, []).append(result)
     rows = [
-        {"compute capability": r["compute capability"], "sources": r["extension"]["cuda sources"]}
-        for r in results
-        if r["command"] == "full" and trusted(r)
+        {"compute capability": capability, "sources": sources}
+        for (capability, sources), those in results.items()
+        if any(map(trusted, those)) and not any(map(failed, those))
     ]
     return json.dumps(rows, indent=1) + "\n"

@@ -41,7 +41,7 @@ INTRODUCTION = """\
 
 Compiled without a GPU by `python bench/triton_resources.py`, from the launches that the backend makes on
 [{images}, 96, 55, 55], with what they specialise: alignment, constants, sizes. CI compares. Triton {version}.
-**None of it has run on hardware**: a time here is a bound, not a measurement.
+A time here is a bound, not a measurement: [benchmarks.md](benchmarks.md#gpu) has those.
 
 - **Issue**: microseconds for the instructions of all warps, loops by their trips, one a cycle on each of 528
   schedulers at 1.755 GHz, an H100's. **Roots**: what its special function units take of them by themselves.

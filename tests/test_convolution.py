@@ -340,3 +340,35 @@ def test_margins_beside_named_padding(options):
         margins=(1, 2, 0, 3),
     )
     assert long.shape == expected.shape
+
+
+LAYER_1 = (3, 224, 96, 11, 4, 1)  # channels, side, maps, side of windows, stride, groups
+LAYER_2, LAYER_4, SMALL = (96, 27, 256, 5, 1, 2), (384, 13, 384, 3, 1, 2), (16, 27, 16, 3, 1, 2)
+
+
+@pytest.mark.parametrize(("layer", "images", "forward", "backward"), [
+    (LAYER_1, 32, "space to depth", "space to depth"),
+    (LAYER_1, 8, "as it is", "as it is"),
+    ((3, 224, 64, 7, 2, 1), 128, "as it is", "as it is"),
+    (LAYER_2, 32, "by group", "by group"),
+    (LAYER_2, 8, "as it is", "by group"),
+    (LAYER_4, 128, "by group", "by group"),
+    (LAYER_4, 64, "as it is", "by group"),
+    (LAYER_4, 8, "as it is", "as it is"),
+    (SMALL, 128, "as it is", "as it is"),
+    ((256, 27, 256, 3, 1, 4), 128, "as it is", "as it is"),
+])  # fmt: skip
+def test_the_way_where_nothing_may_be_timed(monkeypatch, layer, images, forward, backward):
+    """As bench/results/gpu_first.json and gpu_full.json have them, of an H200."""
+    channels, side, maps, k, stride, groups = layer
+    x = torch.empty(images, channels, side, side, device="meta", dtype=torch.bfloat16)
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight = torch.empty(maps, channels // groups, k, k, device="meta", dtype=torch.bfloat16)
+    conv = (stride, stride), (2, 2) if stride > 1 else (k // 2, k // 2), (1, 1), groups
+    plain = [_convolution._ways(x, weight, conv, phase)[0] for phase in ("forward", "backward")]
+    assert plain == ["as it is"] * 2  # on what was not measured
+    monkeypatch.setattr(_convolution, "_is_measured", lambda device: True)
+    taken = [_convolution._ways(x, weight, conv, phase)[0] for phase in ("forward", "backward")]
+    assert taken == [forward, backward]
+    if groups == 2:
+        assert _convolution._ways(x.contiguous(), weight, conv, "forward")[0] == "as it is"

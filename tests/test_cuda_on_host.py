@@ -3,6 +3,7 @@
 import inspect
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,24 +115,6 @@ def test_the_same_bits_in_any_order_of_blocks_and_threads(monkeypatch, variant, 
     first, *others = map(run, RUN_ORDERS)
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-
-
-@on_host
-@pytest.mark.parametrize("order", ORDERS)
-def test_a_block_in_chunks_gives_the_same_bits(monkeypatch, order):
-    x, weight = torch.randn(5, 3, 33, 31), torch.randn(16, 3, 5, 5)
-    args = (
-        x,
-        weight,
-        torch.randn(16),
-        ((2, 2), (0, 0), (1, 1), 1),
-        Stages(True, LRN(), MaxPool(3, 2), order),
-    )
-    whole = cuda.conv_block_forward(*args, save=True)
-    for images in (1, 2, 3):
-        monkeypatch.setattr(cuda, "_chunk_bytes", lambda _, images=images: images * 4 * 16 * 15 * 14)
-        parts = cuda.conv_block_forward(*args, save=True)
-        assert all(torch.equal(a, b) for a, b in zip(parts, whole, strict=True)), images
 
 
 @on_host
@@ -248,3 +231,14 @@ ONE = (1, 1, 1)
 )
 def test_a_launch_that_no_gpu_takes_is_refused(planted, grid, block, shared, error):
     assert planted(*grid, *block, shared).stdout == f"{error}\n"
+
+
+@on_host
+def test_the_harness_of_a_gpu_finds_nothing_wrong():
+    """Every seventh of the cases that `bench/gpu.py` tries on one."""
+    sys.path.append(str(HERE.parents[1] / "bench"))
+    import gpu_cases
+
+    for case in gpu_cases.cuda_cases()[::7]:
+        row = gpu_cases.check(cuda, case, "cpu", lambda: None)
+        assert row["verdict"] in ("ok", "does not fit"), (case, row)

@@ -137,7 +137,7 @@ def test_launches_are_captured_once_and_replayed(clock):
     calls = []
     assert clock.time(lambda: calls.append(1)) == (1000, 1000, 1000, "graph")
     assert len(calls) == 2  # to warm up, and to be captured
-    assert clock.cuda.CUDAGraph.return_value.replay.call_count == 4
+    assert clock.cuda.CUDAGraph.return_value.replay.call_count == 2 + 3  # to be measured, and timed
 
 
 def test_what_cannot_be_captured_is_launched_behind_a_delay(clock):
@@ -154,7 +154,14 @@ def test_whoever_is_wrong_or_fails_is_not_timed(clock):
     row = clock.race(calls, 0.03)
     assert list(row["us"]) == ["first", "near"]
     assert row["left out"].keys() == {"far", "nan", "broken"}
+    assert row["seconds"].keys() == calls.keys()
     assert "left out" not in clock.race({"far": calls["far"]})
+
+
+def test_who_broke_the_device_is_named(clock):
+    clock.cuda.synchronize.side_effect = RuntimeError("an illegal memory access")
+    with pytest.raises(RuntimeError, match="in other: an illegal memory access"):
+        clock.race({"other": lambda: 1 / 0})
 
 
 # Tools' outputs.
@@ -228,13 +235,15 @@ def test_who_is_trusted(part, other):
     assert not gpu_summary.trusted({"rehearsal": False})
 
 
-def test_the_allow_list_is_of_full_results_that_passed(tmp_path):
+def test_the_allow_list_is_of_what_passed_and_failed_nowhere(tmp_path):
     assert report_gpu.allowed(tmp_path) == "[]\n"
-    card = {"compute capability": "9.0", "extension": {"cuda sources": "abc"}}
+    unfinished = RIGHT | {"tests": RIGHT["tests"] | {"unfinished": 3}}
     wrong = RIGHT | {"memcheck": RIGHT["memcheck"] | {"errors": 1}}
-    for name, result in {"full": RIGHT, "first": RIGHT, "full_wrong": wrong}.items():
-        written = result | card | {"command": name.removesuffix("_wrong")}
-        (tmp_path / f"gpu_{name}.json").write_text(json.dumps(written))
+    results = {"first": ("abc", RIGHT), "full": ("abc", unfinished)}  # all of it passed once
+    results |= {"first_2": ("def", RIGHT), "full_2": ("def", wrong), "full_3": ("ghi", unfinished)}
+    for name, (sources, result) in results.items():
+        card = {"compute capability": "9.0", "extension": {"cuda sources": sources}}
+        (tmp_path / f"gpu_{name}.json").write_text(json.dumps(result | card))
     assert json.loads(report_gpu.allowed(tmp_path)) == [{"compute capability": "9.0", "sources": "abc"}]
 
 

@@ -24,7 +24,6 @@ def as_on_a_gpu(monkeypatch):
 def backend(request, monkeypatch):
     monkeypatch.setattr(cuda, "unsupported_reason", lambda x, stages: None)
     monkeypatch.setattr(cuda, "_where", lambda x: (0, 0))
-    monkeypatch.setattr(cuda, "_chunk_bytes", lambda device: 1 << 30, raising=False)
     with use_backend(request.param):
         yield request.param
 

@@ -313,3 +313,18 @@ def test_a_wrong_copy_kernel_is_left_to_torch(monkeypatch):
     monkeypatch.setattr(cuda, "space_to_depth", by_torch)
     assert not cuda.copies(X, 4)  # its verdict stands
     assert cuda.copies(X, 2)
+
+
+@pytest.mark.parametrize(("shape", "stages", "capturing", "ours"), [
+    ((128, 6, 28, 28), Stages(pool=MaxPool(3, 2)), False, False),  # LeNet-5's first block, of 128 images
+    ((128, 6, 28, 28), Stages(pool=MaxPool(3, 2)), True, True),  # a graph's replay needs no Python
+    ((1, 96, 55, 55), Stages(lrn=LRN(5), pool=MaxPool(3, 2)), False, True),
+    ((256, 256, 13, 13), Stages(pool=MaxPool(3, 2)), False, True),  # AlexNet-2012's last, of 256
+])  # fmt: skip
+def test_little_without_an_lrn_is_left_to_torch(monkeypatch, shape, stages, capturing, ours):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    x = torch.empty(shape, device="meta")
+    assert (cuda.slower_reason(x, stages, None) is None) is ours
+    images, weight = torch.empty(shape[0], 3, *shape[2:], device="meta"), torch.empty(shape[1], 3, 3, 3)
+    conv = (1, 1), (1, 1), (1, 1), 1
+    assert (cuda.slower_reason(images, stages, weight, conv) is None) is ours

@@ -194,38 +194,41 @@ WAYS = {
 # Where nothing may be timed, a way is taken that was the faster one wherever it was timed on such a GPU:
 # published networks' layers, of 1 to 128 images, on an H200 (bench/results/gpu_first.json and gpu_full.json).
 _MEASURED = {(9, 0)}  # compute capabilities
-_LEAST_STRIDE = 4  # forward of 11x11 windows 4 apart: 1.04 to 5.0 times as fast; of 7x7 2 apart: .5 to 3.2
-_LEAST_TO_REARRANGE = (
-    2**18
-)  # outputs of a map, for the weight's gradient of the same: 1.1 to 3.6; fewer: .3 to 2.5
-_LEAST_CHANNELS, _LEAST_OF_GROUPS = (
-    48,
-    5000,
-)  # of each of two groups, and outputs of a map: 1.2 to 9.4; fewer: .3
+_LEAST_STRIDE = 4  # 11x11 windows 4 apart: forward 2.2 to 5.0 times as fast; of 7x7 2 apart: .5 to 3.2
+_LEAST_CHANNELS = 48  # of each of two groups, in channels_last; of 8: .3 to 1.0
+# Outputs of a map. Fewer may save the GPU's time, too, but less of it than more launches take of Python's.
+_LEAST_OUTPUTS = {
+    ("space to depth", "forward"): 90_000,
+    ("space to depth", "backward"): 90_000,  # the weight's gradient: 1.05 to 3.6; of 24,200: .8
+    ("by group", "forward"): 20_000,  # 1.3 to 2.6; of 10,800: .9
+    ("by group", "backward"): 5_000,  # 1.04 to 9.4; of 1,352: .6
+}
 
 
 @cache
 def _is_measured(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) in _MEASURED
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) in _MEASURED
 
 
-def _untimed(x: Tensor, weight: Tensor, conv: Conv, backward: bool) -> str:
+def _untimed(x: Tensor, weight: Tensor, conv: Conv, phase: str) -> str:
     """Returns the way to convolve on a GPU where nothing may be timed."""
     (stride, *_), *_, groups = conv
-    if x.dtype == torch.float64 or not (x.is_cuda and _is_measured(x.device)):
+    if x.dtype == torch.float64 or not _is_measured(x.device):
         return "as it is"
+    if groups == 1:
+        name, known = "space to depth", stride >= _LEAST_STRIDE
+    else:
+        name, known = "by group", groups == 2 and weight.shape[1] >= _LEAST_CHANNELS
+        known = known and memory_format(x) == torch.channels_last
     outputs = x.shape[0] * math.prod(conv_output_size(x, weight, conv))
-    if stride >= _LEAST_STRIDE and (not backward or outputs >= _LEAST_TO_REARRANGE):
-        return "space to depth"
-    few = groups != 2 or weight.shape[1] < _LEAST_CHANNELS or outputs < _LEAST_OF_GROUPS
-    return "as it is" if few or memory_format(x) != torch.channels_last else "by group"
+    return name if known and outputs >= _LEAST_OUTPUTS[name, phase] else "as it is"
 
 
-def _ways(x: Tensor, weight: Tensor, conv: Conv, backward: bool) -> list[str]:
+def _ways(x: Tensor, weight: Tensor, conv: Conv, phase: str) -> list[str]:
     """Returns those that can, the first of which is taken where nothing may be timed."""
     names = [name for name, way in WAYS.items() if way.applies(x, weight, conv)]
     if len(names) > 1:
-        names.sort(key=_untimed(x, weight, conv, backward).__ne__)
+        names.sort(key=_untimed(x, weight, conv, phase).__ne__)
     return names
 
 
@@ -236,7 +239,7 @@ def _key(name: str, weight: Tensor, conv: Conv) -> tuple[Any, ...]:
 def convolve_fastest(x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
     """Returns :func:`convolve`'s result, up to rounding, in the way that is or was timed as the fastest."""
     given = x, weight, conv
-    ways = {name: partial(WAYS[name].forward, *given) for name in _ways(*given, backward=False)}
+    ways = {name: partial(WAYS[name].forward, *given) for name in _ways(*given, "forward")}
     return ways[fastest(_key("convolution", weight, conv), x, ways)]()
 
 
@@ -245,6 +248,6 @@ def convolution_backward_fastest(
 ) -> Gradients:
     """Returns :func:`convolution_backward`'s results, up to rounding, likewise."""
     given = x, weight, conv
-    ways = {name: partial(WAYS[name].backward, grad, *given, needed) for name in _ways(*given, backward=True)}
+    ways = {name: partial(WAYS[name].backward, grad, *given, needed) for name in _ways(*given, "backward")}
     key = *_key("its gradients", weight, conv), *needed, grad.stride()
     return ways[fastest(key, x, ways)]()

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ..stages import DTYPES, Stages, memory_format
+from ..stages import DTYPES, Conv, Stages, memory_format
 from . import trust
-from ._block import convolve_then, in_chunks
+from ._block import convolve_then
 from ._convolution import conv_output_size, convolution_backward_fastest, convolve_fastest
 from ._launch import Results, address, allocate, empty_on, on_device, params
 from ._space_to_depth import by_torch, squares
@@ -83,6 +83,24 @@ def declined_reason(x: Tensor, stages: Stages, weight: Tensor | None) -> str | N
     if not _special(stages, x.dtype, format, channels) or (last and weight is None and not _aligned(x)):
         return "only the general kernels take it, which are slower; they run by name"
     return trust.epilogue_reason("cuda", x.device, stages, x.dtype, format, channels)
+
+
+# Values of the stages' input. Eagerly, LeNet-5 of 1 to 128 images had .68 to .84 of plain torch's speed, as
+# Python took longer than the GPU, of whose time its blocks, of 0.6 million values or fewer, save little;
+# AlexNet-2012 of 256, with blocks of 11 million and more, had 3.8 times plain torch's (H200, `make gpu`).
+_ENOUGH = 2**23
+
+
+def slower_reason(x: Tensor, stages: Stages, weight: Tensor | None, conv: Conv | None = None) -> str | None:
+    """Why torch's two or three operations are no slower than one of ours; with an LRN they are twelve."""
+    if stages.lrn is not None or torch.cuda.is_current_stream_capturing():
+        return None  # in a graph Python takes no time
+    values = math.prod(x.shape)
+    if weight is not None and conv is not None:
+        values = x.shape[0] * weight.shape[0] * math.prod(conv_output_size(x, weight, conv))
+    if values >= _ENOUGH:
+        return None
+    return "there is no LRN and little to do: Python takes as long for one operation of ours as for torch's"
 
 
 @functools.lru_cache(maxsize=1024)
@@ -210,22 +228,8 @@ def space_to_depth(x: Tensor, side: int, padding: Sequence[int]) -> Tensor:
     return y
 
 
-def _chunk_bytes(device: int) -> int | None:
-    """Bytes of the convolution's output to make at a time, for the epilogue to find in L2; None: all of it.
-
-    Whether less is faster is not measured yet: bench/gpu.py times it.
-    """
-    return None
-
-
 def conv_block_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
 ) -> Results:
-    most = _chunk_bytes(x.get_device())
-    if most is not None and x.dtype == weight.dtype:
-        image = weight.shape[0] * math.prod(conv_output_size(x, weight, conv)) * x.dtype.itemsize
-        images = max(1, most // max(1, image))
-        if images < x.shape[0]:
-            run = empty_on(x.device), _run
-            return in_chunks(*run, x, weight, bias, conv, stages, save, images, convolve_fastest)
+    """All images at once: in parts that stay in L2, AlexNet's blocks take 1.1 to 1.2 times as long (H200)."""
     return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save, convolve_fastest)
