@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -13,15 +15,16 @@ from typing import IO
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write; what was written becomes the content of ``path`` at the end of the block.
 
-    It is written aside, synced to the disk, then renamed. Whatever stops it, a full disk, Ctrl-C or a loss
-    of power, ``path`` is as it was; only kill -9 leaves the file aside behind, which the next call removes.
+    It is written aside, under a name of its own, synced to the disk, then renamed. Whatever stops it, a full
+    disk, Ctrl-C or a loss of power, ``path`` is as it was; only kill -9 leaves the file aside behind, see
+    :func:`unfinished`.
 
     Raises:
         OSError: the folder can't be written to, or the disk is full.
     """
-    aside = path.with_name(f".{path.name}.new")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     try:
-        with open(aside, "wb") as file:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -32,6 +35,11 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Returns the files aside in a folder, of whoever writes there now or was killed while it did."""
+    return [path for path in folder.glob(".*.new") if re.fullmatch(r"\..+\.[0-9a-f]{16}\.new", path.name)]
 
 
 def replace(path: Path, data: bytes) -> None:

@@ -7,6 +7,7 @@ import importlib.util
 import math
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -237,7 +238,7 @@ _MODEL_OPTIONS = ("norm", "towers", "overlap", "adaptive", "dropout")
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train; 1 where that can't be done or go on, 130 on Ctrl-C."""
+    """Train; 1 where that can't be done or go on, 130 on Ctrl-C, 143 on SIGTERM."""
     from . import training
 
     options = {name: value for name, value in vars(args).items() if name != "run"}
@@ -247,6 +248,10 @@ def train(args: argparse.Namespace) -> int:
     }
     try:
         training.run(training.Options(**options))
+    except training.Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":  # of several, one says so
+            print(f"train: {stopped}", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("train: interrupted; --resume goes on from the last checkpoint, or else anew", file=sys.stderr)
         return 130

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(mnist, tmp_path):
     assert train(mnist, out, "--resume", *options) == 0
     assert_same_weights(tmp_path / "whole", out)
     assert [row["loss"] for row in log_of(out)] == [row["loss"] for row in log_of(tmp_path / "whole")]
-    assert sorted(os.listdir(out)) == ["checkpoint.pt", "log.csv", "model.safetensors"]
+    assert sorted(os.listdir(out)) == [".lock", "checkpoint.pt", "log.csv", "model.safetensors"]
 
 
 def test_a_full_disk_stops_it_and_leaves_the_last_checkpoint(mnist, tmp_path, capsys):
@@ -77,7 +78,7 @@ def test_a_full_disk_stops_it_and_leaves_the_last_checkpoint(mnist, tmp_path, ca
     )
     assert child.returncode == 1 and child.stderr.startswith("train: ") and "File too large: " in child.stderr
     assert "checkpoint.pt" in child.stderr
-    assert sorted(os.listdir(out)) == ["checkpoint.pt", "log.csv"]
+    assert sorted(os.listdir(out)) == [".lock", "checkpoint.pt", "log.csv"]
     assert checkpoint.load(out / "checkpoint.pt", {})["step"] == 2
     assert train(mnist, out, "--resume") == 0
     assert_same_weights(tmp_path / "whole", out)
@@ -101,6 +102,70 @@ _, data, out = sys.argv
 options = "--batch 16 --epochs 2 --dtype float32 --workers 0 --save-every 2".split()
 sys.exit(main(["train", "--data", data, "--out", out, *options]))
 """
+
+
+_HOLDS = (
+    "import sys, pathlib; from fastcnn.training.folder import held\nwith held(pathlib.Path({!r})): input()"
+)
+
+
+def test_a_second_training_in_the_folder_is_refused(mnist, tmp_path, capsys):
+    """And none goes on beside it; what it had begun to write is left to it, and removed once it is killed."""
+    out, begun = tmp_path / "run", tmp_path / "run" / f".checkpoint.pt.{'0' * 16}.new"
+    out.mkdir()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", _HOLDS.format(str(out))], **pipes) as other:
+        while not (out / ".lock").exists():
+            assert other.poll() is None
+            time.sleep(0.01)
+        begun.write_bytes(b"half of it")
+        for options in ((), ("--resume",)):
+            while train(mnist, out, *options) == 0:  # it made the file, and then takes the lock
+                (out / "checkpoint.pt").unlink()
+                begun.write_bytes(b"half of it")
+            assert f"train: {out}: another training writes to it" in capsys.readouterr().err
+        assert begun.exists()
+        other.kill()
+    assert train(mnist, out) == 0
+    assert not begun.exists()
+
+
+def test_a_link_for_a_lock_or_a_file_aside_is_not_followed(mnist, tmp_path, capsys):
+    out, precious = tmp_path / "run", tmp_path / "precious"
+    out.mkdir()
+    precious.write_text("mine")
+    (out / ".lock").symlink_to(precious)
+    assert train(mnist, out) == 1
+    assert ".lock" in capsys.readouterr().err
+    assert precious.read_text() == "mine"
+
+
+@pytest.mark.parametrize("after", [0.0, 0.05, 0.2])
+def test_sigterm_saves_and_ends_it(mnist, tmp_path, after):
+    """It goes on to the same bits, from a step that no checkpoint was due at."""
+    options = ["--epochs", "200", "--batch", "16", "--dtype", "float32", "--workers", "0"]
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "fastcnn", "train", "--data", str(mnist), "--out", str(out), *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        while not (out / "log.csv").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(after)
+        process.terminate()
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, error
+    (step,) = re.findall(rb"train: stopped by SIGTERM at step (\d+); --resume goes on from there\n", error)
+    assert checkpoint.load(out / "checkpoint.pt", {})["step"] == int(step)
+
+
+def test_losses_that_are_no_numbers_are_noticed_within_an_epoch(mnist, tmp_path, capsys):
+    assert train(mnist, tmp_path / "run", "--batch", "1", "--rate", "1e30") == 1
+    error = capsys.readouterr().err
+    (step,) = re.findall(r"no numbers any more at step (\d+), at rate \S+; a lower --rate may help", error)
+    assert int(step) <= 50
 
 
 def test_a_checkpoint_is_not_written_over(mnist, tmp_path, capsys):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from .. import _files, backends, models
 from ..models.lenet1998 import LeNet1998
+from .folder import Stopped, asked_to_stop, held
 from .images import Data, Held, find
 from .options import Options, deciding, network
 
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
     from .loop import Plan, Training
     from .processes import Processes
 
-__all__ = ["Options", "run"]
+__all__ = ["Options", "Stopped", "run"]
+
+_CHECKPOINT = "checkpoint.pt"
 
 
 def run(options: Options) -> None:
@@ -33,11 +37,13 @@ def run(options: Options) -> None:
     Meant for a process of its own: it seeds torch's generators, and on a GPU sets
     ``torch.backends.cudnn.benchmark`` until it returns.
 
+    On SIGTERM it writes a checkpoint and raises :class:`Stopped`.
+
     Raises:
         ModuleNotFoundError, FileNotFoundError: something to install, or the data, is missing.
         OSError: a file can't be written; the checkpoint before stays.
         RuntimeError: damaged data, checkpoint or weights; images that the model or the backend does not take;
-            a loss that is no number.
+            a loss that is no number; another training in ``out``.
         ValueError: an option that the model does not have; a checkpoint in ``out`` without ``resume``.
     """
     _check_needs(options)
@@ -45,10 +51,14 @@ def run(options: Options) -> None:
     from .processes import joined
 
     with joined(options.device) as processes, tuned(processes.device), backends.use_backend(options.backend):
-        _run(options, processes)
+        plan = _plan(options, processes.device)
+        alone = held(options.out) if processes.rank == 0 else contextlib.nullcontext()
+        with alone, asked_to_stop() as asked:
+            _refuse_to_overwrite(options)
+            _run(options, plan, processes, asked)
 
 
-def _run(options: Options, processes: Processes) -> None:
+def _run(options: Options, plan: Plan, processes: Processes, asked: Callable[[], bool]) -> None:
     from rich.console import Console
 
     from .graph import capture
@@ -58,11 +68,12 @@ def _run(options: Options, processes: Processes) -> None:
     console = Console(quiet=processes.rank > 0, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
     def say(line: str) -> None:
-        """Whatever a file's name has in it."""
-        console.print(line.replace("\n", "\\n").encode("utf-8", "backslashreplace").decode())
+        """Whatever a file's name has in it, which could move the cursor."""
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+        console.print(shown.encode("utf-8", "backslashreplace").decode())
 
     graphs = capture if processes.device.type == "cuda" else None
-    training = Training(_plan(options, processes.device), processes, say, graphs)
+    training = Training(plan, processes, say, graphs, asked)
     for line in _head(options, training):
         say(line)
     follow(training, options.out, console, options.tensorboard)
@@ -85,9 +96,8 @@ def _plan(options: Options, device: torch.device) -> Plan:
     from .augment import UNIT
     from .loop import Plan
 
-    path, recipe = options.out / "checkpoint.pt", options.completed_recipe()
-    if path.exists() and not options.resume:
-        raise ValueError(f"{path} is there: --resume goes on from it, another --out starts anew")
+    recipe = options.completed_recipe()
+    _refuse_to_overwrite(options)
     if options.out.resolve().is_relative_to(Path(options.data).resolve()) and options.data != "digits":
         raise ValueError(f"--out must not be in --data, but got {options.out} in {options.data}")
     data = find(options.data, options.size)
@@ -110,13 +120,19 @@ def _plan(options: Options, device: torch.device) -> Plan:
         known=UNIT if published else None,
         recipe=recipe,
         settings=deciding(options, recipe, data, model),
-        path=path,
+        path=options.out / _CHECKPOINT,
         seed=options.seed,
         accumulate=options.accumulate,
         workers=_workers(data) if options.workers is None else options.workers,
         save_every=options.save_every,
         skip_bad=options.skip_bad,
     )
+
+
+def _refuse_to_overwrite(options: Options) -> None:
+    path = options.out / _CHECKPOINT
+    if path.exists() and not options.resume:
+        raise ValueError(f"{path} is there: --resume goes on from it, another --out starts anew")
 
 
 def _workers(data: Data) -> int:

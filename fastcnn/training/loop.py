@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from . import augment, batches, checkpoint
 from .augment import Draws, Statistics
 from .batches import Steps, seed_of
+from .folder import Stopped
 from .graph import Capture, Graph
 from .images import Batch, Data, Source
 from .processes import Processes
@@ -25,6 +26,7 @@ from .recipe import Recipe, rate
 
 _SAMPLE = 5000  # images that statistics are taken of, evenly spaced
 _TEST_BATCH = 128
+_WATCH = 20  # steps
 
 
 class Plan(NamedTuple):
@@ -67,6 +69,7 @@ class Training:
         capture: :func:`graph.capture`, for steps that have a whole batch; None: no graph. Never used for
             several processes, whose exchange has not been tried in a graph, nor in float16, where the paper's
             optimizer waits for the device to know whether to skip the step.
+        asked: whether this process should stop.
 
     Raises:
         OSError, RuntimeError: :func:`checkpoint.load`'s; processes that found different checkpoints.
@@ -78,8 +81,9 @@ class Training:
         processes: Processes,
         tell: Callable[[str], None],
         capture: Capture | None = None,
+        asked: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.plan, self.processes, self.tell = plan, processes, tell
+        self.plan, self.processes, self.tell, self._asked = plan, processes, tell, asked
         self.steps = Steps(len(plan.data.train), plan.recipe.batch, plan.seed)
         self.stop = plan.recipe.epochs * self.steps.per_epoch
         # cuDNN's kernels for tensor cores work in channels_last, and convert what comes in another layout.
@@ -93,6 +97,7 @@ class Training:
         self.bad, self._told = dict[str, str](), set[str]()  # images that can't be read, and why
         # Of this epoch and this process: the sum of the losses, and of how many images.
         self._sums = torch.zeros(2, dtype=torch.float64, device=processes.device)
+        self._seen = torch.zeros(2, dtype=torch.float64, pin_memory=on_gpu)  # the same, some steps ago
         known = self._resume() or plan.known
         found = set(processes.gathered(self.step))
         if len(found) > 1:
@@ -154,9 +159,24 @@ class Training:
 
     def _no_numbers(self, what: str) -> RuntimeError:
         return RuntimeError(
-            f"{what} no numbers any more at step {self.step}; a lower --rate may help. "
-            f"{self.plan.path}, if it is there, is from before that"
+            f"{what} no numbers any more at step {self.step}, at rate {self.rate:.3g}; a lower --rate may "
+            f"help. {self.plan.path}, if it is there, is from before that"
         )
+
+    def _watch(self) -> None:
+        """Looks at the losses of some steps ago, without waiting for a GPU."""
+        if not self._seen.isfinite().all():
+            raise self._no_numbers("the loss or weights are")
+        self._seen.copy_(self._sums, non_blocking=True)
+
+    def _stop(self) -> None:
+        """After a step, if any process was asked to; several ask each other now and then."""
+        several = self.processes.number > 1
+        if several and self.step % _WATCH:
+            return
+        if self.processes.count(int(self._asked())):
+            self._save()
+            raise Stopped(f"stopped by SIGTERM at step {self.step}; --resume goes on from there")
 
     def _share_bad(self) -> None:
         for bad in self.processes.gathered(self.bad):
@@ -170,7 +190,9 @@ class Training:
 
         Raises:
             OSError: the checkpoint can't be written; the one before stays.
-            RuntimeError: an image that can't be read, without ``skip_bad``; a loss that is no number.
+            RuntimeError: an image that can't be read, without ``skip_bad``; a loss that is no number, noticed
+                within twice _WATCH steps.
+            Stopped: it was asked to; the checkpoint is written.
         """
         plan = self.plan
         start, first = time.perf_counter(), self.step
@@ -187,6 +209,9 @@ class Training:
                 start, first = time.perf_counter(), self.step
             elif plan.save_every and self.step % plan.save_every == 0:
                 self._save()
+            if self.step % _WATCH == 0:
+                self._watch()
+            self._stop()
 
     def _end_of_epoch(self, steps: int, start: float) -> Epoch:
         """The numbers of an epoch, of which this run has made some steps since the time ``start``."""
