@@ -1,5 +1,6 @@
 """Training that is stopped, damaged or shared: what goes on, to the same bits, and what is said."""
 
+import copy
 import multiprocessing
 import os
 import random
@@ -19,6 +20,7 @@ from test_training import log_of, one_thread, train, weights_of, write_idx, writ
 
 from fastcnn.models import lenet5, load_weights
 from fastcnn.training import checkpoint, idx, images
+from fastcnn.training.augment import UNIT
 from fastcnn.training.batches import Steps
 
 KILLS = 30
@@ -190,6 +192,107 @@ def test_no_checkpoint_is_said_and_a_foreign_one_refused(mnist, tmp_path, capsys
 # Damaged.
 
 
+def changed(*keys, to):
+    """What makes another value of a field of a checkpoint."""
+
+    def change(state):
+        *path, last = keys
+        for key in path:
+            state = state[key]
+        state[last] = to(state[last])
+
+    return change
+
+
+def without(name):
+    return lambda state: state.pop(name)
+
+
+def nan(t):
+    return torch.full_like(t, float("nan"))
+
+
+def momentum(to):
+    def change(state):
+        kept = state["optimizer"]["state"][0]
+        kept.update({name: to(value) for name, value in kept.items()})
+
+    return change
+
+
+DAMAGES = {
+    **{f"no {name}": (without(name), f"its '{name}' is None") for name in checkpoint._FIELDS},
+    **{f"{name} is text": (changed(name, to=str), f"its '{name}' is ") for name in checkpoint._FIELDS},
+    **{
+        f"{name} is -1": (changed(name, to=lambda _: -1), f"its '{name}' is -1")
+        for name in checkpoint._FIELDS
+    },
+    "step of True": (changed("step", to=lambda _: True), "its 'step' is True"),
+    "step beyond the end": (changed("step", to=lambda n: n + 10_000), "ValueError: step 100"),
+    "another step": (changed("step", to=lambda n: n - 1), "ValueError: step "),
+    "an epoch too few": (changed("history", to=lambda h: h[:-1]), "after 0 epochs"),
+    "an epoch of text": (changed("history", 0, to=lambda _: ("a",) * 8), "its 'history' is"),
+    "an epoch of NaN": (
+        changed("history", 0, to=lambda e: (*e[:2], float("nan"), *e[3:])),
+        "its 'history' is",
+    ),
+    "a short epoch": (changed("history", 0, to=lambda e: e[:5]), "its 'history' is"),
+    "NaN in a weight": (changed("model", "classifier.f6.bias", to=nan), "its 'model' is"),
+    "a weight of another shape": (
+        changed("model", "classifier.f6.bias", to=lambda t: t[1:]),
+        "size mismatch",
+    ),
+    "a weight missing": (lambda state: state["model"].pop("classifier.f6.bias"), "classifier.f6.bias"),
+    "a weight too many": (changed("model", to=lambda m: m | {"x": torch.ones(1)}), '"x"'),
+    "no tensor for a weight": (changed("model", "classifier.f6.bias", to=lambda t: 3), "its 'model' is"),
+    "NaN in the momentum": (momentum(nan), "its 'optimizer' is"),
+    "momentum of another shape": (momentum(lambda t: t[1:]), "ValueError: the optimizer's "),
+    "no groups": (changed("optimizer", "param_groups", to=lambda g: []), "ValueError"),
+    "groups of text": (changed("optimizer", "param_groups", to=str), "its 'optimizer' is"),
+    "state of text": (changed("optimizer", "state", to=str), "its 'optimizer' is"),
+    "sums of three": (changed("sums", to=lambda t: torch.zeros(3)), "its 'sums' is a tensor of (3,)"),
+    "NaN in the sums": (changed("sums", to=nan), "its 'sums' is a tensor of (2,), not all of it numbers"),
+    "losses between epochs": (changed("sums", to=torch.ones_like), "an epoch that has not begun"),
+    "three statistics": (changed("statistics", to=lambda s: s[:3]), "its 'statistics' is"),
+    "statistics of two channels": (
+        changed("statistics", to=lambda s: (torch.ones(2), torch.ones(2), torch.eye(2), torch.ones(2))),
+        "statistics of 2 channels",
+    ),
+    "statistics that are no numbers": (
+        changed("statistics", to=lambda s: tuple(map(nan, s))),
+        "'statistics' is",
+    ),
+    "numbers among the bad": (changed("bad", to=lambda b: {"a": 1}), "its 'bad' is {'a': 1}"),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Data, and the checkpoint of a training after its first epoch."""
+    data = tmp_path_factory.mktemp("data")
+    write_mnist(data)
+    out = tmp_path_factory.mktemp("out")
+    assert train(data, out, "--recipe", "alexnet2012", "--epochs", "1") == 0
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    return data, state
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_field_of_a_checkpoint_is_named(damage, stopped, tmp_path, capsys):
+    data, state = stopped
+    damaging, message = DAMAGES[damage]
+    state = copy.deepcopy(state)
+    damaging(state)
+    torch.save(state, tmp_path / "checkpoint.pt")
+    capsys.readouterr()
+    options = ["--recipe", "alexnet2012", "--epochs", "1"]
+    assert train(data, tmp_path, "--resume", *options) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"train: {tmp_path / 'checkpoint.pt'}: damaged: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
 def lengths(size, count, draw):
     return [0, 1, *(draw.randrange(2, size * 9 // 10) for _ in range(count - 2))]
 
@@ -219,7 +322,16 @@ def damaged_files(tmp_path):
         noise.save(tmp_path / f"noise.{suffix}")
     write_mnist(tmp_path)
     save_file(lenet5().state_dict(), tmp_path / "w.safetensors")
-    checkpoint.save(tmp_path / "c.pt", {"settings": {}, "model": lenet5().state_dict()})
+    empty = {
+        "step": 0,
+        "scaler": {},
+        "bad": {},
+        "history": [],
+        "sums": torch.zeros(2),
+        "statistics": tuple(UNIT),
+    }
+    empty |= {"settings": {}, "optimizer": {"state": {}, "param_groups": []}}
+    checkpoint.save(tmp_path / "c.pt", empty | {"model": lenet5().state_dict()})
     sources = [
         (picture, tmp_path / "noise.jpg", 20),
         (picture, tmp_path / "noise.png", 20),
@@ -270,6 +382,31 @@ def test_a_picture_that_cannot_be_read_is_named_or_skipped(tmp_path, capsys):
     assert train(data, tmp_path / "b", *options, "--skip-bad", "--workers", "1") == 0
     said = capsys.readouterr().out
     assert said.count(f"skipped {torn}: ") == 1 and "1 image could not be read" in said
+
+
+def test_what_is_no_file_of_a_picture_is_not_opened(tmp_path, capsys):
+    """A FIFO would wait for ever; Pillow reads an EPS by Ghostscript, whatever the file is called."""
+    data = write_pictures(tmp_path / "data", 20)
+    paths = images.find(str(data), 28).train.paths
+    for path in paths[:2]:
+        path.unlink()
+    os.mkfifo(paths[0])
+    paths[1].write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n")
+    options = ["--model", "lenet5", "--size", "28", "--epochs", "1", "--skip-bad"]
+    assert train(data, tmp_path / "run", *options) == 0
+    said = capsys.readouterr().out
+    assert f"skipped {paths[0]}: it is no regular file" in said
+    assert f"skipped {paths[1]}: cannot identify image file" in said
+    assert "2 images could not be read" in said
+
+
+def test_a_name_does_not_move_the_cursor(tmp_path, capsys):
+    data = write_pictures(tmp_path / "data", 20)
+    (data / "a\x1b[2Jb\r\n.txt").write_bytes(b"")
+    assert train(data, tmp_path / "run", "--model", "lenet5", "--size", "28", "--epochs", "1") == 0
+    said = capsys.readouterr().out
+    assert "not used: 1 file: a\\x1b[2Jb\\r\\n.txt" in said
+    assert "\x1b[2J" not in said
 
 
 def test_a_step_without_an_image_is_no_step_and_an_epoch_without_one_an_error(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Published weights into our networks, against the same networks written out in plain torch."""
 
+import math
 import os
 import pickle
 import sys
@@ -263,10 +264,30 @@ MISFITS = {
     "complex": (with_bias(torch.zeros(84) * 1j), r"but is torch\.complex64"),
     "sparse": (with_bias(torch.zeros(84).to_sparse()), r"f6\.bias must be a dense tensor"),
     "meta": (with_bias(torch.zeros(84, device="meta")), r"f6\.bias must be a dense tensor"),
-    "prefix": (renamed(lambda name: f"module.{name}"), r"features\.c1\.weight is missing"),
+    "prefix of some": (
+        renamed(lambda name: f"module.{name}" if "f6" in name else name),
+        r"f6\.weight is missing; classifier\.f6\.bias is missing; module\.classifier\.f6\.weight is not in",
+    ),
+    "another prefix": (renamed(lambda name: f"net.{name}"), r"features\.c1\.weight is missing"),
+    "NaN": (
+        with_bias(torch.zeros(84).index_fill(0, torch.tensor([3, 5]), math.nan)),
+        r"f6\.bias has 2 values",
+    ),
+    "inf": (with_bias(torch.full((84,), -math.inf)), r"f6\.bias has 84 values that are inf or NaN"),
     "another network": ({f"layer{i}": torch.zeros(1) for i in range(50)}, "and 55 more$"),
     "nothing": ({}, r"features\.c1\.weight is missing"),
 }
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict", "model"])
+def test_what_trainings_and_wrappers_write_is_loaded(wrapper, prefix, tmp_path):
+    wanted = lenet5().state_dict()
+    state = {prefix + name: value for name, value in wanted.items()}
+    torch.save({"epoch": 3, wrapper: state} if wrapper else state, tmp_path / "w.pth")
+    model = lenet5()
+    load_weights(model, tmp_path / "w.pth")
+    assert all(torch.equal(value, wanted[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -16,14 +16,17 @@ from ._blocks import ConvNet
 
 _CAFFE_MODELS = ("alexnet('caffenet')", "alexnet('bvlc')")
 _CHANNELS = ("BGR", "RGB")
+_STATES = ("state_dict", "model_state_dict", "model")  # what checkpoints call the state dict in them
+_PREFIXES = ("module.", "_orig_mod.")
 
 
 def load_weights(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
     """Load a state dict from a file; torchvision's AlexNet checkpoint fits ``alexnet("2014")`` as it is.
 
     No code in the file is run. Everything is checked first: whatever is raised, the model is as it was.
-    Of a training checkpoint, ``{"state_dict": {...}, "epoch": ...}``, the state dict is taken and the
-    rest ignored. Names are not changed: DataParallel's "module." is for the caller to remove.
+    Of a training checkpoint, ``{"state_dict": {...}, "epoch": ...}``, "model_state_dict" or, as of
+    ``python -m fastcnn train``, "model", the state dict is taken and the rest ignored. What all names begin
+    with is left out where a wrapper put it there: DataParallel's "module.", torch.compile's "_orig_mod.".
 
     Args:
         model: the file must have every one of its parameters and buffers, and nothing else. Values of
@@ -33,11 +36,12 @@ def load_weights(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: the file is missing (FileNotFoundError) or can't be opened.
         ImportError: safetensors is not installed.
-        RuntimeError: the file is no state dict, is damaged, or does not fit; the message names it.
+        RuntimeError: the file is no state dict, is damaged, has values that are no numbers, or does not fit;
+            the message names it.
     """
     path = Path(path)
     source = f"load_weights: {path}"
-    given = _state_dict(source, _read(source, path))
+    given = _without_prefixes(_state_dict(source, _read(source, path)))
     _check(source, model.state_dict(), given)
     model.load_state_dict(given)
 
@@ -113,8 +117,8 @@ def reason(error: Exception) -> str:
 
 def _state_dict(source: str, held: object) -> dict[str, Tensor]:
     """``held``, or the state dict in it, if it is a dict of tensors."""
-    if isinstance(held, dict) and isinstance(held.get("state_dict"), dict):
-        held = held["state_dict"]
+    found = [held[name] for name in _STATES if name in held] if isinstance(held, dict) else []
+    held = next((state for state in found if isinstance(state, dict)), held)
     if not isinstance(held, dict):
         raise RuntimeError(f"{source} must hold a dict of tensors, but holds {type(held).__name__}")
     for name, value in held.items():
@@ -123,6 +127,14 @@ def _state_dict(source: str, held: object) -> dict[str, Tensor]:
                 f"{source} must hold a dict of tensors, but under {name!r} holds {type(value).__name__}"
             )
     return held
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in [
+        prefix for prefix in _PREFIXES if state and all(name.startswith(prefix) for name in state)
+    ]:
+        return _without_prefixes({name.removeprefix(prefix): value for name, value in state.items()})
+    return state
 
 
 def _check(source: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
@@ -146,6 +158,8 @@ def _misfit(own: Tensor, given: Tensor) -> str | None:
         return f"must have shape {tuple(own.shape)}, but has {tuple(given.shape)}"
     if given.dtype != own.dtype and not {given.dtype, own.dtype} <= set(DTYPES):
         return f"must be {own.dtype}, but is {given.dtype}"
+    if given.is_floating_point() and not given.isfinite().all():
+        return f"has {int((~given.isfinite()).sum())} values that are inf or NaN"
     return None
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,13 @@ def load(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
 
     Raises:
         OSError: it can't be read.
-        RuntimeError: it is torn, damaged, no checkpoint, or of other settings; the message says which.
+        RuntimeError: it is torn, damaged, no checkpoint, or of other settings; the message says which, and
+            which field.
     """
     if not path.exists():
         return None
+    if not path.is_file():
+        raise RuntimeError(f"{path}: no regular file")
     state = _read(path)
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise RuntimeError(f"{path}: not a checkpoint that fastcnn's training wrote")
@@ -73,7 +77,64 @@ def load(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     ]
     if different:
         raise RuntimeError(f"{path}: of a training with other settings: {'; '.join(different)}")
+    for name, is_right in _FIELDS.items():
+        if not is_right(state.get(name)):
+            raise RuntimeError(f"{path}: damaged: its {name!r} is {_short(state.get(name))}")
     return state
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and not (value.is_floating_point() and not value.isfinite().all())
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_epoch(value: object) -> bool:
+    """As loop.Epoch: numbers, of which the error among five may be missing."""
+    if not isinstance(value, (tuple, list)) or len(value) != 8 or not _is_count(value[0]):
+        return False
+    numbers = [v for i, v in enumerate(value) if i != 5 or v is not None]
+    return all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers)
+
+
+def _is_optimizer(value: object) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("param_groups"), list):
+        return False
+    state = value.get("state")
+    if not isinstance(state, dict) or not all(isinstance(kept, dict) for kept in state.values()):
+        return False
+    tensors = (t for kept in state.values() for t in kept.values() if isinstance(t, torch.Tensor))
+    return all(map(_is_finite, tensors))
+
+
+def _is_statistics(value: object) -> bool:
+    """As augment.Statistics."""
+    if not isinstance(value, (tuple, list)) or len(value) != 4 or not all(map(_is_finite, value)):
+        return False
+    channels = value[0].numel()
+    return [tuple(t.shape) for t in value] == [(channels,), (channels,), (channels, channels), (channels,)]
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "step": _is_count,
+    "model": lambda v: isinstance(v, dict) and all(map(_is_finite, v.values())),
+    "optimizer": _is_optimizer,
+    "scaler": lambda v: isinstance(v, dict),
+    "sums": lambda v: _is_finite(v) and tuple(v.shape) == (2,),
+    "bad": lambda v: isinstance(v, dict) and all(isinstance(s, str) for pair in v.items() for s in pair),
+    "history": lambda v: isinstance(v, list) and all(map(_is_epoch, v)),
+    "statistics": _is_statistics,
+}
+
+
+def _short(value: object) -> str:
+    """What a message has room for."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of {tuple(value.shape)}" + ("" if _is_finite(value) else ", not all of it numbers")
+    told = repr(value)
+    return told if len(told) < 60 else f"a {type(value).__name__}, not what it should be"
 
 
 def _read(path: Path) -> object:

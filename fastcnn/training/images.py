@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's others may start a program
 _TESTS = ("val", "valid", "validation", "test")  # the first of them is tested with
 _HELD_OUT = 10  # one image of so many of a class, where no folder says which are for testing
 _MARGIN = 4  # pixels that a crop of a small image may move by, added as zeros
@@ -125,7 +126,9 @@ def picture(path: Path, side: int) -> Tensor:
     """
     from PIL import Image, ImageOps
 
-    with warnings.catch_warnings(), Image.open(path) as image:
+    if not path.is_file():  # a FIFO would wait for a writer
+        raise ValueError("it is no regular file")
+    with warnings.catch_warnings(), Image.open(path, formats=_FORMATS) as image:
         warnings.simplefilter("ignore")  # of what does no harm; damage is an error
         image.draft("RGB", (side, side))  # a JPEG is decoded at a half or less where that is enough
         whole = _in_bytes(ImageOps.exif_transpose(image))

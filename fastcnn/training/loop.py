@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from ..models.weights import reason
 from . import augment, batches, checkpoint
 from .augment import Draws, Statistics
 from .batches import Steps, seed_of
@@ -121,15 +122,35 @@ class Training:
         state = checkpoint.load(self.plan.path, self.plan.settings)
         if state is None:
             return None
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self._check(state)
+        except Exception as error:  # what does not fit a module or an optimizer fails in many ways
+            raise RuntimeError(f"{self.plan.path}: damaged: {reason(error)}") from error
         self.step, self.bad = state["step"], state["bad"]
         self._told = set(self.bad)
         self.history = [Epoch(*epoch) for epoch in state["history"]]
         if self.processes.rank == 0:
             self._sums.copy_(state["sums"])
         return Statistics(*state["statistics"])
+
+    def _check(self, state: Mapping[str, Any]) -> None:
+        """What a checkpoint says of itself, against this training."""
+        epochs, rest = divmod(state["step"], self.steps.per_epoch)
+        if state["step"] > self.stop or len(state["history"]) != epochs:
+            raise ValueError(f"step {state['step']} of {self.stop}, after {len(state['history'])} epochs")
+        if len(state["statistics"][0]) not in (1, self.plan.data.channels):
+            raise ValueError(f"statistics of {len(state['statistics'][0])} channels")
+        if rest == 0 and state["sums"].any():
+            raise ValueError("losses of an epoch that has not begun")
+        for parameter, kept in self.optimizer.state.items():
+            wrong = [
+                n for n, t in kept.items() if isinstance(t, Tensor) and t.dim() and t.shape != parameter.shape
+            ]
+            if wrong:
+                raise ValueError(f"the optimizer's {wrong[0]} is {tuple(kept[wrong[0]].shape)}")
 
     def _save(self) -> None:
         """By the first process, what is still sound; and what any process could not read is known to all."""
