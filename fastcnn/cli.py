@@ -227,7 +227,7 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         help="processes that decode pictures; default: one a processor, 8 at most",
     )
     add("--weights", type=Path, metavar="FILE", help="start from these weights")
-    add("--resume", action="store_true", help="go on from the checkpoint in --out")
+    add("--resume", action="store_true", help="go on from the checkpoint in --out; more --epochs extend it")
     add("--save-every", type=_positive, metavar="N", help="steps between checkpoints; one ends each epoch")
     add("--skip-bad", action="store_true", help="leave out images that can't be read, and name them")
     add("--tensorboard", action="store_true", help="write TensorBoard's files, too")

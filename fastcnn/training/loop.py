@@ -122,6 +122,11 @@ class Training:
         state = checkpoint.load(self.plan.path, self.plan.settings)
         if state is None:
             return None
+        if state["step"] > self.stop:
+            epochs = self.plan.recipe.epochs
+            raise RuntimeError(
+                f"{self.plan.path}: is at step {state['step']} already; --epochs {epochs} ends at {self.stop}"
+            )
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -139,8 +144,8 @@ class Training:
     def _check(self, state: Mapping[str, Any]) -> None:
         """What a checkpoint says of itself, against this training."""
         epochs, rest = divmod(state["step"], self.steps.per_epoch)
-        if state["step"] > self.stop or len(state["history"]) != epochs:
-            raise ValueError(f"step {state['step']} of {self.stop}, after {len(state['history'])} epochs")
+        if len(state["history"]) != epochs:
+            raise ValueError(f"at step {state['step']}, after {len(state['history'])} epochs")
         if len(state["statistics"][0]) not in (1, self.plan.data.channels):
             raise ValueError(f"statistics of {len(state['statistics'][0])} channels")
         if rest == 0 and state["sums"].any():

@@ -78,7 +78,7 @@ def deciding(options: Options, recipe: Recipe, data: Data, model: torch.nn.Modul
     """What decides the weights, by its option: a training goes on with nothing else.
 
     Left out is what changes their rounding alone: device, number of processes, ``--accumulate``, ``--plain``,
-    ``--backend``.
+    ``--backend``; and ``--epochs``, by which a training may be extended.
     """
     return {
         "--data": f"{len(data.train)} + {len(data.test)} images of {len(data.classes)} classes",
@@ -86,7 +86,6 @@ def deciding(options: Options, recipe: Recipe, data: Data, model: torch.nn.Modul
         "--size": data.size,
         "--model": f"{getattr(model, 'name', '')} {options.model_options or ''}".strip(),
         "--recipe": options.recipe,
-        "--epochs": recipe.epochs,
         "--batch": recipe.batch,
         "--rate": recipe.rate,
         "--dtype": recipe.dtype,
