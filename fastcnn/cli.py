@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import math
 import os
 import platform
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     demonstration.add_argument("--epochs", type=_positive, help="passes over the digits")
     demonstration.add_argument("--seed", type=_seed, default=0, help="draws split, weights and batches")
     _train_options(_add(commands, train, "train a model on pictures, IDX files or the built-in digits"))
+    _predict_options(_add(commands, predict, "what a trained network answers to pictures"))
     _bench_options(_add(commands, bench, "time fastcnn against what else is installed here"))
     fields = _add(commands, receptive_field, "what part of an image each layer of a model sees")
     fields.add_argument("model", choices=_SIZES, help="the network")
@@ -259,6 +261,46 @@ def train(args: argparse.Namespace) -> int:
         print(f"train: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _predict_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("run_or_weights", type=Path, metavar="RUN", help="a training's --out, or its model.safetensors")
+    add("pictures", type=Path, nargs="+", metavar="PICTURE", help="files of pictures")
+    add("--top", type=_positive, default=5, metavar="N", help="answers to tell, the best first")
+    add("--json", action="store_true", help="rows for a program")
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Print the best answers to each picture; 1 where the network or a picture can't be read."""
+    from .training import trained
+
+    if importlib.util.find_spec("safetensors") is None:
+        print("predict: needs safetensors; install with: pip install safetensors", file=sys.stderr)
+        return 1
+    try:
+        network = trained.load(args.run_or_weights)
+    except (OSError, ModuleNotFoundError, RuntimeError) as error:
+        print(f"predict: {error}", file=sys.stderr)
+        return 1
+    status, rows = 0, []
+    for path in args.pictures:
+        try:
+            probabilities = network.answers(path)
+        except Exception as error:  # decoders fail on damaged files in as many ways as there are formats
+            print(f"predict: can't read {path}: {error}", file=sys.stderr)
+            status = 1
+            continue
+        if args.json:
+            best = probabilities.topk(min(args.top, len(network.classes)))
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            answers = [{"class": network.classes[i], "probability": share} for i, share in pairs]
+            rows.append({"picture": str(path), "answers": answers})
+        else:
+            print(trained.table(path, network.classes, probabilities, args.top), flush=True)
+    if args.json:
+        print(json.dumps(rows, indent=1))
+    return status
 
 
 def _bench_options(command: argparse.ArgumentParser) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,6 +20,7 @@ from ..models.lenet1998 import LeNet1998
 from .folder import Stopped, asked_to_stop, held
 from .images import Data, Held, find
 from .options import Options, deciding, network
+from .trained import WEIGHTS, about
 
 if TYPE_CHECKING:
     from .loop import Plan, Training
@@ -81,7 +81,7 @@ def _run(options: Options, plan: Plan, processes: Processes, asked: Callable[[],
     if bad:
         say(f"{bad} image{'s' if bad > 1 else ''} could not be read")
     if processes.rank == 0:
-        _save_weights(training, options.out / "model.safetensors")
+        _save_weights(training, options, options.out / WEIGHTS)
     say(f"Weights, log and checkpoint are in {options.out}")
 
 
@@ -167,16 +167,14 @@ def _head(options: Options, training: Training) -> Iterator[str]:
         yield f"no checkpoint in {options.out} yet: starting from the beginning"
 
 
-def _save_weights(training: Training, path: Path) -> None:
+def _save_weights(training: Training, options: Options, path: Path) -> None:
     """The model's weights, and beside them what its images must be made of."""
     from safetensors.torch import save
 
-    about = {
-        "model": training.plan.settings["--model"],
-        "classes": training.plan.data.classes,
-        "size": training.plan.data.size,
-        "mean": training.known.mean.tolist(),  # of pixels from 0 to 255, to be taken off
-        "std": training.known.std.tolist() if training.plan.recipe.scaled else [1.0],  # to divide by
-    }
+    data, known = training.plan.data, training.known
+    std = known.std if training.plan.recipe.scaled else torch.ones(1)
+    network = {"model": options.kind(data), "variant": options.variant, "options": options.model_options}
+    side = data.size if isinstance(data.train, Held) else data.side  # those have zeros around them
+    images = {"side": side, "size": data.size, "mean": known.mean.tolist(), "std": std.tolist()}
     state = {name: tensor.cpu().contiguous() for name, tensor in training.model.state_dict().items()}
-    _files.replace(path, save(state, {name: json.dumps(value) for name, value in about.items()}))
+    _files.replace(path, save(state, about(network, data.classes, **images)))

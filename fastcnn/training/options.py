@@ -48,6 +48,10 @@ class Options:
         given = {name: getattr(self, name) for name in ("epochs", "batch", "rate", "dtype")}
         return replace(RECIPES[self.recipe], **{k: v for k, v in given.items() if v is not None})
 
+    def kind(self, data: Data) -> str:
+        """The model's function in :mod:`..models`."""
+        return self.model or ("alexnet" if data.channels == 3 else "lenet5")
+
 
 def network(options: Options, recipe: Recipe, data: Data) -> torch.nn.Module:
     """The network, with its initial weights.
@@ -57,7 +61,7 @@ def network(options: Options, recipe: Recipe, data: Data) -> torch.nn.Module:
         RuntimeError: images that it does not take; weights that don't fit.
     """
     torch.manual_seed(options.seed)
-    name = options.model or ("alexnet" if data.channels == 3 else "lenet5")
+    name = options.kind(data)
     make = getattr(models, name)
     variant = [options.variant] if options.variant else []
     settings = {"num_classes": len(data.classes), "in_channels": data.channels, "fused": options.fused}

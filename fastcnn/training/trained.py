@@ -1,0 +1,115 @@
+"""A trained network from its file, with what its images are made of: what it answers to a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import models
+from .augment import middle
+from .images import picture
+
+WEIGHTS = "model.safetensors"  # in a run's folder
+_LARGEST = 8192  # rows and columns of a picture
+
+
+class Trained(NamedTuple):
+    """A network in evaluation, the names of its classes, and how its images are made.
+
+    side: of the square that a picture's middle is scaled to, of whose middle ``size`` pixels are taken.
+    mean and std: of pixels from 0 to 255, by channel: the one to be taken off, the other to divide by.
+    """
+
+    model: torch.nn.Module
+    classes: tuple[str, ...]
+    side: int
+    size: int
+    mean: Tensor
+    std: Tensor
+
+    @torch.no_grad()
+    def answers(self, path: Path) -> Tensor:
+        """The classes' probabilities (classes,) for a file's picture.
+
+        Raises:
+            OSError, ValueError: it can't be read as a picture.
+        """
+        pixels = middle(picture(path, self.side)[None], self.size).float()
+        if len(self.mean) == 1:
+            pixels = pixels.mean(1, keepdim=True)
+        mean, std = (values.view(-1, 1, 1) for values in (self.mean, self.std))
+        return self.model((pixels - mean) / std)[0].double().softmax(0)
+
+
+def load(path: Path) -> Trained:
+    """What ``python -m fastcnn train`` made: a run's folder, or its model.safetensors.
+
+    Raises:
+        OSError: the file is missing or can't be read.
+        RuntimeError: it is damaged, or no such file; the message names it and what is wrong.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = path / WEIGHTS if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+    except SafetensorError as error:
+        raise RuntimeError(f"{path}: damaged, or no safetensors file: {error}") from error
+    try:
+        told = {
+            name: json.loads(about[name]) for name in ("network", "classes", "side", "size", "mean", "std")
+        }
+        trained = _network(told)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RuntimeError(
+            f"{path}: does not say what network it is of: {type(error).__name__}: {error}"
+        ) from error
+    models.load_weights(trained.model, path)
+    return trained
+
+
+def about(network: Mapping[str, Any], classes: tuple[str, ...], **images: Any) -> dict[str, str]:
+    """What :func:`load` reads, as a safetensors file has it; images: side, size, mean and std."""
+    return {
+        name: json.dumps(value) for name, value in {"network": network, "classes": classes, **images}.items()
+    }
+
+
+def _network(told: Mapping[str, Any]) -> Trained:
+    network, classes = told["network"], tuple(told["classes"])
+    make = {"alexnet": models.alexnet, "lenet5": models.lenet5}[network["model"]]
+    mean, std = (torch.tensor(told[name], dtype=torch.float32) for name in ("mean", "std"))
+    size, side = (int(told[name]) for name in ("size", "side"))
+    if not 0 < size <= side <= _LARGEST:
+        raise ValueError(f"size and side are {size} and {side}")
+    if (
+        mean.dim() != 1
+        or not mean.isfinite().all()
+        or std.shape not in (mean.shape, (1,))
+        or not (std > 0).all()
+    ):
+        raise ValueError(f"mean and std are {told['mean']} and {told['std']}")
+    if not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"classes are {classes[:3]}")
+    variant = [network["variant"]] if network["variant"] else []
+    settings: dict[str, Any] = {"num_classes": len(classes), "in_channels": len(mean)} | network["options"]
+    return Trained(make(*variant, **settings).eval(), classes, side, size, mean, std)
+
+
+def table(path: Path, classes: tuple[str, ...], probabilities: Tensor, top: int) -> str:
+    """A picture's name, and a line with a bar for each of the best answers."""
+    best = probabilities.topk(min(top, len(classes)))
+    width = max(len(classes[i]) for i in best.indices)
+    lines = [str(path)]
+    for share, i in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        lines.append(f"  {share:6.1%}  {classes[i]:{width}}  {'█' * math.ceil(30 * share - 0.5)}".rstrip())
+    return "\n".join(lines)
