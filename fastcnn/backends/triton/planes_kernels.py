@@ -422,7 +422,7 @@ def backward_kernel(
                     own = kept(loaded[q], add, bias, RELU, grad_x.dtype.element_ty)
                     window = past[q][0] + (own,)
                     p, inverse = powers(window, NORM)
-                    terms = past[q][1] + (g[q] * p * window[BEFORE] * inverse,)
+                    terms = past[q][1] + (g[q] * p * (window[BEFORE] * inverse),)
                     passed = past[q][2] + (g[q] * p,)
                     moved = moved + ((window[1:], terms[1:], passed[1:]),)
                     seen = terms[0]
