@@ -46,7 +46,7 @@ PLANS = {  # groups of parts that run at once, with the seconds that each may ta
     ],
     "full": [
         {"machine": 15}, {"build": 90, **dict.fromkeys(TRITON, 90)}, {"kernels": 20},
-        {"tests": 50, "memcheck": 50, "racecheck": 50, "initcheck": 50, "synccheck": 50, "other tests": 50},
+        {"tests": 90, "memcheck": 90, "racecheck": 90}, {"initcheck": 60, "synccheck": 60, "other tests": 60},
         {"defaults": 20}, {"unsearched": 20}, {"peers": 75}, {"all epilogues": 60},
     ],
 }  # fmt: skip
@@ -218,13 +218,8 @@ class Run:
 
     def test(self, part: str, until: float) -> None:
         """tests/test_cuda.py, or the others that know of a GPU; by xdist's processes where it is there."""
-        left_out = (
-            "cuda",
-            "gpu_harness",
-            "triton_conv",
-            "triton_pixels",
-            "triton_planes",
-        )  # these compile anew
+        compiling = ("triton_conv", "triton_pixels", "triton_planes")  # anew for each shape that is drawn
+        left_out = ("cuda", "gpu_harness", *compiling)
         files = [f for f in sorted((ROOT / "tests").glob("test_*.py")) if f.stem[5:] not in left_out]
         others = [str(f.relative_to(ROOT)) for f in files if "cuda" in f.read_text()]
         others += ["-n8"] if importlib.util.find_spec("xdist") else []

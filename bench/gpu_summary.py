@@ -84,15 +84,6 @@ def trusted(result: Row) -> bool:
     return not result["rehearsal"] and complete and checked and not kernels.get("wrong", 0)
 
 
-def failed(result: Row) -> bool:
-    """Whether something was wrong in what it did of them."""
-    tests, memcheck, kernels = (result.get(part, {}) for part in ("tests", "memcheck", "kernels"))
-    return any(
-        part.get(what)
-        for part, what in ((tests, "failed"), (memcheck, "errors"), (memcheck, "wrong"), (kernels, "wrong"))
-    )
-
-
 def table(page: str) -> str:
     """The page's predictions, as they stand there."""
     after = (DOCS / page).read_text().split("\n## What a run must confirm\n")[1]

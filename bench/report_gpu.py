@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpu_summary import PAGES, compared, failed, table, trusted
+from gpu_summary import PAGES, compared, table, trusted
 
 COUNTED = ("kernels", "tests", "other tests", "memcheck", "racecheck", "initcheck", "synccheck")
 
@@ -116,18 +116,11 @@ def section(folder: Path) -> str:
 
 
 def allowed(folder: Path) -> str:
-    """The GPUs whose CUDA kernels ``auto`` takes unasked, and from which sources.
-
-    Of these the device suite and memcheck passed in some result, and in none did any of it fail.
-    """
-    results: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for path in sorted(folder.glob("gpu*.json")):
-        result = json.loads(path.read_text())
-        kernels = result["compute capability"], result["extension"]["cuda sources"]
-        results.setdefault(kernels, []).append(result)
+    """The GPUs whose CUDA kernels ``auto`` takes unasked: where `full` passed, and with which sources."""
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("gpu*.json"))]
     rows = [
-        {"compute capability": capability, "sources": sources}
-        for (capability, sources), those in results.items()
-        if any(map(trusted, those)) and not any(map(failed, those))
+        {"compute capability": r["compute capability"], "sources": r["extension"]["cuda sources"]}
+        for r in results
+        if r["command"] == "full" and trusted(r)
     ]
     return json.dumps(rows, indent=1) + "\n"

@@ -42,6 +42,11 @@ def unfinished(folder: Path) -> list[Path]:
     return [path for path in folder.glob(".*.new") if re.fullmatch(r"\..+\.[0-9a-f]{16}\.new", path.name)]
 
 
+def shown(text: object) -> str:
+    """A file's name, or what else comes from outside, without what would move a terminal's cursor."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
 def replace(path: Path, data: bytes) -> None:
     """Make ``data`` the content of ``path``, see :func:`replacing`."""
     with replacing(path) as file:

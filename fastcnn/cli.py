@@ -273,6 +273,7 @@ def _predict_options(command: argparse.ArgumentParser) -> None:
 
 def predict(args: argparse.Namespace) -> int:
     """Print the best answers to each picture; 1 where the network or a picture can't be read."""
+    from . import _files
     from .training import trained
 
     if importlib.util.find_spec("safetensors") is None:
@@ -288,16 +289,15 @@ def predict(args: argparse.Namespace) -> int:
         try:
             probabilities = network.answers(path)
         except Exception as error:  # decoders fail on damaged files in as many ways as there are formats
-            print(f"predict: can't read {path}: {error}", file=sys.stderr)
+            print(f"predict: can't read {_files.shown(path)}: {_files.shown(error)}", file=sys.stderr)
             status = 1
             continue
+        answers = trained.best(network.classes, probabilities, args.top)
         if args.json:
-            best = probabilities.topk(min(args.top, len(network.classes)))
-            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            answers = [{"class": network.classes[i], "probability": share} for i, share in pairs]
-            rows.append({"picture": str(path), "answers": answers})
+            told = [{"class": name, "probability": share} for name, share in answers]
+            rows.append({"picture": str(path), "answers": told})
         else:
-            print(trained.table(path, network.classes, probabilities, args.top), flush=True)
+            print(trained.table(path, answers), flush=True)
     if args.json:
         print(json.dumps(rows, indent=1))
     return status

@@ -235,15 +235,13 @@ def test_who_is_trusted(part, other):
     assert not gpu_summary.trusted({"rehearsal": False})
 
 
-def test_the_allow_list_is_of_what_passed_and_failed_nowhere(tmp_path):
+def test_the_allow_list_is_of_full_results_that_passed(tmp_path):
     assert report_gpu.allowed(tmp_path) == "[]\n"
-    unfinished = RIGHT | {"tests": RIGHT["tests"] | {"unfinished": 3}}
+    card = {"compute capability": "9.0", "extension": {"cuda sources": "abc"}}
     wrong = RIGHT | {"memcheck": RIGHT["memcheck"] | {"errors": 1}}
-    results = {"first": ("abc", RIGHT), "full": ("abc", unfinished)}  # all of it passed once
-    results |= {"first_2": ("def", RIGHT), "full_2": ("def", wrong), "full_3": ("ghi", unfinished)}
-    for name, (sources, result) in results.items():
-        card = {"compute capability": "9.0", "extension": {"cuda sources": sources}}
-        (tmp_path / f"gpu_{name}.json").write_text(json.dumps(result | card))
+    for name, result in {"full": RIGHT, "first": RIGHT, "full_wrong": wrong}.items():
+        written = result | card | {"command": name.removesuffix("_wrong")}
+        (tmp_path / f"gpu_{name}.json").write_text(json.dumps(written))
     assert json.loads(report_gpu.allowed(tmp_path)) == [{"compute capability": "9.0", "sources": "abc"}]
 
 

@@ -500,7 +500,7 @@ def test_predict_names_the_classes(of, colours, capsys):
     name, *lines = capsys.readouterr().out.splitlines()
     assert name == str(pictures[0])
     assert len(lines) == len(list(data.iterdir()))
-    assert re.fullmatch(r"  [ \d]\d\d?\.\d%  \S+ +█+", lines[0]) and pictures[0].parent.name in lines[0]
+    assert re.fullmatch(r"  [ \d]\d\d?\.\d%  \S+ +#+", lines[0]) and pictures[0].parent.name in lines[0]
 
 
 def test_predict_gives_the_probabilities_of_training(colours):
@@ -516,15 +516,16 @@ def test_predict_gives_the_probabilities_of_training(colours):
 
 def test_predict_names_what_it_cannot_read_and_goes_on(colours, tmp_path, capsys):
     data, out = colours
-    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "empty\x1b[2J.png").write_bytes(b"")
     os.mkfifo(tmp_path / "pipe.png")
     picture = next(data.glob("*/*"))
-    files = [tmp_path / "empty.png", tmp_path / "pipe.png", tmp_path / "none.png", picture]
+    files = [tmp_path / "empty\x1b[2J.png", tmp_path / "pipe.png", tmp_path / "none.png", picture]
     assert main(["predict", str(out), *map(str, files)]) == 1
     said, error = capsys.readouterr()
     assert said.startswith(f"{picture}\n")
     assert [
-        f"can't read {path}: " in line for path, line in zip(files, error.splitlines(), strict=False)
+        f"can't read {path}: ".replace("\x1b", "\\x1b") in line
+        for path, line in zip(files, error.splitlines(), strict=False)
     ] == [True] * 3
 
 

@@ -68,9 +68,7 @@ def _run(options: Options, plan: Plan, processes: Processes, asked: Callable[[],
     console = Console(quiet=processes.rank > 0, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
     def say(line: str) -> None:
-        """Whatever a file's name has in it, which could move the cursor."""
-        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-        console.print(shown.encode("utf-8", "backslashreplace").decode())
+        console.print(_files.shown(line))
 
     graphs = capture if processes.device.type == "cuda" else None
     training = Training(plan, processes, say, graphs, asked)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import models
+from .. import _files, models
 from .augment import middle
 from .images import picture
 
@@ -105,11 +104,18 @@ def _network(told: Mapping[str, Any]) -> Trained:
     return Trained(make(*variant, **settings).eval(), classes, side, size, mean, std)
 
 
-def table(path: Path, classes: tuple[str, ...], probabilities: Tensor, top: int) -> str:
-    """A picture's name, and a line with a bar for each of the best answers."""
-    best = probabilities.topk(min(top, len(classes)))
-    width = max(len(classes[i]) for i in best.indices)
-    lines = [str(path)]
-    for share, i in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-        lines.append(f"  {share:6.1%}  {classes[i]:{width}}  {'█' * math.ceil(30 * share - 0.5)}".rstrip())
-    return "\n".join(lines)
+def best(classes: tuple[str, ...], probabilities: Tensor, top: int) -> list[tuple[str, float]]:
+    """The most probable classes and their probabilities, the first one first."""
+    found = probabilities.topk(min(top, len(classes)))
+    return [
+        (classes[i], share) for i, share in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    ]
+
+
+def table(path: Path, answers: list[tuple[str, float]]) -> str:
+    """A picture's name, and a line with a bar for each answer."""
+    width = max(len(_files.shown(name)) for name, _ in answers)
+    bars = [
+        f"  {share:6.1%}  {_files.shown(name):{width}}  {'#' * round(30 * share)}" for name, share in answers
+    ]
+    return "\n".join([_files.shown(path), *(bar.rstrip() for bar in bars)])

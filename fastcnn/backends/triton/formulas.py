@@ -1,8 +1,8 @@
 """The formulas that the kernels share: ReLU, LRN's power, the larger of two values, and rounding.
 
 Values are float32, or float64 where an input is; of any shape. Products and sums that are to be fused
-say so (`tl.fma`), and the compiler fuses no others: it would not fuse the same ones in inference and in
-training, whose bits then differed (float32 on an H200).
+say so (`tl.fma`), and in forward kernels the compiler fuses no others: it would not fuse the same ones in
+inference and in training, whose bits then differed (float32 on an H200).
 """
 
 from __future__ import annotations

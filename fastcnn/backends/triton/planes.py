@@ -60,7 +60,7 @@ def _constants(x: Tensor, stages: Stages) -> dict[str, Any]:
         if lrn
         else (1, 0.0, 0.0, 1.0, single)
     )
-    return {"RELU": bool(stages.relu), "NORM": norm, "enable_fp_fusion": False}
+    return {"RELU": bool(stages.relu), "NORM": norm}
 
 
 def _places(t: Tensor, pool: MaxPool | None) -> tuple[int, int]:
@@ -121,7 +121,7 @@ def _forward(
     forward_kernel[grid](
         x, bias, y, r, offsets, total, c, _places(x, pool), out,
         CHECK=pool is not None and leaves_the_map(pool, x.shape[2:], y.shape[2:]),
-        **channels, **lanes, **_constants(x, stages),
+        **channels, **lanes, **_constants(x, stages), enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def _lrn_pool(
     grid, channels = _walk(x, ceil_div(total, block - 1), stages.lrn)
     lrn_pool_kernel[grid](
         x, bias, y, r, offsets, total, c, tuple(x.shape[2:]), tuple(y.shape[2:]), STRIP=strip, B=block,
-        **channels, **_constants(x, stages),
+        **channels, **_constants(x, stages), enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -189,6 +189,6 @@ def _backward(
     sums = torch.empty(blocks, c, device=grad_x.device) if need_bias else None
     backward_kernel[grid](
         grad_y, r, bias, offsets, grad_x, sums, total, c, (h, w), _places(grad_y, pool),
-        **channels, **lanes, **_constants(grad_x, stages),
+        **channels, **lanes, **_constants(grad_x, stages), enable_fp_fusion=True,
     )  # fmt: skip
     return None if sums is None else sums.sum(0)
