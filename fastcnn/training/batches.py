@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .images import Batch, Source
+from ..data import Batch, Source
 from .processes import Processes
 
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from ..data import Batch, Data, Source
 from ..models.weights import reason
 from . import augment, batches, checkpoint
 from .augment import Draws, Statistics
 from .batches import Steps, seed_of
 from .folder import Stopped
 from .graph import Capture, Graph
-from .images import Batch, Data, Source
 from .processes import Processes
 from .recipe import Recipe, rate
 

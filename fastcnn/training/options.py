@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from .. import models
+from ..data import Data
 from ..models.lenet1998 import LeNet1998
 from ..nn import ConvBlock2d
-from .images import Data
 from .recipe import RECIPES, Recipe
 
 

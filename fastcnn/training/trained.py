@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import _files, models
+from ..data.pictures import picture
 from .augment import middle
-from .images import picture
 
 WEIGHTS = "model.safetensors"  # in a run's folder
 _LARGEST = 8192  # rows and columns of a picture

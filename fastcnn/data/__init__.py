@@ -1,0 +1,34 @@
+"""Where training's images come from, see ``--data`` of ``python -m fastcnn train --help``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import folders, held
+from .source import Batch, Data, Source
+
+__all__ = ["Batch", "Data", "Source", "find"]
+
+
+def find(data: str, size: int | None) -> Data:
+    """What ``--data`` names, for a network that takes size x size images.
+
+    Args:
+        data: "digits"; a folder with MNIST's four IDX files, gzip or not; or a folder with a folder of
+            pictures for each class, or with two such, "train" and "val" or "test".
+        size: pixels; None: what the data has, and 224 for pictures.
+
+    Raises:
+        FileNotFoundError: nothing is there, or nothing of these.
+        ModuleNotFoundError: a package that reads it is not installed.
+        RuntimeError: damaged files, or classes that don't fit; the message names them.
+        ValueError: a size below that of the images in memory.
+    """
+    if data == "digits":
+        return held.digits(size)
+    folder = Path(data)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--data must be a folder, or digits, but got {data!r}")
+    if any(found := held.idx_files(folder)):
+        return held.idx_data(folder, found, size)
+    return folders.pictures(folder, 224 if size is None else size)
