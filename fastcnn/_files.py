@@ -1,8 +1,9 @@
-"""Writing a file all at once or not at all."""
+"""Writing a file all at once or not at all, and a folder by one process at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import secrets
@@ -58,5 +59,28 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep others that write to a folder out of it, and remove what one that was killed had begun.
+
+    The lock is this process's: it ends with it, however that ends, and forked workers have no share in it.
+
+    Raises:
+        RuntimeError: another process holds it.
+        OSError: there can't be a lock.
+    """
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise RuntimeError(f"{folder}: another process writes to it; take another folder") from None
+        for path in unfinished(folder):
+            path.unlink(missing_ok=True)
+        yield
     finally:
         os.close(descriptor)

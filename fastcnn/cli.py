@@ -40,6 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     demonstration.add_argument("--epochs", type=_positive, help="passes over the digits")
     demonstration.add_argument("--seed", type=_seed, default=0, help="draws split, weights and batches")
     _train_options(_add(commands, train, "train a model on pictures, IDX files or the built-in digits"))
+    packing = _add(commands, pack, "decode a folder of pictures once, into an array that train reads")
+    packing.add_argument("pictures", type=Path, metavar="SRC", help="folder of pictures, as train's --data")
+    packing.add_argument("out", type=Path, metavar="OUT", help="folder for images.npy, labels.npy, pack.json")
+    packing.add_argument("--size", type=_positive, default=256, help="rows and columns of the packed images")
+    packing.add_argument("--workers", type=_count, metavar="N", help="processes; default: one a processor")
+    packing.add_argument("--skip-bad", action="store_true", help="leave out pictures that can't be read")
     _predict_options(_add(commands, predict, "what a trained network answers to pictures"))
     _bench_options(_add(commands, bench, "time fastcnn against what else is installed here"))
     fields = _add(commands, receptive_field, "what part of an image each layer of a model sees")
@@ -226,7 +232,7 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         "--workers",
         type=_count,
         metavar="N",
-        help="processes that decode pictures; default: one a processor, 8 at most",
+        help="processes that decode pictures; default: one a processor",
     )
     add("--weights", type=Path, metavar="FILE", help="start from these weights")
     add("--resume", action="store_true", help="go on from the checkpoint in --out; more --epochs extend it")
@@ -259,6 +265,26 @@ def train(args: argparse.Namespace) -> int:
         return 130
     except (OSError, ModuleNotFoundError, RuntimeError, ValueError) as error:
         print(f"train: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def pack(args: argparse.Namespace) -> int:
+    """Pack; 1 where that can't be done or go on, 130 on Ctrl-C. The same command goes on after a stop."""
+    needs = [name for name in ("numpy", "PIL", "rich") if importlib.util.find_spec(name) is None]
+    if needs:
+        install = " ".join(needs).replace("PIL", "pillow")
+        print(f"pack: needs {install}; install with: pip install {install}", file=sys.stderr)
+        return 1
+    from .data import pack as packing
+
+    try:
+        packing.run(args.pictures, args.out, args.size, args.workers, args.skip_bad)
+    except KeyboardInterrupt:
+        print("pack: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    except (OSError, RuntimeError, ValueError) as error:
+        print(f"pack: {error}", file=sys.stderr)
         return 1
     return 0
 

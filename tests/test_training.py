@@ -167,9 +167,9 @@ def test_a_picture_is_scaled_to_its_shorter_side_and_cut_to_its_middle(tmp_path)
     picture.paste(200, (20, 0, 60, 40))
     picture.save(tmp_path / "x.png")
     read = pictures.picture(tmp_path / "x.png", 20)
-    assert read.shape == (3, 20, 20)
-    assert (read[:, :, 1:-1] > 190).all()
-    assert torch.equal(read[0], read[2])
+    assert read.shape == (20, 20, 3)
+    assert (read[:, 1:-1] > 190).all()
+    assert torch.equal(read[..., 0], read[..., 2])
 
 
 def ramp(bits):
@@ -191,7 +191,7 @@ def test_pictures_of_16_bits_are_scaled_and_of_unknown_range_refused(tmp_path):
 @pytest.mark.parametrize("size", [(4000, 1), (1, 4000)])
 def test_a_strip_is_a_picture_as_well(size, tmp_path):
     Image.new("RGB", size, (9, 8, 7)).save(tmp_path / "x.png")
-    assert pictures.picture(tmp_path / "x.png", 6)[:, 3, 3].tolist() == [9, 8, 7]
+    assert pictures.picture(tmp_path / "x.png", 6)[3, 3].tolist() == [9, 8, 7]
 
 
 def test_a_picture_is_turned_as_its_exif_data_says(tmp_path):
@@ -271,17 +271,41 @@ def test_the_digits_are_the_demos(tmp_path):
 
 
 def test_crops_are_parts_of_their_images():
-    x = torch.randn(3, 2, 8, 8)
-    cropped = augment.crop(x, torch.tensor([[0, 0], [3, 1], [2, 3]]), 5)
-    assert torch.equal(cropped, torch.stack([x[0, :, :5, :5], x[1, :, 3:, 1:6], x[2, :, 2:7, 3:]]))
+    x = torch.randint(256, (3, 8, 8, 2), dtype=torch.uint8)
+    places, mirrored = torch.tensor([[0, 0], [3, 1], [2, 3]]), torch.tensor([False, False, True])
+    cropped = augment.crop(x, places, mirrored, 5)
+    assert torch.equal(cropped, torch.stack([x[0, :5, :5], x[1, 3:, 1:6], x[2, 2:7, 3:].flip(1)]))
+
+
+def augmentation(channels, size, **options):
+    std = torch.tensor([2.0, 4.0, 5.0][:channels])
+    components = torch.linalg.qr(torch.randn(channels, channels)).Q
+    known = augment.Statistics(torch.arange(channels) + 100.0, std, components, std**2)
+    return augment.Augment(known, size, **{"scaled": False, "mirrored": True, "colour": True} | options)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("colour", [False, True])
+def test_images_one_by_one_are_those_all_at_once(scaled, colour):
+    x = torch.randint(256, (6, 12, 12, 3), dtype=torch.uint8)
+    draws = augment.draw(6, 4, 3, seed=1)
+    made = augmentation(3, 8, scaled=scaled, colour=colour)
+    offset = made.offset + made._shifts(draws.colour) if colour else made.offset[None]
+    pixels = augment.crop(x, draws.places, draws.mirrored, 8)
+    assert torch.equal(made.drawn(x, draws), augment._values(pixels, made.scale, offset))
+    expected = pixels.permute(0, 3, 1, 2) - made.known.mean[:, None, None]
+    expected = expected / made.known.std[:, None, None] if scaled else expected
+    got = made.plain(pixels)
+    torch.testing.assert_close(got, expected)
+    assert got.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_ten_crops_are_corners_middle_and_mirror_images():
-    x = torch.randn(2, 3, 9, 9)
+    x = torch.randn(2, 9, 9, 3)
     crops = augment.ten_crops(x, 5, mirrored=True)
     assert len(crops) == 10 and len(augment.ten_crops(x, 5, mirrored=False)) == 5
-    assert torch.equal(crops[1], x[..., :5, 4:]) and torch.equal(crops[4], x[..., 2:7, 2:7])
-    assert all(torch.equal(crops[i + 5], crops[i].flip(-1)) for i in range(5))
+    assert torch.equal(crops[1], x[:, :5, 4:]) and torch.equal(crops[4], x[:, 2:7, 2:7])
+    assert all(torch.equal(crops[i + 5], crops[i].flip(2)) for i in range(5))
 
 
 def test_statistics_are_those_of_the_pixels():
@@ -295,16 +319,16 @@ def test_statistics_are_those_of_the_pixels():
 
 
 def test_colours_move_along_the_principal_components():
-    components = torch.linalg.qr(torch.randn(3, 3)).Q
-    known = augment.Statistics(
-        torch.zeros(3), torch.full((3,), 2.0), components, torch.tensor([1.0, 4.0, 9.0])
-    )
-    x, moves = torch.randn(2, 3, 4, 4), torch.tensor([[0.0, 0, 1], [0, 0, 0]])
-    moved = augment.recolour(x, moves, known, scaled=False)
-    torch.testing.assert_close(moved[0] - x[0], (3 * components[:, 2])[:, None, None].expand(3, 4, 4))
-    assert torch.equal(moved[1], x[1])
-    half = augment.recolour(x, moves, known, scaled=True)
-    torch.testing.assert_close(2 * (half[0] - x[0]), moved[0] - x[0])
+    made = augmentation(3, 4)
+    x, moves = torch.randint(256, (2, 4, 4, 3), dtype=torch.uint8), torch.tensor([[0.0, 0, 1], [0, 0, 0]])
+    draws = augment.Draws(torch.zeros(2, 2).long(), torch.zeros(2).bool(), moves)
+    moved = made.drawn(x, draws) - made.plain(x)
+    shift = (5 * made.known.components[:, 2])[:, None, None].expand(3, 4, 4)
+    torch.testing.assert_close(moved[0], shift, rtol=1e-4, atol=1e-4)
+    assert not moved[1].any()
+    scaled = augment.Augment(made.known, 4, scaled=True, mirrored=True, colour=True)
+    half = scaled.drawn(x, draws) - scaled.plain(x)
+    torch.testing.assert_close(half[0] * made.known.std[:, None, None], shift, rtol=1e-4, atol=1e-4)
 
 
 def test_draws_do_not_depend_on_how_a_batch_is_shared():
@@ -509,7 +533,7 @@ def test_predict_gives_the_probabilities_of_training(colours):
     data, out = colours
     network = trained.load(out)
     path = next(data.glob("*/*"))
-    pixels = pictures.picture(path, network.side)[None, :, 2:-2, 2:-2].float()
+    pixels = pictures.picture(path, network.side)[None, 2:-2, 2:-2].permute(0, 3, 1, 2).float()
     assert pixels.shape[-1] == network.size == 28
     scores = network.model((pixels - network.mean.view(-1, 1, 1)) / network.std.view(-1, 1, 1))
     torch.testing.assert_close(network.answers(path), scores[0].double().softmax(0), rtol=1e-5, atol=1e-6)

@@ -107,9 +107,7 @@ sys.exit(main(["train", "--data", data, "--out", out, *options]))
 """
 
 
-_HOLDS = (
-    "import sys, pathlib; from fastcnn.training.folder import held\nwith held(pathlib.Path({!r})): input()"
-)
+_HOLDS = "import sys, pathlib; from fastcnn._files import held\nwith held(pathlib.Path({!r})): input()"
 
 
 def test_a_second_training_in_the_folder_is_refused(mnist, tmp_path, capsys):
@@ -126,7 +124,7 @@ def test_a_second_training_in_the_folder_is_refused(mnist, tmp_path, capsys):
             while train(mnist, out, *options) == 0:  # it made the file, and then takes the lock
                 (out / "checkpoint.pt").unlink()
                 begun.write_bytes(b"half of it")
-            assert f"train: {out}: another training writes to it" in capsys.readouterr().err
+            assert f"train: {out}: another process writes to it" in capsys.readouterr().err
         assert begun.exists()
         other.kill()
     assert train(mnist, out) == 0
@@ -373,7 +371,7 @@ def test_a_hundred_damaged_files_give_errors_that_name_them(tmp_path):
         count += 1
         if read.__name__ == "picture":
             batch = pictures.Files([path], [0], 32).__getitems__([0])
-            assert batch.images.shape == (0, 3, 32, 32) and list(batch.bad) == [str(path)]
+            assert batch.images.shape == (0, 32, 32, 3) and list(batch.bad) == [str(path)]
             message = f"{path}: {batch.bad[str(path)]}"
         else:
             with pytest.raises(RuntimeError) as caught:

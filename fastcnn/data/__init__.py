@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from . import folders, held
@@ -14,8 +15,8 @@ def find(data: str, size: int | None) -> Data:
     """What ``--data`` names, for a network that takes size x size images.
 
     Args:
-        data: "digits"; a folder with MNIST's four IDX files, gzip or not; or a folder with a folder of
-            pictures for each class, or with two such, "train" and "val" or "test".
+        data: "digits"; a folder with MNIST's four IDX files, gzip or not; what ``pack`` made; or a folder
+            with a folder of pictures for each class, or with two such, "train" and "val" or "test".
         size: pixels; None: what the data has, and 224 for pictures.
 
     Raises:
@@ -31,4 +32,15 @@ def find(data: str, size: int | None) -> Data:
         raise FileNotFoundError(f"--data must be a folder, or digits, but got {data!r}")
     if any(found := held.idx_files(folder)):
         return held.idx_data(folder, found, size)
-    return folders.pictures(folder, 224 if size is None else size)
+    if (folder / "pack.json").exists():
+        return _packed(folder, size)
+    size = 224 if size is None else size
+    return folders.pictures(folder, round(size * 256 / 224), size)  # the paper's proportion
+
+
+def _packed(folder: Path, size: int | None) -> Data:
+    if importlib.util.find_spec("numpy") is None:
+        raise ModuleNotFoundError("packed pictures are read by numpy; install it with: pip install numpy")
+    from . import packed
+
+    return packed.find(folder, size)

@@ -16,10 +16,10 @@ _HELD_OUT = 10  # one image of so many of a class, where no folder says which ar
 Classes = dict[str, list[Path]]
 
 
-def pictures(folder: Path, size: int) -> Data:
+def pictures(folder: Path, side: int, size: int) -> Data:
+    """Pictures by class, of which squares of ``side`` pixels are made, and crops of ``size``."""
     if importlib.util.find_spec("PIL") is None:
         raise ModuleNotFoundError("pictures are read by Pillow; install it with: pip install pillow")
-    side = round(size * 256 / 224)  # the paper's proportion
     train, test, notes = _split(folder)
     if len(train) < 2:
         raise RuntimeError(f"{folder}: needs the folders of two classes at least, but has {len(train)}")

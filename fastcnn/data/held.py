@@ -19,7 +19,7 @@ _MARGIN = 4  # pixels that a crop of a small image may move by, added as zeros
 
 
 class Held:
-    """Images in memory: uint8 (N, C, S, S) and labels (N,)."""
+    """Images in memory: uint8 (N, S, S, C) and labels (N,)."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
@@ -47,7 +47,7 @@ def _padded(parts: Sequence[tuple[Tensor, Tensor]], names: Sequence[str], size: 
         raise ValueError(f"--size must be at least {max(height, width) - _MARGIN} here, but got {size}")
     across, down = side - width, side - height
     margins = [across // 2, across - across // 2, down // 2, down - down // 2]
-    train, test = (Held(F.pad(images.unsqueeze(1), margins), labels.long()) for images, labels in parts)
+    train, test = (Held(F.pad(images, margins).unsqueeze(-1), labels.long()) for images, labels in parts)
     return Data(train, test, tuple(names), 1, side, size, mirrored=False)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Some images by number: uint8 (n, C, S, S), labels (n,), and which of the numbers they are (n,).
+    """Some images by number: uint8 (n, S, S, C), labels (n,), and which of the numbers they are (n,).
 
     ``bad`` has the files that can't be read, and why; these are in none of the three.
     """

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from .. import _files, backends, models
 from ..data import Data, find
 from ..data.held import Held
+from ..data.pictures import Files
 from ..models.lenet1998 import LeNet1998
-from .folder import Stopped, asked_to_stop, held
 from .options import Options, deciding, network
+from .stop import Stopped, asked_to_stop
 from .trained import WEIGHTS, about
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def run(options: Options) -> None:
         ModuleNotFoundError, FileNotFoundError: something to install, or the data, is missing.
         OSError: a file can't be written; the checkpoint before stays.
         RuntimeError: damaged data, checkpoint or weights; images that the model or the backend does not take;
-            a loss that is no number; another training in ``out``.
+            a loss that is no number; another process that writes to ``out``.
         ValueError: an option that the model does not have; a checkpoint in ``out`` without ``resume``.
     """
     _check_needs(options)
@@ -53,7 +54,7 @@ def run(options: Options) -> None:
 
     with joined(options.device) as processes, tuned(processes.device), backends.use_backend(options.backend):
         plan = _plan(options, processes.device)
-        alone = held(options.out) if processes.rank == 0 else contextlib.nullcontext()
+        alone = _files.held(options.out) if processes.rank == 0 else contextlib.nullcontext()
         with alone, asked_to_stop() as asked:
             _refuse_to_overwrite(options)
             _run(options, plan, processes, asked)
@@ -136,9 +137,9 @@ def _refuse_to_overwrite(options: Options) -> None:
 
 def _workers(data: Data) -> int:
     """One for each processor that this process has for itself, where there is something to decode."""
-    if isinstance(data.train, Held):
+    if not isinstance(data.train, Files):
         return 0
-    return max(1, min(8, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def _head(options: Options, training: Training) -> Iterator[str]:

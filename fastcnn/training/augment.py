@@ -1,4 +1,8 @@
-"""What is done to a batch of images, on their device: crops, mirror images, colours."""
+"""What is done to a batch of images, on their device: crops, mirror images, colours.
+
+Images are uint8 (N, S, S, C), as files have them; what the model takes is float32 (N, C, size, size), in
+channels_last.
+"""
 
 from __future__ import annotations
 
@@ -66,47 +70,91 @@ def draw(n: int, room: int, channels: int, seed: int) -> Draws:
     )
 
 
-def crop(images: Tensor, places: Tensor, size: int) -> Tensor:
-    """(N, C, size, size) out of (N, C, S, S), each from its own row and column of (N, 2)."""
-    corners = images.unfold(2, size, 1).unfold(3, size, 1)
-    rows, columns = places.unbind(1)
-    return corners[torch.arange(len(images), device=images.device), :, rows, columns]
+class Augment:
+    """Makes what a model takes: pixel * scale + offset.
 
+    scale and offset take the mean off, by channel, and divide by the standard deviation if ``scaled``.
 
-def mirror(images: Tensor, chosen: Tensor) -> Tensor:
-    """Left and right exchanged in the chosen ones of (N, C, H, W)."""
-    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
-
-
-def normalise(images: Tensor, known: Statistics, scaled: bool) -> Tensor:
-    """Pixels without their mean, by channel; over their standard deviation if ``scaled``."""
-    mean, std = (x[:, None, None] for x in (known.mean, known.std))
-    values = images.float() - mean
-    return values / std if scaled else values
-
-
-def recolour(values: Tensor, moves: Tensor, known: Statistics, scaled: bool) -> Tensor:
-    """Each of (N, C, H, W), less the mean, plus sum of p_i a_i l_i (Krizhevsky et al. 2012, §4.1).
-
-    p are the principal components of the training set's colours, l their standard deviations, a the
-    ``moves`` (N, C). The paper calls l the eigenvalues of the covariance, which depend on the unit of a
-    pixel and of 0 to 255 would drown the image; the released code names them color_stdevs.
+    Args:
+        known: of the training set's pixels.
+        size: rows and columns of a crop.
+        scaled, mirrored, colour: whether to; ``colour`` needs three channels.
     """
-    shifts = (moves * known.variances.sqrt()) @ known.components.T
-    if scaled:
-        shifts = shifts / known.std
-    return values + shifts[:, :, None, None]
+
+    def __init__(self, known: Statistics, size: int, scaled: bool, mirrored: bool, colour: bool) -> None:
+        self.known, self.size, self.mirrored, self.colour = known, size, mirrored, colour
+        self.scale = 1 / known.std if scaled else torch.ones_like(known.mean)
+        self.offset = -known.mean * self.scale
+        self._held = torch.empty(0)
+
+    def plain(self, images: Tensor) -> Tensor:
+        """Without chance: (N, size, size, C) as they are."""
+        return _values(images, self.scale, self.offset[None])
+
+    def drawn(self, images: Tensor, draws: Draws) -> Tensor:
+        """What chance makes of (N, S, S, C). On the CPU, the memory of the call before is used again."""
+        mirrored = draws.mirrored if self.mirrored else torch.zeros_like(draws.mirrored)
+        offset = self.offset + self._shifts(draws.colour) if self.colour else self.offset[None]
+        offset = offset.expand(len(images), -1)
+        if images.device.type != "cpu":
+            return _values(crop(images, draws.places, mirrored, self.size), self.scale, offset)
+        return self._one_by_one(images, draws.places, mirrored, offset)
+
+    def _shifts(self, moves: Tensor) -> Tensor:
+        """Of each image's colour: sum of p_i a_i l_i (Krizhevsky et al. 2012, §4.1), (N, C).
+
+        p are the principal components of the training set's colours, l their standard deviations, a the
+        ``moves`` (N, C). The paper calls l the eigenvalues of the covariance, which depend on the unit of a
+        pixel and of 0 to 255 would drown the image; the released code names them color_stdevs.
+        """
+        return (moves * self.known.variances.sqrt()) @ self.known.components.T * self.scale
+
+    def _one_by_one(self, images: Tensor, places: Tensor, mirrored: Tensor, offset: Tensor) -> Tensor:
+        """Each while it is in the cache, into memory that is not new: that is what takes the time.
+
+        A crop of 224 x 224 takes 0.09 ms so, 0.46 ms in new memory, 0.98 ms as all at once by
+        :func:`crop` (one thread of an AMD EPYC with AVX-512).
+        """
+        shape = (len(images), self.size, self.size, images.shape[-1])
+        if self._held.shape != shape:
+            self._held = torch.empty(shape)
+        for i, (y, x) in enumerate(places.tolist()):
+            part = images[i : i + 1, y : y + self.size, x : x + self.size]
+            part = part.flip(2) if mirrored[i] else part
+            _values(part, self.scale, offset[i : i + 1], self._held[i : i + 1])
+        return self._held.permute(0, 3, 1, 2)
+
+
+def _values(pixels: Tensor, scale: Tensor, offset: Tensor, out: Tensor | None = None) -> Tensor:
+    """Pixels (N, s, s, C) * scale (C,) + offset (N or 1, C), as (N, C, s, s), which may be in ``out``.
+
+    A row of pixels at a time: over the channels alone, the innermost loop would be of three values.
+    """
+    out = torch.empty(pixels.shape, device=pixels.device) if out is None else out
+    out.copy_(pixels)
+    rows, times = out.flatten(2), pixels.shape[2]
+    rows.mul_(scale.repeat(times)).add_(offset.repeat(1, times)[:, None])
+    return out.permute(0, 3, 1, 2)
+
+
+def crop(images: Tensor, places: Tensor, mirrored: Tensor, size: int) -> Tensor:
+    """(N, size, size, C) of (N, S, S, C), each from its row and column of (N, 2), some mirrored (N,)."""
+    steps = torch.arange(size, device=images.device)
+    across = torch.where(mirrored[:, None], size - 1 - steps, steps)
+    rows, columns = places[:, :1] + steps, places[:, 1:] + across
+    numbers = torch.arange(len(images), device=images.device)
+    return images[numbers[:, None, None], rows[:, :, None], columns[:, None]]
 
 
 def ten_crops(images: Tensor, size: int, mirrored: bool) -> list[Tensor]:
-    """The four corners and the middle of (N, C, S, S), and if ``mirrored`` their mirror images (§4.1)."""
-    room = images.shape[-1] - size
+    """The four corners and the middle of (N, S, S, C), and if ``mirrored`` their mirror images (§4.1)."""
+    room = images.shape[2] - size
     corners = [(0, 0), (0, room), (room, 0), (room, room), (room // 2, room // 2)]
-    crops = [images[..., y : y + size, x : x + size] for y, x in corners]
-    return crops + [c.flip(-1) for c in crops if mirrored]
+    crops = [images[:, y : y + size, x : x + size] for y, x in corners]
+    return crops + [c.flip(2) for c in crops if mirrored]
 
 
 def middle(images: Tensor, size: int) -> Tensor:
-    """The middle of (N, C, S, S)."""
-    start = (images.shape[-1] - size) // 2
-    return images[..., start : start + size, start : start + size]
+    """The middle (N, size, size, C) of (N, S, S, C)."""
+    start = (images.shape[2] - size) // 2
+    return images[:, start : start + size, start : start + size]

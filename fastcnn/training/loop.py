@@ -18,12 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data import Batch, Data, Source
 from ..models.weights import reason
 from . import augment, batches, checkpoint
-from .augment import Draws, Statistics
+from .augment import Augment, Draws, Statistics
 from .batches import Steps, seed_of
-from .folder import Stopped
 from .graph import Capture, Graph
 from .processes import Processes
 from .recipe import Recipe, rate
+from .stop import Stopped
 
 _SAMPLE = 5000  # images that statistics are taken of, evenly spaced
 _TEST_BATCH = 128
@@ -107,6 +107,9 @@ class Training:
             )
         known = known or self._statistics()
         self.known = Statistics(*(values.to(processes.device) for values in known))
+        data, recipe = plan.data, plan.recipe
+        colour = recipe.colour and data.channels == 3
+        self._augment = Augment(self.known, data.size, recipe.scaled, data.mirrored, colour)
         parallel = processes.number > 1
         self._parallel = DistributedDataParallel(self.model) if parallel else self.model
         self._graph: Graph | None = None
@@ -286,7 +289,7 @@ class Training:
 
     def _step(self, count: int, images: Tensor, labels: Tensor, *draws: Tensor) -> None:
         """Does a step's work on the device, of ``count`` images in all, without a look at any value there."""
-        values = self._augmented(images, Draws(*draws))
+        values = self._augment.drawn(images, Draws(*draws))
         self.optimizer.zero_grad()
         *parts, last = _parts(values, labels, self.plan.accumulate)
         with self._without_exchange():
@@ -306,21 +309,6 @@ class Training:
 
     def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
         return getattr(self._parallel, "no_sync", contextlib.nullcontext)()
-
-    def _augmented(self, images: Tensor, draws: Draws) -> Tensor:
-        """Crops of uint8 images as the model takes them."""
-        data, recipe = self.plan.data, self.plan.recipe
-        images = augment.crop(images, draws.places, data.size)
-        if data.mirrored:
-            images = augment.mirror(images, draws.mirrored)
-        values = self._normalised(images)
-        if recipe.colour and data.channels == 3:
-            values = augment.recolour(values, draws.colour, self.known, recipe.scaled)
-        return values
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        images = images.to(memory_format=self._layout)  # while a pixel is a byte
-        return augment.normalise(images, self.known, self.plan.recipe.scaled)
 
     @torch.no_grad()
     def test(self) -> tuple[float, float, float | None]:
@@ -349,7 +337,7 @@ class Training:
         return loss_ / count, 1 - right / count, 1 - right5 / count if len(data.classes) > 5 else None
 
     def _log_probabilities(self, images: Tensor) -> Tensor:
-        values = self._normalised(images)
+        values = self._augment.plain(images)
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
             scores = self.model(values)
         return scores.double().log_softmax(1)
@@ -361,7 +349,7 @@ class Training:
         images = len(self.plan.data.train)
         sample = torch.arange(0, images, math.ceil(images / _SAMPLE))
         for batch in self._read(self.plan.data.train, sample):
-            values = batch.images.to(device).transpose(0, 1).flatten(1).double()
+            values = batch.images.to(device).flatten(0, 2).T.double()
             count = values.new_full((1,), values.shape[1])
             sums += torch.cat([count, values.sum(1), (values @ values.T).flatten()])
         sums = self.processes.total(sums).cpu()

@@ -41,9 +41,8 @@ class Trained(NamedTuple):
         """
         pixels = middle(picture(path, self.side)[None], self.size).float()
         if len(self.mean) == 1:
-            pixels = pixels.mean(1, keepdim=True)
-        mean, std = (values.view(-1, 1, 1) for values in (self.mean, self.std))
-        return self.model((pixels - mean) / std)[0].double().softmax(0)
+            pixels = pixels.mean(-1, keepdim=True)
+        return self.model(((pixels - self.mean) / self.std).permute(0, 3, 1, 2))[0].double().softmax(0)
 
 
 def load(path: Path) -> Trained:
