@@ -1,5 +1,6 @@
 """Every row of docs/migration.md: its right side, run, against its left side's formula, written out here."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 import fastcnn
 from fastcnn import LRN, MaxPool
-from fastcnn.models import alexnet, load_caffe, load_weights
+from fastcnn.models import alexnet, imagenet, load_caffe, load_weights
 from fastcnn.nn import ConvBlock2d
 from fastcnn.testing import assert_close
 
@@ -163,7 +164,12 @@ POOL_FIRST = {
     "Caffe bvlc_alexnet": False,
 }
 TOWERS = "the paper's two towers"
-TORCHVISION = 'torchvision alexnet(weights="IMAGENET1K_V1")'
+TORCHVISION = {
+    'torchvision alexnet(weights="IMAGENET1K_V1")': "hub/checkpoints/alexnet-owt-{}.pth",
+    'torchvision alexnet() and load_state_dict(torch.load("alexnet-owt-7be5be79.pth"))': (
+        "alexnet-owt-7be5be79.pth"
+    ),
+}  # where the checkpoint is; {} is how its SHA-256 begins
 BLOCK = "Caffe conv2 (pad: 2, group: 2), relu2, pool2, norm2"
 
 
@@ -188,7 +194,7 @@ IMAGES = {
 
 
 def test_every_row_is_tested():
-    assert set(rows()) == {*NORMS, *POOLS, *POOL_FIRST, *IMAGES, TOWERS, TORCHVISION, BLOCK}
+    assert set(rows()) == {*NORMS, *POOLS, *POOL_FIRST, *IMAGES, *TORCHVISION, TOWERS, BLOCK}
 
 
 @pytest.mark.parametrize("row", NORMS)
@@ -220,12 +226,18 @@ def test_tensorflows_images_are_not_copied():
 
 
 @torch.no_grad()
-def test_torchvisions_model(tmp_path, monkeypatch):
+@pytest.mark.parametrize("row", TORCHVISION)
+def test_torchvisions_model(row, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     theirs, images = test_weights.torchvisions_alexnet(), torch.randn(1, 3, 224, 224)
-    torch.save(theirs.state_dict(), "alexnet-owt-7be5be79.pth")
-    ours = model(TORCHVISION)
-    Path("alexnet-owt-7be5be79.pth").unlink()  # pytest would keep its 244 MB
+    torch.save(theirs.state_dict(), "w.pth")
+    path = Path(TORCHVISION[row].format(hashlib.sha256(Path("w.pth").read_bytes()).hexdigest()[:8]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Path("w.pth").rename(path)
+    monkeypatch.setattr(imagenet, "URL", f"http://nowhere.invalid/{path.name}")  # the cache is enough
+    ours = model(row)
+    path.unlink()  # pytest would keep its 244 MB
     test_weights.assert_same_outputs(ours(images), theirs(images))
 
 

@@ -42,7 +42,7 @@ NAMES = {
     },
     fastcnn.models: {
         "alexnet": "variant='2012', num_classes=1000, *, towers=None, norm='published', overlap=True, "
-        "adaptive=None, dropout=0.5, in_channels=3, fused=True",
+        "adaptive=None, dropout=0.5, in_channels=3, fused=True, weights=None",
         "lenet5": "variant='relu', num_classes=10, *, adaptive=False, dropout=0.0, in_channels=1, fused=True",
         "load_caffe": "model, blobs, *, channels='BGR'",
         "load_weights": "model, path",

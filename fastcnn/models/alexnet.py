@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..stages import LRN, MaxPool
+from . import imagenet
 from ._blocks import Conv, ConvNet, Dense, Table
 
 _POOL = MaxPool(3, 2, ceil_mode=True)
@@ -131,6 +132,7 @@ def alexnet(
     dropout: float = 0.5,
     in_channels: int = 3,
     fused: bool = True,
+    weights: str | None = None,
 ) -> ConvNet:
     """AlexNet: (N, in_channels, H, W) images to (N, num_classes).
 
@@ -139,7 +141,8 @@ def alexnet(
       initial weights (§5). alpha is divided by the window's size, as in the released code but not
       in the paper. Takes 224 x 224 (zeros at the right and bottom make it 227) and near sizes.
     - "2014": Krizhevsky 2014, "One weird trick", 61,100,840 parameters. No LRN, no towers;
-      torchvision's checkpoint loads as it is. Takes 63 x 63 and larger; torch's initial weights.
+      torchvision's checkpoint loads as it is. Takes 63 x 63 and larger; torch's initial weights, or
+      torchvision's trained ones.
     - "caffenet": Caffe's reference network, which pools before its LRN (k = 1, across both
       towers). Takes 227 x 227 and near sizes; Caffe's initial weights.
     - "bvlc": Caffe's replica of the paper: "caffenet" with the LRN before the pooling.
@@ -177,13 +180,22 @@ def alexnet(
             is dropped in training.
         in_channels: channels of the images.
         fused: False builds the same network from torch's own layers, with the same state dict.
+        weights: "IMAGENET1K_V1" or "DEFAULT": torchvision's for "2014", trained on ImageNet-1k, from
+            torch.hub's cache or by a download of 244 MB; :mod:`fastcnn.models.imagenet` has the classes and
+            the images' preprocessing. None: initial weights.
 
     Raises:
-        ValueError: an unknown variant or norm; towers that the variant can't have; a dropout outside 0 to 1.
+        ValueError: an unknown variant or norm; towers that the variant can't have; a dropout outside 0 to 1;
+            unknown weights, or another argument that does not fit them.
+        OSError, RuntimeError: the weights can't be downloaded or are damaged, see ``imagenet.load``.
         RuntimeError: on the forward pass, images of a size or number of channels that don't fit.
     """
     if variant not in TABLES:
         raise ValueError(f"alexnet: variant must be one of {tuple(TABLES)}, but got {variant!r}")
+    if weights is not None:
+        given = {"variant": variant, "num_classes": num_classes, "towers": towers, "norm": norm}
+        given |= {"overlap": overlap, "adaptive": adaptive, "in_channels": in_channels}
+        imagenet.check(weights, given)
     table, name = TABLES[variant], f"alexnet({variant!r})"
     own = table.convs[1].groups
     if towers not in (None, 1, own):
@@ -197,4 +209,7 @@ def alexnet(
         table = _without_overlap(table)
     if adaptive is not None:
         table = replace(table, adaptive=adaptive)
-    return ConvNet(name, table, num_classes, dropout, in_channels, fused)
+    model = ConvNet(name, table, num_classes, dropout, in_channels, fused)
+    if weights is not None:
+        imagenet.load(model)
+    return model
