@@ -234,7 +234,19 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that decode pictures; default: one a processor",
     )
-    add("--weights", type=Path, metavar="FILE", help="start from these weights")
+    add(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="start from these; if they have other classes, with all but the last layer of them",
+    )
+    add("--freeze", choices=("features",), help="leave the convolutions' weights as they are")
+    add(
+        "--keep",
+        choices=("best", "last", "all"),
+        default="best",
+        help="weights beside the last ones, model.safetensors: best.safetensors, none, or all epochs'",
+    )
     add("--resume", action="store_true", help="go on from the checkpoint in --out; more --epochs extend it")
     add("--save-every", type=_positive, metavar="N", help="steps between checkpoints; one ends each epoch")
     add("--skip-bad", action="store_true", help="leave out images that can't be read, and name them")

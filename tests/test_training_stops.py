@@ -81,7 +81,7 @@ def test_a_full_disk_stops_it_and_leaves_the_last_checkpoint(mnist, tmp_path, ca
     )
     assert child.returncode == 1 and child.stderr.startswith("train: ") and "File too large: " in child.stderr
     assert "checkpoint.pt" in child.stderr
-    assert sorted(os.listdir(out)) == [".lock", "checkpoint.pt", "log.csv"]
+    assert sorted(os.listdir(out)) == [".lock", "checkpoint.pt", "log.csv", "model.safetensors"]
     assert checkpoint.load(out / "checkpoint.pt", {})["step"] == 2
     assert train(mnist, out, "--resume") == 0
     assert_same_weights(tmp_path / "whole", out)
@@ -262,7 +262,7 @@ DAMAGES = {
     "groups of text": (changed("optimizer", "param_groups", to=str), "its 'optimizer' is"),
     "state of text": (changed("optimizer", "state", to=str), "its 'optimizer' is"),
     "sums of three": (changed("sums", to=lambda t: torch.zeros(3)), "its 'sums' is a tensor of (3,)"),
-    "NaN in the sums": (changed("sums", to=nan), "its 'sums' is a tensor of (2,), not all of it numbers"),
+    "NaN in the sums": (changed("sums", to=nan), "its 'sums' is a tensor of (4,), not all of it numbers"),
     "losses between epochs": (changed("sums", to=torch.ones_like), "an epoch that has not begun"),
     "three statistics": (changed("statistics", to=lambda s: s[:3]), "its 'statistics' is"),
     "statistics of two channels": (
@@ -338,7 +338,7 @@ def damaged_files(tmp_path):
         "scaler": {},
         "bad": {},
         "history": [],
-        "sums": torch.zeros(2),
+        "sums": torch.zeros(4),
         "statistics": tuple(UNIT),
     }
     empty |= {"settings": {}, "optimizer": {"state": {}, "param_groups": []}}

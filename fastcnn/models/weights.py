@@ -46,6 +46,28 @@ def load_weights(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
     model.load_state_dict(given)
 
 
+def load_with_new_last_layer(model: torch.nn.Module, path: Path) -> tuple[str, int] | None:
+    """Load weights of a network with other classes: its last layer stays as it is.
+
+    Returns:
+        That layer's name, and how many classes the file has; None where they are the model's: all is loaded.
+
+    Raises:
+        OSError, ImportError, RuntimeError: as of :func:`load_weights`.
+    """
+    source = f"load_weights: {path}"
+    own, given = model.state_dict(), _without_prefixes(_state_dict(source, _read(source, path)))
+    weight = next(name for name in reversed(own) if name.endswith("weight"))
+    layer = weight.removesuffix(".weight")
+    theirs = given.get(weight, own[weight])
+    replaced = theirs.dim() == own[weight].dim() and len(theirs) != len(own[weight])
+    if replaced:
+        given |= {name: value for name, value in own.items() if name.startswith(f"{layer}.")}
+    _check(source, own, given)
+    model.load_state_dict(given)
+    return (layer, len(theirs)) if replaced else None
+
+
 def load_caffe(model: ConvNet, blobs: Mapping[str, Sequence[Any]], *, channels: str = "BGR") -> None:
     """Load Caffe's blobs into ``alexnet("caffenet")`` or ``alexnet("bvlc")``.
 

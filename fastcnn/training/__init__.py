@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _files, backends, models
@@ -20,9 +20,10 @@ from ..data import Data, find
 from ..data.held import Held
 from ..data.pictures import Files
 from ..models.lenet1998 import LeNet1998
+from . import weights
+from .augment import Statistics
 from .options import Options, deciding, network
 from .stop import Stopped, asked_to_stop
-from .trained import WEIGHTS, about
 
 if TYPE_CHECKING:
     from .loop import Plan, Training
@@ -80,8 +81,6 @@ def _run(options: Options, plan: Plan, processes: Processes, asked: Callable[[],
     bad = len(training.bad)
     if bad:
         say(f"{bad} image{'s' if bad > 1 else ''} could not be read")
-    if processes.rank == 0:
-        _save_weights(training, options, options.out / WEIGHTS)
     say(f"Weights, log and checkpoint are in {options.out}")
 
 
@@ -103,7 +102,8 @@ def _plan(options: Options, device: torch.device) -> Plan:
     data = find(options.data, options.size)
     if options.backend != "auto" and not options.fused:
         raise ValueError(f"--backend {options.backend} is for fused blocks: --plain has none")
-    model = network(options, recipe, data)
+    model, notes = network(options, recipe, data)
+    data = data._replace(notes=(*data.notes, *notes))
     try:
         with torch.no_grad():
             model.to(device).eval()(torch.zeros(1, data.channels, data.size, data.size, device=device))
@@ -114,7 +114,7 @@ def _plan(options: Options, device: torch.device) -> Plan:
     if published:  # takes pixels from 0 to 1, scales them itself, and has a loss of its own
         recipe = replace(recipe, scaled=True, smoothing=0.0)
     return Plan(
-        model=model.train(),
+        model=model,
         loss=models.map_loss if published else partial(F.cross_entropy, label_smoothing=recipe.smoothing),
         data=data,
         known=UNIT if published else None,
@@ -126,6 +126,9 @@ def _plan(options: Options, device: torch.device) -> Plan:
         workers=_workers(data) if options.workers is None else options.workers,
         save_every=options.save_every,
         skip_bad=options.skip_bad,
+        frozen=(options.freeze,) if options.freeze else (),
+        keep=options.keep,
+        write=_weights_writer(options, data, recipe.scaled),
     )
 
 
@@ -167,14 +170,14 @@ def _head(options: Options, training: Training) -> Iterator[str]:
         yield f"no checkpoint in {options.out} yet: starting from the beginning"
 
 
-def _save_weights(training: Training, options: Options, path: Path) -> None:
-    """The model's weights, and beside them what its images must be made of."""
-    from safetensors.torch import save
-
-    data, known = training.plan.data, training.known
-    std = known.std if training.plan.recipe.scaled else torch.ones(1)
+def _weights_writer(options: Options, data: Data, scaled: bool) -> Callable[..., None]:
+    """Writes the model's weights, and with them what its images must be made of."""
     network = {"model": options.kind(data), "variant": options.variant, "options": options.model_options}
     side = data.size if isinstance(data.train, Held) else data.side  # those have zeros around them
-    images = {"side": side, "size": data.size, "mean": known.mean.tolist(), "std": std.tolist()}
-    state = {name: tensor.cpu().contiguous() for name, tensor in training.model.state_dict().items()}
-    _files.replace(path, save(state, about(network, data.classes, **images)))
+
+    def write(name: str, state: Mapping[str, Tensor], known: Statistics) -> None:
+        std = known.std if scaled else torch.ones(1)
+        images = {"side": side, "size": data.size, "mean": known.mean.tolist(), "std": std.tolist()}
+        weights.save(options.out / name, state, network, data.classes, **images)
+
+    return write

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from .. import _files
 from ..models.weights import reason
 
-_FORMAT = "fastcnn training, 1"
+_FORMAT = "fastcnn training, 2"
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -23,7 +24,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         OSError: it can't be written, the disk is full: the file there before is as it was.
     """
     with _files.replacing(path) as file:
-        writer = _Writer(file)
+        writer = _File(file)
         try:
             torch.save({"format": _FORMAT, **state}, writer)  # type: ignore[arg-type]
         except Exception:
@@ -32,7 +33,49 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
             raise
 
 
-class _Writer:
+def copied(state: Any) -> Any:
+    """A state that training no longer changes, on the host."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {name: copied(value) for name, value in state.items()}
+    return type(state)(map(copied, state)) if type(state) in (list, tuple) else state
+
+
+class Writer:
+    """Writes one thing at a time while training goes on; what goes wrong is raised by the next call."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Begin with ``work``, when what was begun before is done."""
+        self.wait()
+        self._thread = threading.Thread(target=self._run, args=[work])
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        if self._thread:
+            self._thread.join()
+        self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what has gone wrong."""
+        error, self._error = self._error, None
+        if error:
+            raise error
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # raised where it is seen
+            self._error = error
+
+
+class _File:
     """A file that remembers what went wrong."""
 
     def __init__(self, file: Any) -> None:
@@ -122,7 +165,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "model": lambda v: isinstance(v, dict) and all(map(_is_finite, v.values())),
     "optimizer": _is_optimizer,
     "scaler": lambda v: isinstance(v, dict),
-    "sums": lambda v: _is_finite(v) and tuple(v.shape) == (2,),
+    "sums": lambda v: _is_finite(v) and tuple(v.shape) == (4,),
     "bad": lambda v: isinstance(v, dict) and all(isinstance(s, str) for pair in v.items() for s in pair),
     "history": lambda v: isinstance(v, list) and all(map(_is_epoch, v)),
     "statistics": _is_statistics,

@@ -12,18 +12,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data import Batch, Data, Source
 from ..models.weights import reason
-from . import augment, batches, checkpoint
+from . import augment, batches, checkpoint, scores
 from .augment import Augment, Draws, Statistics
 from .batches import Steps, seed_of
 from .graph import Capture, Graph
 from .processes import Processes
 from .recipe import Recipe, rate
+from .scores import Scores
 from .stop import Stopped
+from .weights import BEST, EVERY, LAST
 
 _SAMPLE = 5000  # images that statistics are taken of, evenly spaced
 _TEST_BATCH = 128
@@ -45,6 +46,10 @@ class Plan(NamedTuple):
     workers: int = 0
     save_every: int | None = None
     skip_bad: bool = False
+    frozen: tuple[str, ...] = ()  # modules whose weights stay as they are
+    keep: str = "last"  # which weights: the last, the best as well, or all epochs'
+    # Writes weights into a file of this name, for use, with the statistics of the images.
+    write: Callable[[str, Mapping[str, Tensor], Statistics], None] = lambda *_: None
 
 
 class Epoch(NamedTuple):
@@ -91,14 +96,19 @@ class Training:
         on_gpu = processes.device.type == "cuda"
         self._layout = torch.channels_last if on_gpu else torch.preserve_format
         self.model = plan.model.to(processes.device, memory_format=self._layout)  # type: ignore[call-overload]
-        self.optimizer = plan.recipe.optimizer(self.model.parameters(), lr=plan.recipe.rate)
+        for name in plan.frozen:
+            self.model.get_submodule(name).requires_grad_(False)
+        self._to_training()
+        moving = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = plan.recipe.optimizer(moving, lr=plan.recipe.rate)
+        self._writer = checkpoint.Writer()
         self.dtype: torch.dtype = getattr(torch, plan.recipe.dtype)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=self.dtype == torch.float16)
         self.step, self.rate, self.history = 0, plan.recipe.rate, list[Epoch]()
         self.bad, self._told = dict[str, str](), set[str]()  # images that can't be read, and why
-        # Of this epoch and this process: the sum of the losses, and of how many images.
-        self._sums = torch.zeros(2, dtype=torch.float64, device=processes.device)
-        self._seen = torch.zeros(2, dtype=torch.float64, pin_memory=on_gpu)  # the same, some steps ago
+        # Of this epoch and this process: as scores.sums, of the loss that is trained.
+        self._sums = torch.zeros(4, dtype=torch.float64, device=processes.device)
+        self._seen = torch.zeros(4, dtype=torch.float64, pin_memory=on_gpu)  # the same, some steps ago
         known = self._resume() or plan.known
         found = set(processes.gathered(self.step))
         if len(found) > 1:
@@ -165,7 +175,7 @@ class Training:
         sums = self._checked_sums()
         self._share_bad()
         if self.processes.rank == 0:
-            state = {
+            state: dict[str, Any] = {
                 "settings": dict(self.plan.settings),
                 "step": self.step,
                 "model": self.model.state_dict(),
@@ -176,7 +186,21 @@ class Training:
                 "history": [tuple(epoch) for epoch in self.history],
                 "statistics": tuple(values.cpu() for values in self.known),
             }
-            checkpoint.save(self.plan.path, state)
+            self._writer.start(partial(self._write, self._kept(), checkpoint.copied(state)))
+
+    def _write(self, names: list[str], state: dict[str, Any]) -> None:
+        """The weights first: a training that goes on from the checkpoint would not write the best again."""
+        for name in names:
+            self.plan.write(name, state["model"], Statistics(*state["statistics"]))
+        checkpoint.save(self.plan.path, state)
+
+    def _kept(self) -> list[str]:
+        """Which files of weights are to be written at this step."""
+        errors = [epoch.error for epoch in self.history]
+        ended = self.step == len(errors) * self.steps.per_epoch
+        best = ended and self.plan.keep != "last" and min(errors) not in errors[:-1]
+        every = ended and self.plan.keep == "all"
+        return [LAST, *[BEST] * best, *[EVERY.format(len(errors))] * every]
 
     def _checked_sums(self) -> Tensor:
         """Those of all processes, if they and the weights are numbers."""
@@ -198,6 +222,10 @@ class Training:
             raise self._no_numbers("the loss or weights are")
         self._seen.copy_(self._sums, non_blocking=True)
 
+    def so_far(self) -> Scores | None:
+        """Of the images that this process trained on in this epoch, some steps ago; None: not known yet."""
+        return scores.means(self._seen, len(self.plan.data.classes)) if self._seen[1] else None
+
     def _stop(self) -> None:
         """After a step, if any process was asked to; several ask each other now and then."""
         several = self.processes.number > 1
@@ -205,6 +233,7 @@ class Training:
             return
         if self.processes.count(int(self._asked())):
             self._save()
+            self._writer.wait()
             raise Stopped(f"stopped by SIGTERM at step {self.step}; --resume goes on from there")
 
     def _share_bad(self) -> None:
@@ -223,6 +252,12 @@ class Training:
                 within twice _WATCH steps.
             Stopped: it was asked to; the checkpoint is written.
         """
+        try:
+            yield from self._run()
+        finally:
+            self._writer.wait()
+
+    def _run(self) -> Iterator[Epoch | None]:
         plan = self.plan
         start, first = time.perf_counter(), self.step
         for batch in batches.training(
@@ -240,20 +275,23 @@ class Training:
                 self._save()
             if self.step % _WATCH == 0:
                 self._watch()
+            self._writer.check()
             self._stop()
 
     def _end_of_epoch(self, steps: int, start: float) -> Epoch:
         """The numbers of an epoch, of which this run has made some steps since the time ``start``."""
-        loss, images = self._checked_sums().tolist()
+        sums = self._checked_sums()
+        images = int(sums[1])
         seconds = time.perf_counter() - start  # only now is the device done with them
         if images == 0:
             raise RuntimeError(f"no image of epoch {len(self.history) + 1} could be read")
+        loss = scores.means(sums, len(self.plan.data.classes)).loss
         self._sums.zero_()
         tested = self.test()
-        if not math.isfinite(tested[0]):
+        if not math.isfinite(tested.loss):
             raise self._no_numbers("the scores of the test images are")
         speed = steps / seconds * images / self.steps.per_epoch
-        return Epoch(len(self.history) + 1, self.rate, loss / images, *tested, speed, seconds)
+        return Epoch(len(self.history) + 1, self.rate, loss, *tested, speed, seconds)
 
     def _train(self, batch: Batch) -> None:
         """Makes one step, on this process's share of its images; on a GPU, does not wait for it."""
@@ -302,20 +340,19 @@ class Training:
     def _backward(self, images: Tensor, labels: Tensor, weight: float) -> None:
         """Gradients of the sum of some images' losses, times ``weight``: so the mean over all processes'."""
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            scores = self._parallel(images)
-        loss = self.plan.loss(scores.float(), labels) * len(images) if len(images) else scores.float().sum()
-        self._sums += torch.stack([loss.detach().double(), self._sums.new_full((), len(images))])
+            answers = self._parallel(images)
+        loss = self.plan.loss(answers.float(), labels) * len(images) if len(images) else answers.float().sum()
+        sums = scores.sums(answers.detach().double(), labels)
+        sums[0] = loss.detach()
+        self._sums += sums
         self.scaler.scale(loss * weight).backward()
 
     def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
         return getattr(self._parallel, "no_sync", contextlib.nullcontext)()
 
     @torch.no_grad()
-    def test(self) -> tuple[float, float, float | None]:
-        """Mean loss, error and error among the best five, over all test images of all processes.
-
-        The loss is -log of the right class's probability, which is averaged over the crops.
-        """
+    def test(self) -> Scores:
+        """Over all test images of all processes; the probabilities are averaged over the crops."""
         data, device = self.plan.data, self.processes.device
         sums = torch.zeros(4, dtype=torch.float64, device=device)
         self.processes.agree(self.model.buffers())  # each has statistics of its own, of batch norms
@@ -325,22 +362,23 @@ class Training:
             crops = [augment.middle(images, data.size)]
             if self.plan.recipe.crops == 10:
                 crops = augment.ten_crops(images, data.size, data.mirrored)
-            scores = torch.stack([self._log_probabilities(crop) for crop in crops])
-            average = scores.logsumexp(0) - math.log(len(crops))
-            best = average.topk(min(5, len(data.classes))).indices == labels[:, None]
-            loss = F.nll_loss(average, labels, reduction="sum")
-            sums += torch.stack([loss, best[:, 0].sum(), best.any(1).sum(), loss.new_full((), len(labels))])
-        self.model.train()
-        loss_, right, right5, count = self.processes.total(sums).tolist()
-        if count == 0:
+            sums += scores.sums(scores.averaged(map(self._scores, crops)), labels)
+        self._to_training()
+        sums = self.processes.total(sums)
+        if sums[1] == 0:
             raise RuntimeError("no image to test with can be read")
-        return loss_ / count, 1 - right / count, 1 - right5 / count if len(data.classes) > 5 else None
+        return scores.means(sums, len(data.classes))
 
-    def _log_probabilities(self, images: Tensor) -> Tensor:
+    def _scores(self, images: Tensor) -> Tensor:
         values = self._augment.plain(images)
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            scores = self.model(values)
-        return scores.double().log_softmax(1)
+            return self.model(values)
+
+    def _to_training(self) -> None:
+        """Layers with weights that stay as they are stay in evaluation: their dropout and statistics, too."""
+        self.model.train()
+        for frozen in self.plan.frozen:
+            self.model.get_submodule(frozen).eval()
 
     def _statistics(self) -> Statistics:
         """Of a sample of the training set: sums of whole numbers, which do not depend on who adds what."""

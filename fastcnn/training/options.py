@@ -12,6 +12,7 @@ import torch
 from .. import models
 from ..data import Data
 from ..models.lenet1998 import LeNet1998
+from ..models.weights import load_with_new_last_layer
 from ..nn import ConvBlock2d
 from .recipe import RECIPES, Recipe
 
@@ -37,6 +38,8 @@ class Options:
     device: str = "cpu"
     workers: int | None = None
     weights: Path | None = None
+    freeze: str | None = None
+    keep: str = "best"
     resume: bool = False
     save_every: int | None = None
     skip_bad: bool = False
@@ -53,8 +56,8 @@ class Options:
         return self.model or ("alexnet" if data.channels == 3 else "lenet5")
 
 
-def network(options: Options, recipe: Recipe, data: Data) -> torch.nn.Module:
-    """The network, with its initial weights.
+def network(options: Options, recipe: Recipe, data: Data) -> tuple[torch.nn.Module, list[str]]:
+    """The network, with its initial weights, and what is to be said of them.
 
     Raises:
         ValueError: an option that it does not have.
@@ -73,9 +76,12 @@ def network(options: Options, recipe: Recipe, data: Data) -> torch.nn.Module:
         for layer in model.modules():
             if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear, ConvBlock2d)):
                 layer.reset_parameters()
-    if options.weights:
-        models.load_weights(model, options.weights)
-    return model
+    if options.freeze and not isinstance(getattr(model, options.freeze, None), torch.nn.Module):
+        raise ValueError(f"--freeze {options.freeze}: {name} has no such part")
+    if options.weights and (replaced := load_with_new_last_layer(model, options.weights)):
+        last, classes = replaced
+        return model, [f"{options.weights}: of {classes} classes; {last} is new, for {len(data.classes)}"]
+    return model, []
 
 
 def deciding(options: Options, recipe: Recipe, data: Data, model: torch.nn.Module) -> dict[str, Any]:
@@ -94,4 +100,5 @@ def deciding(options: Options, recipe: Recipe, data: Data, model: torch.nn.Modul
         "--rate": recipe.rate,
         "--dtype": recipe.dtype,
         "--seed": options.seed,
+        "--freeze": options.freeze,
     }

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .. import _files, models
 from ..data.pictures import picture
+from . import weights
 from .augment import middle
 
-WEIGHTS = "model.safetensors"  # in a run's folder
 _LARGEST = 8192  # rows and columns of a picture
 
 
@@ -54,7 +54,7 @@ def load(path: Path) -> Trained:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = path / WEIGHTS if path.is_dir() else path
+    path = weights.usable(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
@@ -73,13 +73,6 @@ def load(path: Path) -> Trained:
         ) from error
     models.load_weights(trained.model, path)
     return trained
-
-
-def about(network: Mapping[str, Any], classes: tuple[str, ...], **images: Any) -> dict[str, str]:
-    """What :func:`load` reads, as a safetensors file has it; images: side, size, mean and std."""
-    return {
-        name: json.dumps(value) for name, value in {"network": network, "classes": classes, **images}.items()
-    }
 
 
 def _network(told: Mapping[str, Any]) -> Trained:

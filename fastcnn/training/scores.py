@@ -1,0 +1,44 @@
+"""How well a network's answers fit labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TOP = 5  # answers among which the right one may be
+
+
+def averaged(scores: Iterable[Tensor]) -> Tensor:
+    """Log of the mean of several crops' probabilities (N, classes), in float64, from their scores."""
+    logs = torch.stack([crop.double().log_softmax(1) for crop in scores])
+    return logs.logsumexp(0) - math.log(len(logs))
+
+
+def sums(logs: Tensor, labels: Tensor) -> Tensor:
+    """Of N images, in float64 (4,).
+
+    The sum of -log of the right class's probability; how many images; of how many the right class is the
+    most probable; of how many it is among the TOP.
+    """
+    right = logs.topk(min(TOP, logs.shape[1])).indices == labels[:, None]
+    loss = F.nll_loss(logs, labels, reduction="sum").double()
+    return torch.stack([loss, loss.new_full((), len(labels)), right[:, 0].sum(), right.any(1).sum()])
+
+
+class Scores(NamedTuple):
+    """Mean loss, and errors as shares of the images; 5: not among the best five, None of five or fewer."""
+
+    loss: float
+    error: float
+    error5: float | None
+
+
+def means(sums: Tensor, classes: int) -> Scores:
+    """Of :func:`sums`, of one image at least."""
+    loss, count, right, right5 = sums.tolist()
+    return Scores(loss / count, 1 - right / count, 1 - right5 / count if classes > TOP else None)
