@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from .paths import Paths
 from .source import Batch
 
 if TYPE_CHECKING:
@@ -23,8 +25,9 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's othe
 class Files:
     """Pictures in files, decoded when asked for: shorter side scaled to ``side``, then its middle (§2)."""
 
-    def __init__(self, paths: Sequence[Path], labels: Sequence[int], side: int) -> None:
-        self.paths, self.labels, self.side = paths, labels, side
+    def __init__(self, paths: Paths | Iterable[Path], labels: Iterable[int], side: int) -> None:
+        self.paths = paths if isinstance(paths, Paths) else Paths(paths)
+        self.labels, self.side = array("i", labels), side
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -47,8 +50,10 @@ class Files:
     def fingerprint(self) -> str:
         """Of names and labels alone: the files would have to be read."""
         digest = hashlib.sha256()
-        for path, label in zip(self.paths, self.labels, strict=True):
-            digest.update(os.fsencode(f"{label} {path.parent.name}/{path.name}\0"))
+        tails = zip(self.labels, self.paths.tails(), strict=True)
+        lines = (b"".join((b"%d " % label, folder, b"/", name, b"\0")) for label, (folder, name) in tails)
+        while part := b"".join(islice(lines, 4096)):
+            digest.update(part)
         return digest.hexdigest()
 
 
