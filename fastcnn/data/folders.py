@@ -11,6 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
+from . import ilsvrc
 from .paths import Paths
 from .pictures import Files
 from .source import Data
@@ -25,16 +26,19 @@ def pictures(folder: Path, size: int) -> Data:
     if importlib.util.find_spec("PIL") is None:
         raise ModuleNotFoundError("pictures are read by Pillow; install it with: pip install pillow")
     side = round(size * 256 / 224)  # the paper's proportion
-    layout = _layout(folder)
+    layout = _layout(ilsvrc.root(folder))
     if (count := len(layout.classes)) < 2:
         raise RuntimeError(f"{layout.root}: needs the folders of two classes at least, but has {count}")
     found = _Search(layout)
     notes = []
     if not layout.parts:
         notes.append(f"held out for testing: each class's first picture of every {_HELD_OUT}, by name")
+    if layout.flat:
+        found.test.labels, source = ilsvrc.labels(found.test.paths, layout.classes, layout.root)
+        notes.append(f"classes of {layout.parts[1]}: from {source}")
     notes += found.notes()
     train, test = (Files(part.paths, part.labels, side) for part in (found.train, found.test))
-    return Data(train, test, layout.classes, 3, side, size, True, tuple(notes))
+    return Data(train, test, ilsvrc.named(layout.classes, layout.root), 3, side, size, True, tuple(notes))
 
 
 class _Layout(NamedTuple):
@@ -43,6 +47,7 @@ class _Layout(NamedTuple):
     root: Path
     parts: tuple[str, ...]  # the folder for training and the one for testing, or none
     classes: tuple[str, ...]
+    flat: bool = False  # whether the pictures for testing are in no folders of classes
 
 
 def _layout(folder: Path) -> _Layout:
@@ -52,6 +57,9 @@ def _layout(folder: Path) -> _Layout:
     if test is None:
         raise FileNotFoundError(f"{folder}: has train, but nothing to test with: {', '.join(_TESTS)}")
     classes = _classes(folder / "train")
+    test_folders, names = _listing(folder / test)
+    if not test_folders and any(map(_is_picture, names)):
+        return _Layout(folder, ("train", test), classes, flat=True)
     if different := ", ".join(sorted(set(classes) ^ set(_classes(folder / test)))):
         raise RuntimeError(f"{folder}: train and {test} differ in classes: {different}")
     return _Layout(folder, ("train", test), classes)
@@ -59,7 +67,8 @@ def _layout(folder: Path) -> _Layout:
 
 def _classes(folder: Path) -> tuple[str, ...]:
     """Returns the names of the folders in it."""
-    folders = _listing(folder)[0]
+    folders, names = _listing(folder)
+    ilsvrc.refuse_packed(folder, folders, names)
     if not folders:
         raise FileNotFoundError(f"{folder}: has neither IDX files nor a folder for each class")
     return tuple(folders)
@@ -189,9 +198,11 @@ class _Search:
         return used and not any(map(_is_hidden, parts))
 
     def label_of(self, parts: tuple[str, ...]) -> int | None:
-        """Returns the label of a folder's pictures; None: they aren't used."""
+        """Returns the label of a folder's pictures, 0 where it is to be read; None: they aren't used."""
         if not parts or not self.is_used(parts):
             return None
+        if self.layout.flat and parts == self.layout.parts[1:]:
+            return 0
         return self.label.get(parts[self.depth - 1]) if len(parts) >= self.depth else None
 
     def add(self, folder: str, parts: tuple[str, ...], names: Sequence[str]) -> None:
@@ -215,11 +226,11 @@ class _Search:
 
     def check(self) -> None:
         """Raises an error where a class has too few pictures."""
-        root, parts, classes = self.layout
+        root, parts, classes, flat = self.layout
         trained, tested = set(self.train.labels), set(self.test.labels)
         needed = [(root, tested)]
         if parts:
-            needed = [(root / parts[0], trained), (root / parts[1], tested)]
+            needed = [(root / parts[0], trained), (root / parts[1], tested)][: 1 if flat else 2]
         for folder, labels in needed:
             if empty := [name for label, name in enumerate(classes) if label not in labels]:
                 raise FileNotFoundError(f"{folder / empty[0]}: has no picture ({' '.join(_PICTURES)})")
