@@ -15,12 +15,15 @@ def find(data: str, size: int | None) -> Data:
     """What ``--data`` names, for a network that takes size x size images.
 
     Args:
-        data: "digits"; a folder with MNIST's four IDX files, gzip or not; what ``pack`` made; or a folder
-            with a folder of pictures for each class, or with two such, "train" and "val" or "test".
+        data: "digits"; a folder with MNIST's four IDX files, gzip or not; what ``pack`` made; a folder with a
+            folder of pictures for each class, or with two such, "train" and "val" or "test"; or ImageNet as
+            ILSVRC2012 is distributed, unpacked: the folder that has ``ILSVRC``, that folder, or its
+            ``Data/CLS-LOC``.
         size: pixels; None: what the data has, and 224 for pictures.
 
     Raises:
-        FileNotFoundError: nothing is there, or nothing of these.
+        FileNotFoundError: nothing is there, or nothing of these; val has no folders, and no file that tells
+            its classes.
         ModuleNotFoundError: a package that reads it is not installed.
         RuntimeError: damaged files, or classes that don't fit; the message names them.
         ValueError: a size below that of the images in memory.

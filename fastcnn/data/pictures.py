@@ -6,9 +6,10 @@ import functools
 import hashlib
 import importlib.util
 import io
-import os
 import warnings
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .paths import Paths
 from .source import Batch
 
 if TYPE_CHECKING:
@@ -28,8 +30,9 @@ _ORIENTATION = 0x0112  # EXIF's
 class Files:
     """Pictures in files, decoded when asked for: shorter side scaled to ``side``, then its middle (§2)."""
 
-    def __init__(self, paths: Sequence[Path], labels: Sequence[int], side: int) -> None:
-        self.paths, self.labels, self.side = paths, labels, side
+    def __init__(self, paths: Paths | Iterable[Path], labels: Iterable[int], side: int) -> None:
+        self.paths = paths if isinstance(paths, Paths) else Paths(paths)
+        self.labels, self.side = array("i", labels), side
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -52,8 +55,10 @@ class Files:
     def fingerprint(self) -> str:
         """Of names and labels alone: the files would have to be read."""
         digest = hashlib.sha256()
-        for path, label in zip(self.paths, self.labels, strict=True):
-            digest.update(os.fsencode(f"{label} {path.parent.name}/{path.name}\0"))
+        tails = zip(self.labels, self.paths.tails(), strict=True)
+        lines = (b"".join((b"%d " % label, folder, b"/", name, b"\0")) for label, (folder, name) in tails)
+        while part := b"".join(islice(lines, 4096)):
+            digest.update(part)
         return digest.hexdigest()
 
 
