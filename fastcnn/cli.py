@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import math
 import os
 import platform
 import signal
@@ -17,6 +15,8 @@ from pathlib import Path
 import torch
 
 from . import __version__, _native, available_backends, backends
+from . import _trained_cli as use
+from ._arguments import count, positive, rate, seed
 from .backends import cpu
 from .backends._fastest import chosen
 from .receptive_field import Row
@@ -37,21 +37,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     demonstration.add_argument(
         "--out", type=Path, default=Path("demo"), help="folder for weights and pictures"
     )
-    demonstration.add_argument("--epochs", type=_positive, help="passes over the digits")
-    demonstration.add_argument("--seed", type=_seed, default=0, help="draws split, weights and batches")
+    demonstration.add_argument("--epochs", type=positive, help="passes over the digits")
+    demonstration.add_argument("--seed", type=seed, default=0, help="draws split, weights and batches")
     _train_options(_add(commands, train, "train a model on pictures, IDX files or the built-in digits"))
     packing = _add(commands, pack, "decode a folder of pictures once, into an array that train reads")
     packing.add_argument("pictures", type=Path, metavar="SRC", help="folder of pictures, as train's --data")
     packing.add_argument("out", type=Path, metavar="OUT", help="folder for images.npy, labels.npy, pack.json")
-    packing.add_argument("--size", type=_positive, default=256, help="rows and columns of the packed images")
-    packing.add_argument("--workers", type=_count, metavar="N", help="processes; default: one a processor")
+    packing.add_argument("--size", type=positive, default=256, help="rows and columns of the packed images")
+    packing.add_argument("--workers", type=count, metavar="N", help="processes; default: one a processor")
     packing.add_argument("--skip-bad", action="store_true", help="leave out pictures that can't be read")
-    _predict_options(_add(commands, predict, "what a trained network answers to pictures"))
+    use.evaluate_options(_add(commands, use.evaluate, "how often a trained network is right"))
+    use.predict_options(_add(commands, use.predict, "what a trained network answers to pictures"))
+    use.export_options(_add(commands, use.export, "write a trained network for other programs"))
     _bench_options(_add(commands, bench, "time fastcnn against what else is installed here"))
     fields = _add(commands, receptive_field, "what part of an image each layer of a model sees")
     fields.add_argument("model", choices=_SIZES, help="the network")
     fields.add_argument("--variant", help="its variant, as in fastcnn.models")
-    fields.add_argument("--size", type=_positive, help="height and width of the image")
+    fields.add_argument("--size", type=positive, help="height and width of the image")
     fields.add_argument("--plot", type=Path, metavar="PNG", help="file to draw the fields into")
     fields.add_argument("--image", type=Path, help="photograph to draw them on")
     args = parser.parse_args(argv)
@@ -72,34 +74,6 @@ def _add(
     command = commands.add_parser(run.__name__.replace("_", "-"), help=help, description=help)
     command.set_defaults(run=run)
     return command
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, but got {text!r}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, but got {text!r}")
-    return int(text)
-
-
-def _rate(text: str) -> float:
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = math.nan
-    if not 0 < rate < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, but got {text!r}")
-    return rate
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"must be a whole number below 2**63, but got {text!r}")
-    return int(text)
 
 
 def info(args: argparse.Namespace) -> int:
@@ -196,7 +170,7 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     add("--model", choices=_SIZES, help="default: alexnet for pictures, lenet5 for the others")
     add("--variant", help="its variant, as in fastcnn.models")
     add("--norm", choices=("published", "lrn", "batch", "none"), help="alexnet's normalisation")
-    add("--towers", type=_positive, choices=(1, 2), help="alexnet in one tower of half the width, or in two")
+    add("--towers", type=positive, choices=(1, 2), help="alexnet in one tower of half the width, or in two")
     add(
         "--no-overlap",
         dest="overlap",
@@ -206,18 +180,18 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     )
     add("--adaptive", action="store_true", default=None, help="average the last maps: images of any size")
     add("--dropout", type=float, help="share that is dropped before dense layers; alexnet's is 0.5")
-    add("--size", type=_positive, help="height and width of the model's images; the paper's 224 for pictures")
+    add("--size", type=positive, help="height and width of the model's images; the paper's 224 for pictures")
     add(
         "--recipe",
         choices=("alexnet2012", "modern"),
         default="modern",
         help="the paper's (90 epochs, batch 128, rate 0.01, float32) or today's (30, 128, 0.001, bfloat16)",
     )
-    add("--epochs", type=_positive, help="passes over the images; this and the next three: the recipe's")
-    add("--batch", type=_positive, help="images in a step, of all processes together")
-    add("--rate", type=_rate, help="learning rate")
+    add("--epochs", type=positive, help="passes over the images; this and the next three: the recipe's")
+    add("--batch", type=positive, help="images in a step, of all processes together")
+    add("--rate", type=rate, help="learning rate")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the products; weights stay float32")
-    add("--accumulate", type=_positive, default=1, metavar="N", help="take a step's gradients in N parts")
+    add("--accumulate", type=positive, default=1, metavar="N", help="take a step's gradients in N parts")
     kind = command.add_mutually_exclusive_group()
     kind.add_argument("--fused", action="store_true", default=True, help="fastcnn's blocks (default)")
     kind.add_argument("--plain", dest="fused", action="store_false", help="torch's own layers, to compare")
@@ -230,7 +204,7 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add(
         "--workers",
-        type=_count,
+        type=count,
         metavar="N",
         help="processes that decode pictures; default: one a processor",
     )
@@ -248,10 +222,10 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         help="weights beside the last ones, model.safetensors: best.safetensors, none, or all epochs'",
     )
     add("--resume", action="store_true", help="go on from the checkpoint in --out; more --epochs extend it")
-    add("--save-every", type=_positive, metavar="N", help="steps between checkpoints; one ends each epoch")
+    add("--save-every", type=positive, metavar="N", help="steps between checkpoints; one ends each epoch")
     add("--skip-bad", action="store_true", help="leave out images that can't be read, and name them")
     add("--tensorboard", action="store_true", help="write TensorBoard's files, too")
-    add("--seed", type=_seed, default=0, help="draws weights, batches, crops and dropout")
+    add("--seed", type=seed, default=0, help="draws weights, batches, crops and dropout")
 
 
 _MODEL_OPTIONS = ("norm", "towers", "overlap", "adaptive", "dropout")
@@ -299,46 +273,6 @@ def pack(args: argparse.Namespace) -> int:
         print(f"pack: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _predict_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("run_or_weights", type=Path, metavar="RUN", help="a training's --out, or its model.safetensors")
-    add("pictures", type=Path, nargs="+", metavar="PICTURE", help="files of pictures")
-    add("--top", type=_positive, default=5, metavar="N", help="answers to tell, the best first")
-    add("--json", action="store_true", help="rows for a program")
-
-
-def predict(args: argparse.Namespace) -> int:
-    """Print the best answers to each picture; 1 where the network or a picture can't be read."""
-    from . import _files
-    from .training import trained
-
-    if importlib.util.find_spec("safetensors") is None:
-        print("predict: needs safetensors; install with: pip install safetensors", file=sys.stderr)
-        return 1
-    try:
-        network = trained.load(args.run_or_weights)
-    except (OSError, ModuleNotFoundError, RuntimeError) as error:
-        print(f"predict: {error}", file=sys.stderr)
-        return 1
-    status, rows = 0, []
-    for path in args.pictures:
-        try:
-            probabilities = network.answers(path)
-        except Exception as error:  # decoders fail on damaged files in as many ways as there are formats
-            print(f"predict: can't read {_files.shown(path)}: {_files.shown(error)}", file=sys.stderr)
-            status = 1
-            continue
-        answers = trained.best(network.classes, probabilities, args.top)
-        if args.json:
-            told = [{"class": name, "probability": share} for name, share in answers]
-            rows.append({"picture": str(path), "answers": told})
-        else:
-            print(trained.table(path, answers), flush=True)
-    if args.json:
-        print(json.dumps(rows, indent=1))
-    return status
 
 
 def _bench_options(command: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from .source import Batch, Data, Source
 __all__ = ["Batch", "Data", "Source", "find"]
 
 
-def find(data: str, size: int | None) -> Data:
+def find(data: str, size: int | None, side: int | None = None) -> Data:
     """What ``--data`` names, for a network that takes size x size images.
 
     Args:
@@ -20,6 +20,7 @@ def find(data: str, size: int | None) -> Data:
             ILSVRC2012 is distributed, unpacked: the folder that has ``ILSVRC``, that folder, or its
             ``Data/CLS-LOC``.
         size: pixels; None: what the data has, and 224 for pictures.
+        side: of the squares that pictures in files are made into; None: in the paper's proportion.
 
     Raises:
         FileNotFoundError: nothing is there, or nothing of these; val has no folders, and no file that tells
@@ -38,7 +39,7 @@ def find(data: str, size: int | None) -> Data:
     if (folder / "pack.json").exists():
         return _packed(folder, size)
     size = 224 if size is None else size
-    return folders.pictures(folder, round(size * 256 / 224), size)  # the paper's proportion
+    return folders.pictures(folder, side or round(size * 256 / 224), size)  # the paper's proportion
 
 
 def _packed(folder: Path, size: int | None) -> Data:

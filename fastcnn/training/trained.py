@@ -1,9 +1,9 @@
-"""A trained network from its file, with what its images are made of: what it answers to a picture."""
+"""A trained network from its file, with what its images are made of: what it answers to pictures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import _files, models
 from ..data.pictures import picture
+from ..models import imagenet
 from . import weights
 from .augment import middle
 
@@ -21,10 +22,12 @@ _LARGEST = 8192  # rows and columns of a picture
 class Trained(NamedTuple):
     """A network in evaluation, the names of its classes, and how its images are made.
 
+    name: what it is called in messages.
     side: of the square that a picture's middle is scaled to, of whose middle ``size`` pixels are taken.
     mean and std: of pixels from 0 to 255, by channel: the one to be taken off, the other to divide by.
     """
 
+    name: str
     model: torch.nn.Module
     classes: tuple[str, ...]
     side: int
@@ -32,7 +35,17 @@ class Trained(NamedTuple):
     mean: Tensor
     std: Tensor
 
+    @property
+    def channels(self) -> int:
+        """Of its images."""
+        return len(self.mean)
+
     @torch.no_grad()
+    def scores(self, pixels: Tensor) -> Tensor:
+        """The classes' scores (N, classes) for pixels (N, size, size, C), 0 to 255."""
+        mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
+        return self.model(((pixels.float() - mean) / std).permute(0, 3, 1, 2))
+
     def answers(self, path: Path) -> Tensor:
         """The classes' probabilities (classes,) for a file's picture.
 
@@ -40,13 +53,25 @@ class Trained(NamedTuple):
             OSError, ValueError: it can't be read as a picture.
         """
         pixels = middle(picture(path, self.side)[None], self.size).float()
-        if len(self.mean) == 1:
-            pixels = pixels.mean(-1, keepdim=True)
-        return self.model(((pixels - self.mean) / self.std).permute(0, 3, 1, 2))[0].double().softmax(0)
+        pixels = pixels.mean(-1, keepdim=True) if self.channels == 1 else pixels
+        return self.scores(pixels)[0].double().softmax(0)
 
 
-def load(path: Path) -> Trained:
-    """What ``python -m fastcnn train`` made: a run's folder, or its model.safetensors.
+def published(fused: bool = True) -> Trained:
+    """torchvision's AlexNet, trained on ImageNet; its weights are downloaded once, 244 MB.
+
+    Raises:
+        OSError, RuntimeError: as of :func:`fastcnn.models.alexnet`.
+    """
+    model = models.alexnet("2014", weights="IMAGENET1K_V1", fused=fused).eval()
+    mean, std = (255 * torch.tensor(values) for values in (imagenet.MEAN, imagenet.STD))
+    return Trained(
+        "torchvision's AlexNet", model, imagenet.classes(), imagenet.RESIZE, imagenet.CROP, mean, std
+    )
+
+
+def load(path: Path, fused: bool = True) -> Trained:
+    """What ``python -m fastcnn train`` made: a run's folder, of which the best weights, or their file.
 
     Raises:
         OSError: the file is missing or can't be read.
@@ -66,8 +91,8 @@ def load(path: Path) -> Trained:
         told = {
             name: json.loads(about[name]) for name in ("network", "classes", "side", "size", "mean", "std")
         }
-        trained = _network(told)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        trained = _network(str(path), told, fused)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise RuntimeError(
             f"{path}: does not say what network it is of: {type(error).__name__}: {error}"
         ) from error
@@ -75,11 +100,11 @@ def load(path: Path) -> Trained:
     return trained
 
 
-def _network(told: Mapping[str, Any]) -> Trained:
+def _network(name: str, told: Mapping[str, Any], fused: bool) -> Trained:
     network, classes = told["network"], tuple(told["classes"])
     make = {"alexnet": models.alexnet, "lenet5": models.lenet5}[network["model"]]
-    mean, std = (torch.tensor(told[name], dtype=torch.float32) for name in ("mean", "std"))
-    size, side = (int(told[name]) for name in ("size", "side"))
+    mean, std = (torch.tensor(told[key], dtype=torch.float32) for key in ("mean", "std"))
+    size, side = (int(told[key]) for key in ("size", "side"))
     if not 0 < size <= side <= _LARGEST:
         raise ValueError(f"size and side are {size} and {side}")
     if (
@@ -89,11 +114,12 @@ def _network(told: Mapping[str, Any]) -> Trained:
         or not (std > 0).all()
     ):
         raise ValueError(f"mean and std are {told['mean']} and {told['std']}")
-    if not all(isinstance(name, str) for name in classes):
+    if not all(isinstance(class_, str) for class_ in classes):
         raise ValueError(f"classes are {classes[:3]}")
     variant = [network["variant"]] if network["variant"] else []
-    settings: dict[str, Any] = {"num_classes": len(classes), "in_channels": len(mean)} | network["options"]
-    return Trained(make(*variant, **settings).eval(), classes, side, size, mean, std)
+    settings: dict[str, Any] = {"num_classes": len(classes), "in_channels": len(mean), "fused": fused}
+    model = make(*variant, **settings | network["options"]).eval()
+    return Trained(name, model, classes, side, size, mean, std)
 
 
 def best(classes: tuple[str, ...], probabilities: Tensor, top: int) -> list[tuple[str, float]]:
@@ -104,10 +130,9 @@ def best(classes: tuple[str, ...], probabilities: Tensor, top: int) -> list[tupl
     ]
 
 
-def table(path: Path, answers: list[tuple[str, float]]) -> str:
+def table(path: Path, answers: Iterable[tuple[str, float]]) -> str:
     """A picture's name, and a line with a bar for each answer."""
-    width = max(len(_files.shown(name)) for name, _ in answers)
-    bars = [
-        f"  {share:6.1%}  {_files.shown(name):{width}}  {'#' * round(30 * share)}" for name, share in answers
-    ]
+    answers = [(_files.shown(name), share) for name, share in answers]
+    width = max(len(name) for name, _ in answers)
+    bars = [f"  {share:6.1%}  {name:{width}}  {'#' * round(30 * share)}" for name, share in answers]
     return "\n".join([_files.shown(path), *(bar.rstrip() for bar in bars)])

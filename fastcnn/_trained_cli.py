@@ -1,0 +1,186 @@
+"""``evaluate``, ``predict``, ``export``: what is done with a trained network."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ._arguments import count, positive
+
+if TYPE_CHECKING:
+    from .training.evaluate import Evaluation
+    from .training.trained import Trained
+
+_WEIGHTS = (".pt", ".pth", ".safetensors")  # by which predict tells a network from a picture
+
+
+def evaluate_options(command: argparse.ArgumentParser) -> None:
+    """Of ``evaluate``."""
+    add = command.add_argument
+    add(
+        "trained", type=Path, metavar="RUN", help="a training's --out, or a file of its weights; or: imagenet"
+    )
+    add("--data", required=True, help="as of train; its images for testing are taken")
+    add("--crops", type=int, choices=(1, 10), default=1, help="the middle, or the paper's ten averaged")
+    add("--confusion", type=Path, metavar="PNG", help="file to draw what is taken for what into")
+    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--workers", type=count, metavar="N", help="processes that decode pictures; default: one a processor")
+    add("--skip-bad", action="store_true", help="leave out images that can't be read")
+    add("--json", action="store_true", help="for a program")
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Print errors and loss on the images to test with; 1 where that can't be done."""
+    return _told("evaluate", lambda: _evaluate(args), ["matplotlib"] * bool(args.confusion))
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from . import _files
+    from .data import find
+    from .data.pictures import Files
+    from .training import evaluate as evaluation
+
+    network = _network(args.trained)
+    data = find(args.data, network.size, network.side)
+    workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
+    workers = workers if isinstance(data.test, Files) else 0
+    device = torch.device(args.device)
+    found = evaluation.evaluate(network, data, device, workers, args.crops == 10, args.skip_bad)
+    if args.confusion:
+        from .demo.pictures import png
+        from .training._figures import confusion
+
+        title = f"{found.scores.error:.2%} of {found.images:,} images are taken for another class"
+        _files.replace(args.confusion, png(confusion(title, found, network.classes)))
+    if args.json:
+        told = {"images": found.images, **found.scores._asdict(), "classes": network.classes}
+        print(json.dumps({**told, "confusion": found.confusion.tolist(), "unread": found.unread}))
+    else:
+        print("\n".join(_lines(network, found)))
+    return 0
+
+
+def _lines(network: Trained, found: Evaluation) -> list[str]:
+    from ._files import shown
+
+    error5 = "" if found.scores.error5 is None else f", top-5 error {found.scores.error5:.2%}"
+    lines = [
+        f"{network.name}: {found.images:,} images, {len(network.classes)} classes",
+        f"top-1 error {found.scores.error:.2%}{error5}, loss {found.scores.loss:.4f}",
+    ]
+    lines += [f"left out: {shown(path)}: {shown(why)}" for path, why in found.unread.items()]
+    for i, j, times in found.mistakes()[:3]:
+        of = int(found.confusion[i].sum())
+        names = (shown(network.classes[k]) for k in (i, j))
+        lines.append("{} is taken for {}: {} of {}".format(*names, times, of))
+    return lines
+
+
+def predict_options(command: argparse.ArgumentParser) -> None:
+    """Of ``predict``."""
+    add = command.add_argument
+    add(
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="[RUN] PICTURE",
+        help="a training's --out, or a file of its weights; then pictures. Without RUN it is torchvision's "
+        "AlexNet of ImageNet, which is downloaded once",
+    )
+    add("--top", type=positive, default=5, metavar="N", help="answers, the best first")
+    add("--json", action="store_true", help="for a program")
+    add("--sheet", type=Path, metavar="PNG", help="file to draw the pictures and their answers into")
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Print the best answers to each picture; 1 where the network or a picture can't be read."""
+    return _told("predict", lambda: _predict(args), ["PIL", *["matplotlib"] * bool(args.sheet)])
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from . import _files
+    from .training import trained
+
+    first = args.paths[0]
+    given = first.is_dir() or first.suffix.lower() in _WEIGHTS
+    pictures = args.paths[1:] if given else args.paths
+    if not pictures:
+        raise ValueError(f"needs a picture, but got {first} alone")
+    network = trained.load(first) if given else trained.published()
+    answered = list[tuple[Path, list[tuple[str, float]]]]()
+    for path in pictures:
+        try:
+            answers = trained.best(network.classes, network.answers(path), args.top)
+        except Exception as error:  # decoders fail on damaged files in as many ways as there are formats
+            print(f"predict: can't read {_files.shown(path)}: {_files.shown(error)}", file=sys.stderr)
+            continue
+        answered.append((path, answers))
+        if not args.json:
+            print(trained.table(path, answers), flush=True)
+    if args.json:
+        rows = [
+            {"picture": str(path), "answers": [{"class": name, "probability": p} for name, p in answers]}
+            for path, answers in answered
+        ]
+        print(json.dumps(rows, indent=1))
+    if args.sheet and answered:
+        from .demo.pictures import png
+        from .training._figures import sheet
+
+        _files.replace(args.sheet, png(sheet(f"What {network.name} answers", answered)))
+    return 0 if len(answered) == len(pictures) else 1
+
+
+def export_options(command: argparse.ArgumentParser) -> None:
+    """Of ``export``."""
+    add = command.add_argument
+    add("trained", type=Path, metavar="RUN", help="a training's --out, or a file of its weights")
+    add("--to", choices=("onnx", "pt2", "safetensors"), required=True, help="pt2: torch.export's")
+    add("--out", type=Path, metavar="FILE", help="default: model.onnx or model.pt2, in RUN's folder")
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write the file, and say how it was checked; 1 where that can't be done."""
+    return _told("export", lambda: _export(args), ["onnxscript"] * (args.to == "onnx"))
+
+
+def _export(args: argparse.Namespace) -> int:
+    from .training.export import export
+
+    out = args.out or (args.trained if args.trained.is_dir() else args.trained.parent) / f"model.{args.to}"
+    if args.to == "safetensors" and args.out is None:
+        raise ValueError("--to safetensors needs --out: a run has such files already")
+    checked = export(args.trained, args.to, out)
+    print(f"{out}: from pixels, 0 to 255, to probabilities; {checked}")
+    return 0
+
+
+def _network(run: Path) -> Trained:
+    from .training import trained
+
+    return trained.published() if str(run) == "imagenet" and not run.exists() else trained.load(run)
+
+
+def _told(command: str, work: Callable[[], int], needs: Sequence[str]) -> int:
+    """What ``work`` returns; 1 and a line on stderr where it raises what a user can do something about."""
+    missing = [name for name in ("safetensors", *needs) if importlib.util.find_spec(name) is None]
+    if missing:
+        install = " ".join(missing).replace("PIL", "pillow")
+        print(f"{command}: needs {install}; install with: pip install {install}", file=sys.stderr)
+        return 1
+    try:
+        return work()
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted", file=sys.stderr)
+        return 130
+    except (OSError, ModuleNotFoundError, RuntimeError, ValueError) as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return 1
