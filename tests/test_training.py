@@ -4,18 +4,16 @@ import csv
 import gzip
 import json
 import os
-import re
 
 import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from fastcnn.cli import main
 from fastcnn.data import find, idx, pictures
 from fastcnn.models.lenet1998 import LeNet1998
-from fastcnn.training import augment, batches, trained
+from fastcnn.training import augment, batches
 from fastcnn.training.momentum import Momentum
 from fastcnn.training.processes import Processes
 from fastcnn.training.recipe import RECIPES, rate
@@ -493,109 +491,3 @@ def test_a_loss_that_is_no_number_stops_and_is_never_in_a_checkpoint(mnist, tmp_
     assert train(mnist, out, "--rate", "1e30") == 1
     assert "the loss or weights are no numbers any more" in capsys.readouterr().err
     assert not (out / "checkpoint.pt").exists()
-
-
-# What a trained network answers.
-
-
-@pytest.fixture(scope="module")
-def colours(tmp_path_factory):
-    """A network that tells pictures of three colours apart, and its data."""
-    data, out = write_pictures(tmp_path_factory.mktemp("data"), 12), tmp_path_factory.mktemp("run")
-    options = ["--model", "lenet5", "--size", "28", "--epochs", "12", "--rate", "0.005"]
-    assert train(data, out, *options) == 0
-    return data, out
-
-
-@pytest.mark.parametrize("of", ["folder", "file"])
-def test_predict_names_the_classes(of, colours, capsys):
-    data, out = colours
-    path = out if of == "folder" else out / "model.safetensors"
-    pictures = sorted(data.glob("*/*"))
-    capsys.readouterr()
-    assert main(["predict", str(path), *map(str, pictures), "--json", "--top", "2"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [row["picture"] for row in rows] == [str(picture) for picture in pictures]
-    assert all(len(row["answers"]) == 2 for row in rows)
-    right = [
-        row["answers"][0]["class"] == picture.parent.name for row, picture in zip(rows, pictures, strict=True)
-    ]
-    assert sum(right) >= 0.9 * len(right)
-    assert main(["predict", str(path), str(pictures[0])]) == 0
-    name, *lines = capsys.readouterr().out.splitlines()
-    assert name == str(pictures[0])
-    assert len(lines) == len(list(data.iterdir()))
-    assert re.fullmatch(r"  [ \d]\d\d?\.\d%  \S+ +#+", lines[0]) and pictures[0].parent.name in lines[0]
-
-
-def test_predict_gives_the_probabilities_of_training(colours):
-    """The same as the network gives to pixels cropped and normalised as in its test."""
-    data, out = colours
-    network = trained.load(out)
-    path = next(data.glob("*/*"))
-    pixels = pictures.picture(path, network.side)[None, 2:-2, 2:-2].permute(0, 3, 1, 2).float()
-    assert pixels.shape[-1] == network.size == 28
-    scores = network.model((pixels - network.mean.view(-1, 1, 1)) / network.std.view(-1, 1, 1))
-    torch.testing.assert_close(network.answers(path), scores[0].double().softmax(0), rtol=1e-5, atol=1e-6)
-
-
-def test_predict_names_what_it_cannot_read_and_goes_on(colours, tmp_path, capsys):
-    data, out = colours
-    (tmp_path / "empty\x1b[2J.png").write_bytes(b"")
-    os.mkfifo(tmp_path / "pipe.png")
-    picture = next(data.glob("*/*"))
-    files = [tmp_path / "empty\x1b[2J.png", tmp_path / "pipe.png", tmp_path / "none.png", picture]
-    assert main(["predict", str(out), *map(str, files)]) == 1
-    said, error = capsys.readouterr()
-    assert said.startswith(f"{picture}\n")
-    assert [
-        f"can't read {path}: ".replace("\x1b", "\\x1b") in line
-        for path, line in zip(files, error.splitlines(), strict=False)
-    ] == [True] * 3
-
-
-def test_predict_on_digits_of_idx_files(mnist, tmp_path, capsys):
-    """Of one channel, and without the zeros that training puts around them."""
-    assert train(mnist, tmp_path / "run", "--epochs", "1") == 0
-    Image.new("L", (28, 28), 7).save(tmp_path / "seven.png")
-    network = trained.load(tmp_path / "run")
-    assert (network.side, network.size, len(network.mean)) == (28, 28, 1)
-    pixels = (torch.full((1, 1, 28, 28), 7.0) - network.mean) / network.std
-    expected = network.model(pixels)[0].double().softmax(0)
-    torch.testing.assert_close(network.answers(tmp_path / "seven.png"), expected, rtol=1e-5, atol=1e-6)
-
-
-FOREIGN = {
-    "no metadata": (None, "KeyError: 'network'"),
-    "no classes": ({"classes": None}, "KeyError: 'classes'"),
-    "another network": (
-        {"network": {"model": "resnet", "variant": None, "options": {}}},
-        "KeyError: 'resnet'",
-    ),
-    "another variant": ({"network": {"model": "lenet5", "variant": "x", "options": {}}}, "ValueError: "),
-    "an unknown option": (
-        {"network": {"model": "lenet5", "variant": None, "options": {"a": 1}}},
-        "TypeError: ",
-    ),
-    "no list": ({"mean": 3}, "ValueError: mean and std are 3"),
-    "a std of 0": ({"std": [0.0, 1.0, 1.0]}, "ValueError: "),
-    "a mean of NaN": ({"mean": [float("nan")] * 3}, "ValueError: "),
-    "a size of 0": ({"size": 0}, "ValueError: "),
-    "a size beyond its side": ({"size": 1000}, "ValueError: "),
-    "a class too few": ({"classes": ["a"]}, "does not fit: "),
-    "classes of numbers": ({"classes": [1, 2, 3]}, "ValueError: "),
-}
-
-
-@pytest.mark.parametrize("kind", FOREIGN)
-def test_predict_refuses_a_file_that_does_not_say_what_it_is_of(kind, colours, tmp_path, capsys):
-    _, out = colours
-    changes, message = FOREIGN[kind]
-    with safe_open(out / "model.safetensors", "pt") as file:
-        about = file.metadata()
-    changed = {name: json.dumps(value) for name, value in (changes or {}).items()}
-    about = {k: v for k, v in (about | changed).items() if v != "null"} if changes else None
-    save_file(weights_of(out), tmp_path / "w.safetensors", about)
-    assert main(["predict", str(tmp_path / "w.safetensors"), "x.png"]) == 1
-    error = capsys.readouterr().err
-    assert message in error and str(tmp_path / "w.safetensors") in error and error.count("\n") == 1
