@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _UINT8 = 8
+_LARGEST = 2**32  # bytes; a small file may unpack to more than there is memory
 
 
 def read(path: Path) -> Tensor:
@@ -20,12 +21,9 @@ def read(path: Path) -> Tensor:
         OSError: it can't be opened.
         RuntimeError: it is damaged or no such file; the message names it.
     """
-    data = path.read_bytes()
-    try:
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise RuntimeError(f"{path}: damaged gzip file: {error}") from error
+    if not path.is_file():  # a FIFO would wait for a writer
+        raise RuntimeError(f"{path}: no regular file")
+    data = _content(path)
     if len(data) < 4 or data[:2] != b"\0\0" or data[3] == 0:
         raise RuntimeError(f"{path}: not an IDX file: it starts with {data[:4].hex(' ') or 'nothing'}")
     if data[2] != _UINT8:
@@ -40,6 +38,20 @@ def read(path: Path) -> Tensor:
     if math.prod(sizes) == 0:
         raise RuntimeError(f"{path}: is empty: its header says {tuple(sizes)}")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=start).view(sizes)
+
+
+def _content(path: Path) -> bytes:
+    """All of a file, unpacked if it is packed; RuntimeError where that is more than _LARGEST."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    try:
+        with (gzip.open if packed else open)(path, "rb") as file:
+            data = file.read(_LARGEST + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise RuntimeError(f"{path}: damaged gzip file: {error}") from error
+    if len(data) > _LARGEST:
+        raise RuntimeError(f"{path}: must have {_LARGEST:,} bytes at most, unpacked, but has more")
+    return data
 
 
 def read_pair(images: Path, labels: Path) -> tuple[Tensor, Tensor]:

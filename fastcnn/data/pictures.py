@@ -120,8 +120,8 @@ def _middle(pixels: Tensor, side: int) -> Tensor:
     height, width, _ = pixels.shape
     short = min(height, width)
     top, left = (height - short) // 2, (width - short) // 2
-    square = pixels[top : top + short, left : left + short].contiguous()  # whole, it stays channels_last
-    scaled = F.interpolate(square.permute(2, 0, 1)[None], (side, side), mode="bilinear", antialias=True)
+    square = pixels[None, top : top + short, left : left + short].contiguous().permute(0, 3, 1, 2)
+    scaled = F.interpolate(square, (side, side), mode="bilinear", antialias=True)  # in channels_last
     return scaled[0].permute(1, 2, 0).contiguous()
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -56,14 +57,25 @@ def all_of(
     return iter(_reader(source, [part.tolist() for part in share.split(batch)], processes, workers))
 
 
-def _reader(source: Source, lists: Any, processes: Processes, workers: int) -> DataLoader[Batch]:
-    return DataLoader(
+def _reader(source: Source, lists: Any, processes: Processes, workers: int) -> Iterable[Batch]:
+    reader: DataLoader[Batch] = DataLoader(
         source,  # type: ignore[arg-type]
         batch_sampler=_Once(lists),
         num_workers=workers,
         collate_fn=_as_it_is,  # type: ignore[arg-type]
         pin_memory=processes.device.type == "cuda",
     )
+    return one_ahead(reader) if processes.device.type == "cuda" and workers == 0 else reader
+
+
+def one_ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Each batch is read by a thread while the one before is worked on; copies need no interpreter."""
+    with ThreadPoolExecutor(1) as thread:
+        reader = iter(batches)
+        coming = thread.submit(next, reader, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, reader, None)
+            yield batch
 
 
 class _Once:
