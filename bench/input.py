@@ -21,6 +21,7 @@ from PIL import Image
 
 from fastcnn.cli import main as fastcnn
 from fastcnn.data import find, folders
+from fastcnn.models import imagenet
 from fastcnn.training import augment
 
 ROUNDS = 5
@@ -36,18 +37,13 @@ def photographs(folder: Path, count: int) -> None:
             coarse = torch.rand(1, 3, 24, 32, generator=draw)
             pixels = torch.nn.functional.interpolate(coarse, (375, 500), mode="bicubic")[0]
             pixels = (pixels + 0.06 * torch.randn(pixels.shape, generator=draw)).clamp(0, 1)
-            image = Image.frombytes(
-                "RGB", (500, 375), bytes((255 * pixels.permute(1, 2, 0)).byte().flatten().tolist())
-            )
-            image.save(folder / name / f"{i}.jpg", quality=90)
+            values = (255 * pixels.permute(1, 2, 0)).byte().contiguous().numpy()
+            Image.fromarray(values).save(folder / name / f"{i}.jpg", quality=90)
 
 
 def image_folder(paths: list[Path]) -> None:
     """What torchvision's ImageFolder does with a RandomCrop of the shorter side's 256, by the same calls."""
-    mean, std = (
-        torch.tensor([0.485, 0.456, 0.406])[:, None, None],
-        torch.tensor([0.229, 0.224, 0.225])[:, None, None],
-    )
+    mean, std = (torch.tensor(values)[:, None, None] for values in (imagenet.MEAN, imagenet.STD))
     crops = []
     for path in paths:
         with open(path, "rb") as file:
@@ -82,13 +78,15 @@ def main() -> None:
             torch.full((3,), 120.0), torch.full((3,), 60.0), torch.eye(3), torch.ones(3)
         )
         made = augment.Augment(known, 224, scaled=False, mirrored=True, colour=True)
+
+        def pixels() -> torch.Tensor:
+            return array.train.__getitems__(numbers).images
+
         ways: dict[str, Callable[[], object]] = {
             "files, decoded and scaled": lambda: files.__getitems__(numbers),
             "ImageFolder's way": lambda: image_folder([files.paths[i] for i in numbers]),
-            "packed, with the paper's augmentation": lambda: made.drawn(
-                array.train.__getitems__(numbers).images, draws
-            ),
-            "packed, augmented by the device": lambda: array.train.__getitems__(numbers),
+            "packed, with the paper's augmentation": lambda: made.drawn(pixels(), draws),
+            "packed, augmented by the device": pixels,
         }
         for work in ways.values():
             work()
@@ -99,11 +97,7 @@ def main() -> None:
                 rates.setdefault(way, []).append(BATCH / (time.perf_counter() - start))
     print(f"{count} JPEGs of 500 x 375, {size / 1000:.0f} kB; one thread; torch {torch.__version__}")
     for way, found in rates.items():
-        low, high = min(found), max(found)
-        print(
-            f"{statistics.median(found):8,.0f} images/s  {way}"
-            + (f" ({low:,.0f} to {high:,.0f})" if len(found) > 1 else "")
-        )
+        print(f"{statistics.median(found):8,.0f} images/s  {way} ({min(found):,.0f} to {max(found):,.0f})")
 
 
 if __name__ == "__main__":
