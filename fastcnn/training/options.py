@@ -87,8 +87,9 @@ def network(options: Options, recipe: Recipe, data: Data) -> tuple[torch.nn.Modu
 def deciding(options: Options, recipe: Recipe, data: Data, model: torch.nn.Module) -> dict[str, Any]:
     """What decides the weights, by its option: a training goes on with nothing else.
 
-    Left out is what changes their rounding alone: device, number of processes, ``--accumulate``, ``--plain``,
-    ``--backend``; and ``--epochs``, by which a training may be extended.
+    Left out is what changes their rounding alone: ``--plain`` and ``--backend``. The device, the number of
+    processes and ``--accumulate`` are left out, too: they change more where dropout draws other masks, or
+    batch norms see other parts of a batch. So is ``--epochs``, by which a training may be extended.
     """
     return {
         "--data": f"{len(data.train)} + {len(data.test)} images of {len(data.classes)} classes",
