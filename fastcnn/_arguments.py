@@ -31,6 +31,17 @@ def rate(text: str) -> float:
     return rate
 
 
+def share(text: str) -> float:
+    """A number from 0 to below 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to below 1, but got {text!r}")
+    return number
+
+
 def seed(text: str) -> int:
     """A whole number that torch takes as a seed."""
     if not text.isdecimal() or int(text) >= 2**63:

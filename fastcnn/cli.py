@@ -16,7 +16,7 @@ import torch
 
 from . import __version__, _native, available_backends, backends
 from . import _trained_cli as use
-from ._arguments import count, positive, rate, seed
+from ._arguments import count, positive, rate, seed, share
 from .backends import cpu
 from .backends._fastest import chosen
 from .receptive_field import Row
@@ -203,9 +203,19 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         default="modern",
         help=_RECIPES,
     )
-    add("--epochs", type=positive, help="passes over the images; this and the next three: the recipe's")
+    add(
+        "--epochs",
+        type=positive,
+        help="passes over the images; this and what follows, to --dtype: the recipe's",
+    )
     add("--batch", type=positive, help="images in a step, of all processes together")
     add("--rate", type=rate, help="learning rate")
+    add("--scale-rate", action="store_true", help="times --batch over the recipe's (Goyal et al. 2017)")
+    add("--warm-up", type=share, metavar="SHARE", help="of all steps, in which the rate rises from 0")
+    add(
+        "--weight-decay", type=share, metavar="SHARE", help="of the weights, as the recipe's optimizer has it"
+    )
+    add("--smoothing", type=share, metavar="SHARE", help="of the labels, spread over all classes")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the products; weights stay float32")
     add("--accumulate", type=positive, default=1, metavar="N", help=_ACCUMULATE)
     kind = command.add_mutually_exclusive_group()

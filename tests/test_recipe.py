@@ -350,3 +350,23 @@ def test_the_help_tells_the_numbers(recipe, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert f"{recipe}: {HELP[recipe]}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_options_change_a_recipes_numbers(recipe, tmp_path):
+    options = {"weight_decay": 0.25, "smoothing": 0.5, "warm_up": 0.5, "batch": 64, "scale_rate": True}
+    run = Watched(recipe, data_of(), tmp_path, epochs=2, **options).finished()  # of 3 steps each
+    assert {group["weight_decay"] for group in run.optimizer.param_groups} == {0.25}
+    scores, labels, value = run.losses[0]
+    assert value == pytest.approx(F.cross_entropy(scores, labels, label_smoothing=0.5).item(), rel=1e-5)
+    full = {"alexnet2012": 0.005, "modern": 0.0005}[recipe]  # Goyal et al. 2017: in proportion to the batch
+    rates = [rate / full for rate, _, _ in run.updates]
+    assert rates[:4] == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    assert rates[4:] == pytest.approx([1, 1] if recipe == "alexnet2012" else [0.75, 0.25])
+
+
+@pytest.mark.parametrize("option", ["--warm-up", "--weight-decay", "--smoothing"])
+@pytest.mark.parametrize("value", ["1", "-0.1", "nan", "x"])
+def test_a_share_is_from_0_to_below_1(option, value, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--data", "digits", f"{option}={value}"])
+    assert f"{option}: must be a number from 0 to below 1, but got {value!r}" in capsys.readouterr().err

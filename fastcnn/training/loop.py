@@ -100,7 +100,9 @@ class Training:
             self.model.get_submodule(name).requires_grad_(False)
         self._to_training()
         moving = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = plan.recipe.optimizer(moving, lr=plan.recipe.rate)
+        self.optimizer = plan.recipe.optimizer(
+            moving, lr=plan.recipe.rate, weight_decay=plan.recipe.weight_decay
+        )
         self._writer = checkpoint.Writer()
         self.dtype: torch.dtype = getattr(torch, plan.recipe.dtype)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=self.dtype == torch.float16)

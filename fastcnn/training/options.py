@@ -16,6 +16,8 @@ from ..models.weights import load_with_new_last_layer
 from ..nn import ConvBlock2d
 from .recipe import RECIPES, Recipe
 
+_RECIPES_OWN = ("epochs", "batch", "rate", "warm_up", "weight_decay", "smoothing", "dtype")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -31,6 +33,10 @@ class Options:
     epochs: int | None = None
     batch: int | None = None
     rate: float | None = None
+    scale_rate: bool = False
+    warm_up: float | None = None
+    weight_decay: float | None = None
+    smoothing: float | None = None
     dtype: str | None = None
     accumulate: int = 1
     fused: bool = True
@@ -48,8 +54,10 @@ class Options:
 
     def completed_recipe(self) -> Recipe:
         """The recipe, with what the command line says otherwise."""
-        given = {name: getattr(self, name) for name in ("epochs", "batch", "rate", "dtype")}
-        return replace(RECIPES[self.recipe], **{k: v for k, v in given.items() if v is not None})
+        given = {name: getattr(self, name) for name in _RECIPES_OWN}
+        recipe = replace(RECIPES[self.recipe], **{k: v for k, v in given.items() if v is not None})
+        scale = recipe.batch / RECIPES[self.recipe].batch if self.scale_rate else 1
+        return replace(recipe, rate=recipe.rate * scale)
 
     def kind(self, data: Data) -> str:
         """The model's function in :mod:`..models`."""
@@ -99,6 +107,9 @@ def deciding(options: Options, recipe: Recipe, data: Data, model: torch.nn.Modul
         "--recipe": options.recipe,
         "--batch": recipe.batch,
         "--rate": recipe.rate,
+        "--warm-up": recipe.warm_up,
+        "--weight-decay": recipe.weight_decay,
+        "--smoothing": recipe.smoothing,
         "--dtype": recipe.dtype,
         "--seed": options.seed,
         "--freeze": options.freeze,

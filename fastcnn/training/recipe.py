@@ -21,7 +21,9 @@ class Recipe:
     rate: float
     optimizer: Callable[..., torch.optim.Optimizer]
     plateau: bool  # lr over 10 when the error stops falling; else one rise and fall over all steps
+    weight_decay: float
     dtype: str
+    warm_up: float = 0.0  # share of all steps in which the rate rises
     smoothing: float = 0.0  # of labels
     colour: bool = False  # shifts along the principal components of the training set's colours
     crops: int = 1  # averaged in testing: 1, or the paper's 10; 5 where a mirror image is another thing
@@ -37,6 +39,7 @@ RECIPES = {
         rate=0.01,
         optimizer=Momentum,
         plateau=True,
+        weight_decay=5e-4,
         dtype="float32",
         colour=True,
         crops=10,
@@ -47,8 +50,10 @@ RECIPES = {
         batch=128,
         epochs=30,
         rate=1e-3,
-        optimizer=partial(torch.optim.AdamW, weight_decay=0.05, fused=True, capturable=True),
+        optimizer=partial(torch.optim.AdamW, fused=True, capturable=True),
         plateau=False,
+        weight_decay=0.05,
+        warm_up=0.05,
         dtype="bfloat16",
         smoothing=0.1,
     ),
@@ -56,16 +61,15 @@ RECIPES = {
 
 _PATIENCE = 3  # epochs without a lower error; the paper watched by eye
 _DROPS = 3
-_WARM_UP = 0.05  # of all steps
 
 
 def rate(recipe: Recipe, step: int, steps: int, errors: Sequence[float]) -> float:
     """lr at a step of ``steps`` in all, after epochs that ended with these errors."""
-    if recipe.plateau:
-        return recipe.rate / 10 ** _drops(errors)
-    warm = max(1, round(_WARM_UP * steps))
+    warm = round(recipe.warm_up * steps)
     if step < warm:
         return recipe.rate * (step + 1) / warm
+    if recipe.plateau:
+        return recipe.rate / 10 ** _drops(errors)
     return recipe.rate * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
 
 
