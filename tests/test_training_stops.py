@@ -141,21 +141,20 @@ def test_a_link_for_a_lock_or_a_file_aside_is_not_followed(mnist, tmp_path, caps
     assert precious.read_text() == "mine"
 
 
-@pytest.mark.parametrize("after", [0.0, 0.05, 0.2])
-def test_sigterm_saves_and_ends_it(mnist, tmp_path, after):
-    """It goes on to the same bits, from a step that no checkpoint was due at."""
-    options = ["--epochs", "200", "--batch", "16", "--dtype", "float32", "--workers", "0"]
+@pytest.mark.parametrize(("after", "workers"), [(0.0, "0"), (0.05, "0"), (0.2, "0"), (0.2, "2")])
+def test_sigterm_saves_and_ends_it(mnist, tmp_path, after, workers):
+    """At a step that no checkpoint was due at. A whole process group gets it, the workers too."""
+    options = ["--epochs", "2000", "--batch", "16", "--dtype", "float32", "--workers", workers]
     out = tmp_path / "run"
     command = [sys.executable, "-m", "fastcnn", "train", "--data", str(mnist), "--out", str(out), *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    ) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, env=environment, start_new_session=True) as process:
         while not (out / "log.csv").exists():
             assert process.poll() is None
             time.sleep(0.01)
         time.sleep(after)
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, error
     (step,) = re.findall(rb"train: stopped by SIGTERM at step (\d+); --resume goes on from there\n", error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -64,6 +65,7 @@ def _reader(source: Source, lists: Any, processes: Processes, workers: int) -> I
         num_workers=workers,
         collate_fn=_as_it_is,  # type: ignore[arg-type]
         pin_memory=processes.device.type == "cuda",
+        worker_init_fn=_outlive_sigterm,
     )
     return one_ahead(reader) if processes.device.type == "cuda" and workers == 0 else reader
 
@@ -76,6 +78,11 @@ def one_ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
         while (batch := coming.result()) is not None:
             coming = thread.submit(next, reader, None)
             yield batch
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """The first SIGTERM is for training, which then saves, as where a whole process group gets it."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class _Once:
