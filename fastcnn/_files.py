@@ -32,7 +32,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         os.replace(aside, path)
         _sync_folder(path.parent)
     except OSError as error:
-        error.filename = error.filename or os.fspath(path)  # a full disk does not say whose writing failed
+        # The file aside means nothing to a user, and a full disk does not say whose writing failed.
+        error.filename, error.filename2 = os.fspath(path), None
         raise
     finally:
         aside.unlink(missing_ok=True)

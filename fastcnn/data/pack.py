@@ -44,6 +44,8 @@ def run(source: Path, out: Path, side: int, workers: int | None, skip_bad: bool)
 
     if out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"OUT must not be in SRC, but got {out} in {source}")
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"OUT must be a folder, but got {out}")
     if (out / NAME).exists():
         raise ValueError(f"{out / NAME} is there: it is packed; another OUT packs anew")
     if not source.is_dir():

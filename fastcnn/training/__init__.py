@@ -109,6 +109,8 @@ def _plan(options: Options, device: torch.device) -> Plan:
             model.to(device).eval()(torch.zeros(1, data.channels, data.size, data.size, device=device))
     except RuntimeError as error:
         raise RuntimeError(f"the model does not take {data.size} x {data.size} images: {error}") from error
+    if options.out.exists() and not options.out.is_dir():
+        raise NotADirectoryError(f"--out must be a folder, but got {options.out}")
     options.out.mkdir(parents=True, exist_ok=True)
     published = isinstance(model, LeNet1998)
     if published:  # takes pixels from 0 to 1, scales them itself, and has a loss of its own

@@ -55,11 +55,15 @@ class Writer:
         self._thread = threading.Thread(target=self._run, args=[work])
         self._thread.start()
 
-    def wait(self) -> None:
-        """Until nothing is being written."""
+    def join(self) -> None:
+        """Wait until nothing is being written."""
         if self._thread:
             self._thread.join()
         self._thread = None
+
+    def wait(self) -> None:
+        """Wait, and raise what has gone wrong."""
+        self.join()
         self.check()
 
     def check(self) -> None:

@@ -256,8 +256,10 @@ class Training:
         """
         try:
             yield from self._run()
-        finally:
-            self._writer.wait()
+        except BaseException:  # which is told, not what may be wrong with writing, too
+            self._writer.join()
+            raise
+        self._writer.wait()
 
     def _run(self) -> Iterator[Epoch | None]:
         plan = self.plan
