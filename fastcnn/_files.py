@@ -33,8 +33,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         _sync_folder(path.parent)
     except OSError as error:
         # The file aside means nothing to a user, and a full disk does not say whose writing failed.
-        error.filename, error.filename2 = os.fspath(path), None
-        raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         aside.unlink(missing_ok=True)
 
