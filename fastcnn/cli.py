@@ -261,6 +261,7 @@ def train(args: argparse.Namespace) -> int:
     """Train; 1 where that can't be done or go on, 130 on Ctrl-C, 143 on SIGTERM."""
     from . import training
 
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, one says that they were stopped
     options = {name: value for name, value in vars(args).items() if name != "run"}
     changes = {name: options.pop(name) for name in _MODEL_OPTIONS}
     options["model_options"] = {
@@ -269,14 +270,20 @@ def train(args: argparse.Namespace) -> int:
     try:
         training.run(training.Options(**options))
     except training.Stopped as stopped:
-        if os.environ.get("RANK", "0") == "0":  # of several, one says so
+        if first:
             print(f"train: {stopped}", file=sys.stderr)
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
-        print("train: interrupted; --resume goes on from the last checkpoint, or else anew", file=sys.stderr)
+        if first:
+            print(
+                "train: interrupted; --resume goes on from the last checkpoint, or else anew", file=sys.stderr
+            )
         return 130
     except (OSError, ModuleNotFoundError, RuntimeError, ValueError) as error:
-        print(f"train: {error}", file=sys.stderr)
+        from .training.processes import report
+
+        if report(f"train: {error}"):
+            print(f"train: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -473,7 +473,7 @@ def test_weights_that_the_last_step_ruined_are_not_saved(mnist, tmp_path, capsys
     out = tmp_path / "run"
     assert train(mnist, out, "--batch", "96", "--epochs", "1", "--rate", "1e30") == 1
     assert "a lower --rate may help" in capsys.readouterr().err
-    assert sorted(os.listdir(out)) == [".lock", "log.csv"]
+    assert sorted(os.listdir(out)) == [".lock", "log.csv", "log.jsonl"]
 
 
 def test_an_option_of_another_model_is_named(mnist, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Training that is stopped, damaged or shared: what goes on, to the same bits, and what is said."""
 
 import copy
+import json
 import multiprocessing
 import os
 import random
@@ -23,8 +24,10 @@ from fastcnn.models import lenet5, load_weights
 from fastcnn.training import checkpoint
 from fastcnn.training.augment import UNIT
 from fastcnn.training.batches import Steps
+from fastcnn.training.log import HEADER
 
 KILLS = 30
+FILES = [".lock", "checkpoint.pt", "log.csv", "log.jsonl", "model.safetensors"]
 __all__ = ["one_thread"]  # a fixture
 
 
@@ -69,7 +72,10 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(mnist, tmp_path):
     assert train(mnist, out, "--resume", *options) == 0
     assert_same_weights(tmp_path / "whole", out)
     assert [row["loss"] for row in log_of(out)] == [row["loss"] for row in log_of(tmp_path / "whole")]
-    assert sorted(os.listdir(out)) == [".lock", "checkpoint.pt", "log.csv", "model.safetensors"]
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if "test_loss" in line] == [1, 2, 3]
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    assert sorted(os.listdir(out)) == sorted([*FILES, "best.safetensors"])
 
 
 def test_a_full_disk_stops_it_and_leaves_the_last_checkpoint(mnist, tmp_path, capsys):
@@ -81,7 +87,7 @@ def test_a_full_disk_stops_it_and_leaves_the_last_checkpoint(mnist, tmp_path, ca
     )
     assert child.returncode == 1 and child.stderr.startswith("train: ") and "File too large: " in child.stderr
     assert "checkpoint.pt" in child.stderr
-    assert sorted(os.listdir(out)) == [".lock", "checkpoint.pt", "log.csv", "model.safetensors"]
+    assert sorted(os.listdir(out)) == FILES
     assert checkpoint.load(out / "checkpoint.pt", {})["step"] == 2
     assert train(mnist, out, "--resume") == 0
     assert_same_weights(tmp_path / "whole", out)
@@ -511,7 +517,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(mnist, tmp_path):
     process = torchrun(mnist, tmp_path / "two", *options)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
-    assert "batch 20 shared by 2 processes" in said and said.count("epoch ") == 1
+    assert "batch 20 shared by 2 processes" in said and said.count(HEADER) == 1
     assert train(mnist, tmp_path / "one", *options) == 0
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
     for name in ("loss", "test_loss", "error", "rate"):

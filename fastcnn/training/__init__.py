@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -35,7 +36,7 @@ _CHECKPOINT = "checkpoint.pt"
 
 
 def run(options: Options) -> None:
-    """Train, and write checkpoint.pt, log.csv and model.safetensors into the folder ``options.out``.
+    """Train, and write weights, checkpoint.pt, log.csv and log.jsonl into the folder ``options.out``.
 
     Meant for a process of its own: it seeds torch's generators, and on a GPU sets
     ``torch.backends.cudnn.benchmark`` until it returns.
@@ -82,6 +83,9 @@ def _run(options: Options, plan: Plan, processes: Processes, asked: Callable[[],
     if bad:
         say(f"{bad} image{'s' if bad > 1 else ''} could not be read")
     say(f"Weights, log and checkpoint are in {options.out}")
+    run, data = shlex.quote(str(options.out)), shlex.quote(options.data)
+    command = "python -m fastcnn"
+    say(f"Next: {command} evaluate {run} --data {data}, or {command} predict {run} PICTURE...")
 
 
 def _check_needs(options: Options) -> None:

@@ -1,19 +1,26 @@
-"""What a training says: a table and a bar in the terminal, log.csv, and TensorBoard's files."""
+"""What a training says: a table, its numbers while it runs, log.csv, log.jsonl, and TensorBoard's files."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from .. import _files
+from .live import Watch
 from .loop import Epoch, Training
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
+EVERY = 10.0  # seconds between moments in log.jsonl, and between lines where there is no terminal
+_REFRESH = 2.0  # seconds, in a terminal
+_WIDE = 140  # columns that have room for a bar
 HEADER = "epoch   lr        loss     test loss   top-1 error   top-5 error   images/s   seconds"
 
 
@@ -35,30 +42,79 @@ def write_csv(path: Path, history: Sequence[Epoch]) -> None:
     _files.replace(path, text.getvalue().encode())
 
 
+def _json(values: Mapping[str, Any]) -> str:
+    """Returns a line; null for a number that JSON does not have."""
+    infinite = {name: None for name, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
+    return json.dumps({**values, **infinite}) + "\n"
+
+
+def _past(path: Path, training: Training) -> Iterator[dict[str, Any]]:
+    """The moments in a file that are not beyond the checkpoint; what else is there, a torn line, is not."""
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            values = json.loads(line)
+            if values["step"] <= training.step and "test_loss" not in values:
+                yield values
+        except (ValueError, TypeError, KeyError):
+            continue
+
+
+def _epoch(epoch: Epoch, training: Training) -> dict[str, Any]:
+    return {"step": epoch.epoch * training.steps.per_epoch, **epoch._asdict()}
+
+
+def _opened(path: Path, training: Training) -> IO[str]:
+    """log.jsonl, for what is to come: each line is written at once. Epochs are those of the checkpoint."""
+    past = [*_past(path, training), *(_epoch(epoch, training) for epoch in training.history)]
+    _files.replace(path, "".join(map(_json, sorted(past, key=lambda values: values["step"]))).encode())
+    return path.open("a", buffering=1)
+
+
+def _bar(console: Console) -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
+
+    step = TextColumn("{task.description}")
+    numbers = TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=False))
+    columns = (step, BarColumn(20), numbers) if console.width >= _WIDE else (step, numbers)
+    return Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        # Redirected, what the forked workers write would wait for a lock that nobody there lets go of.
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+
+
 def follow(training: Training, out: Path, console: Console, tensorboard: bool) -> None:
     """Run a training to its end, saying how far it is; every process must, and the first one speaks."""
     if training.processes.rank:
         for _ in training.run():
             pass
         return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     board = _board(out / "tensorboard", training) if tensorboard else None
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(compact=True))
     console.print(HEADER)
     for past in training.history:
         console.print(row(past))
     write_csv(out / "log.csv", training.history)  # now, so that a folder that can't be written to is found
-    # Redirected, what the forked workers write would wait for a lock that nobody there lets go of.
-    bar = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
-    with bar as progress:
-        task = progress.add_task("", total=training.stop, completed=training.step)
+    lines, live = Watch(training, EVERY), Watch(training, _REFRESH)
+    with _opened(out / "log.jsonl", training) as file, _bar(console) as progress:
+        task = progress.add_task("", total=training.stop, completed=training.step, numbers="")
         for epoch in training.run():
-            at = f"epoch {len(training.history) + 1}, step {training.step} of {training.stop}"
+            at = f"epoch {len(training.history) + (not epoch)}, step {training.step} of {training.stop}"
             progress.update(task, completed=training.step, description=at)
+            if moment := live.look(epoch):
+                progress.update(task, numbers=live.text(moment))
+            if moment := lines.look(epoch):
+                file.write(_json(moment._asdict()))
+                if not console.is_terminal:
+                    console.print(": ".join(filter(None, (at, lines.text(moment)))))
             if epoch:
                 console.print(row(epoch))
                 write_csv(out / "log.csv", training.history)
+                file.write(_json(_epoch(epoch, training)))
                 if board:
                     _add(board, epoch)
     if board:

@@ -225,8 +225,9 @@ class Training:
         self._seen.copy_(self._sums, non_blocking=True)
 
     def so_far(self) -> Scores | None:
-        """Of the images that this process trained on in this epoch, some steps ago; None: not known yet."""
-        return scores.means(self._seen, len(self.plan.data.classes)) if self._seen[1] else None
+        """Of this process's images in this epoch, on a GPU up to some steps ago; None: not known yet."""
+        seen = self._sums if self.processes.device.type == "cpu" else self._seen
+        return scores.means(seen, len(self.plan.data.classes)) if seen[1] else None
 
     def _stop(self) -> None:
         """After a step, if any process was asked to; several ask each other now and then."""
@@ -291,6 +292,7 @@ class Training:
             raise RuntimeError(f"no image of epoch {len(self.history) + 1} could be read")
         loss = scores.means(sums, len(self.plan.data.classes)).loss
         self._sums.zero_()
+        self._seen.zero_()
         tested = self.test()
         if not math.isfinite(tested.loss):
             raise self._no_numbers("the scores of the test images are")

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .eager import Eager
 
-class Momentum(torch.optim.Optimizer):
+
+class Momentum(Eager):
     """v <- momentum v - weight_decay lr w - lr dL/dw;  w <- w + v  (Krizhevsky, Sutskever & Hinton 2012, §5).
 
     torch.optim.SGD keeps v without lr, so that a new lr changes at once what earlier gradients still move;

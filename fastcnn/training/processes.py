@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -77,3 +80,33 @@ def joined(device: str) -> Iterator[Processes]:
     # a tensor while the interpreter shuts down aborts the process, now and then on a busy machine.
     time.sleep(0.3)
     dist.destroy_process_group()
+
+
+def report(error: str) -> bool:
+    """Writes this process's error for torchrun's report; returns whether it is the first on this machine.
+
+    The others' errors mostly follow from the first, which closed their connections. torchrun takes the
+    earliest for the cause, to the second (torch 2.13, torch/distributed/elastic/multiprocessing/errors).
+    """
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # FOLDER/LOCAL_RANK/error.json
+    if not file:
+        return True
+    path = Path(file)
+    try:
+        with _locked(path.parent.parent):
+            first = not any(path.parent.parent.glob(f"*/{path.name}"))
+            about = {"timestamp": str(int(time.time()) + (not first))}
+            path.write_text(json.dumps({"message": {"message": error, "extraInfo": about}}))
+    except OSError:
+        return True
+    return first
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

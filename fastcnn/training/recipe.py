@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from .eager import AdamW
 from .momentum import Momentum
 
 
@@ -50,7 +51,7 @@ RECIPES = {
         batch=128,
         epochs=30,
         rate=1e-3,
-        optimizer=partial(torch.optim.AdamW, fused=True, capturable=True),
+        optimizer=partial(AdamW, fused=True, capturable=True),
         plateau=False,
         weight_decay=0.05,
         warm_up=0.05,
