@@ -288,9 +288,10 @@ def test_images_one_by_one_are_those_all_at_once(scaled, colour):
     x = torch.randint(256, (6, 12, 12, 3), dtype=torch.uint8)
     draws = augment.draw(6, 4, 3, seed=1)
     made = augmentation(3, 8, scaled=scaled, colour=colour)
-    offset = made.offset + made._shifts(draws.colour) if colour else made.offset[None]
     pixels = augment.crop(x, draws.places, draws.mirrored, 8)
-    assert torch.equal(made.drawn(x, draws), augment._values(pixels, made.scale, offset))
+    one_by_one = made.drawn(x, draws).clone()
+    made._one_by_one = made._all_at_once
+    assert torch.equal(one_by_one, made.drawn(x, draws))
     expected = pixels.permute(0, 3, 1, 2) - made.known.mean[:, None, None]
     expected = expected / made.known.std[:, None, None] if scaled else expected
     got = made.plain(pixels)

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastcnn.backends import _direct
 from fastcnn.training import Options, _plan, batches
+from fastcnn.training.augment import Augment
 from fastcnn.training.graph import Graph, capture, tuned
 from fastcnn.training.loop import Training
 from fastcnn.training.processes import Processes
@@ -79,7 +80,8 @@ class NoWaits(TorchDispatchMode):
 
 @pytest.mark.parametrize("skip_bad", [False, True])
 @pytest.mark.parametrize("recipe", [*RECIPES, {"recipe": "modern", "dtype": "float16"}], ids=name_of)
-def test_no_step_asks_for_a_value(recipe, skip_bad, pictures, tmp_path):
+def test_no_step_asks_for_a_value(recipe, skip_bad, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(Augment, "_one_by_one", Augment._all_at_once)  # as on a device
     training = training_of(pictures, tmp_path / "run", skip_bad=skip_bad, **recipe)
     for batch in read(training):
         with NoWaits():

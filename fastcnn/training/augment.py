@@ -96,9 +96,8 @@ class Augment:
         mirrored = draws.mirrored if self.mirrored else torch.zeros_like(draws.mirrored)
         offset = self.offset + self._shifts(draws.colour) if self.colour else self.offset[None]
         offset = offset.expand(len(images), -1)
-        if images.device.type != "cpu":
-            return _values(crop(images, draws.places, mirrored, self.size), self.scale, offset)
-        return self._one_by_one(images, draws.places, mirrored, offset)
+        make = self._one_by_one if images.device.type == "cpu" else self._all_at_once
+        return make(images, draws.places, mirrored, offset)
 
     def _shifts(self, moves: Tensor) -> Tensor:
         """Of each image's colour: sum of p_i a_i l_i (Krizhevsky et al. 2012, §4.1), (N, C).
@@ -109,11 +108,14 @@ class Augment:
         """
         return (moves * self.known.variances.sqrt()) @ self.known.components.T * self.scale
 
+    def _all_at_once(self, images: Tensor, places: Tensor, mirrored: Tensor, offset: Tensor) -> Tensor:
+        """Without a look at any value on the device."""
+        return _values(crop(images, places, mirrored, self.size), self.scale, offset)
+
     def _one_by_one(self, images: Tensor, places: Tensor, mirrored: Tensor, offset: Tensor) -> Tensor:
         """Each while it is in the cache, into memory that is not new: that is what takes the time.
 
-        A crop of 224 x 224 takes 0.09 ms so, 0.46 ms in new memory, 0.98 ms as all at once by
-        :func:`crop` (one thread of an AMD EPYC with AVX-512).
+        A crop of 224 x 224 takes 0.09 ms so, 0.46 ms in new memory, 0.98 ms all at once (one thread of an AMD EPYC with AVX-512).
         """
         shape = (len(images), self.size, self.size, images.shape[-1])
         if self._held.shape != shape:
