@@ -53,6 +53,12 @@ def read(training):
     return batches.training(plan.data.train, training.steps, 0, training.stop, training.processes, 0)
 
 
+@pytest.fixture(autouse=True)
+def crops_as_on_a_device(monkeypatch):
+    """Not one by one, for which the CPU looks at their places."""
+    monkeypatch.setattr(Augment, "_one_by_one", Augment._all_at_once)
+
+
 # Without a look at the device.
 
 WAITS = {
@@ -80,8 +86,7 @@ class NoWaits(TorchDispatchMode):
 
 @pytest.mark.parametrize("skip_bad", [False, True])
 @pytest.mark.parametrize("recipe", [*RECIPES, {"recipe": "modern", "dtype": "float16"}], ids=name_of)
-def test_no_step_asks_for_a_value(recipe, skip_bad, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(Augment, "_one_by_one", Augment._all_at_once)  # as on a device
+def test_no_step_asks_for_a_value(recipe, skip_bad, pictures, tmp_path):
     training = training_of(pictures, tmp_path / "run", skip_bad=skip_bad, **recipe)
     for batch in read(training):
         with NoWaits():
