@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+_LONGEST = 600  # characters of a message
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
@@ -43,9 +45,21 @@ def unfinished(folder: Path) -> list[Path]:
     return [path for path in folder.glob(".*.new") if re.fullmatch(r"\..+\.[0-9a-f]{16}\.new", path.name)]
 
 
+def check_regular(path: Path) -> None:
+    """RuntimeError for a FIFO, a device or a folder: one may wait for ever, another has no end."""
+    if path.exists() and not path.is_file():
+        raise RuntimeError(f"{path}: no regular file")
+
+
 def shown(text: object) -> str:
     """A file's name, or what else comes from outside, without what would move a terminal's cursor."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def message(error: object) -> str:
+    """What an error says, in one line of a length that can be read."""
+    text = shown(" ".join(str(error).splitlines()))
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 def replace(path: Path, data: bytes) -> None:

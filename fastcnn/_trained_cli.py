@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from . import _files
 from ._arguments import count, positive
 
 if TYPE_CHECKING:
     from .training.evaluate import Evaluation
     from .training.trained import Trained
-
-_WEIGHTS = (".pt", ".pth", ".safetensors")  # by which predict tells a network from a picture
 
 
 def evaluate_options(command: argparse.ArgumentParser) -> None:
@@ -43,7 +42,6 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from . import _files
     from .data import find
     from .data.pictures import Files
     from .training import evaluate as evaluation
@@ -69,17 +67,15 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _lines(network: Trained, found: Evaluation) -> list[str]:
-    from ._files import shown
-
     error5 = "" if found.scores.error5 is None else f", top-5 error {found.scores.error5:.2%}"
     lines = [
         f"{network.name}: {found.images:,} images, {len(network.classes)} classes",
         f"top-1 error {found.scores.error:.2%}{error5}, loss {found.scores.loss:.4f}",
     ]
-    lines += [f"left out: {shown(path)}: {shown(why)}" for path, why in found.unread.items()]
+    lines += [f"left out: {_files.shown(path)}: {_files.shown(why)}" for path, why in found.unread.items()]
     for i, j, times in found.mistakes()[:3]:
         of = int(found.confusion[i].sum())
-        names = (shown(network.classes[k]) for k in (i, j))
+        names = (_files.shown(network.classes[k]) for k in (i, j))
         lines.append("{} is taken for {}: {} of {}".format(*names, times, of))
     return lines
 
@@ -106,21 +102,23 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from . import _files
+    from .data.folders import is_picture
     from .training import trained
 
     first = args.paths[0]
-    given = first.is_dir() or first.suffix.lower() in _WEIGHTS
+    given = first.is_dir() or not is_picture(first.name)
     pictures = args.paths[1:] if given else args.paths
     if not pictures:
         raise ValueError(f"needs a picture, but got {first} alone")
+    if not given and not any(path.is_file() for path in pictures):  # before a download
+        raise FileNotFoundError(f"{first}: there is no such file")
     network = trained.load(first) if given else trained.published()
     answered = list[tuple[Path, list[tuple[str, float]]]]()
     for path in pictures:
         try:
             answers = trained.best(network.classes, network.answers(path), args.top)
         except Exception as error:  # decoders fail on damaged files in as many ways as there are formats
-            print(f"predict: can't read {_files.shown(path)}: {_files.shown(error)}", file=sys.stderr)
+            print(f"predict: can't read {_files.shown(path)}: {_files.message(error)}", file=sys.stderr)
             continue
         answered.append((path, answers))
         if not args.json:
@@ -182,5 +180,5 @@ def _told(command: str, work: Callable[[], int], needs: Sequence[str]) -> int:
         print(f"{command}: interrupted", file=sys.stderr)
         return 130
     except (OSError, ModuleNotFoundError, RuntimeError, ValueError) as error:
-        print(f"{command}: {error}", file=sys.stderr)
+        print(f"{command}: {_files.message(error)}", file=sys.stderr)
         return 1

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _native, available_backends, backends
+from . import __version__, _files, _native, available_backends, backends
 from . import _trained_cli as use
 from ._arguments import count, positive, rate, seed, share
 from .backends import cpu
@@ -158,7 +158,7 @@ def demo(args: argparse.Namespace) -> int:
         print("demo: interrupted; no file is half-written", file=sys.stderr)
         return 130
     except (OSError, ModuleNotFoundError) as error:
-        print(f"demo: {error}", file=sys.stderr)
+        print(f"demo: {_files.message(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -282,8 +282,9 @@ def train(args: argparse.Namespace) -> int:
     except (OSError, ModuleNotFoundError, RuntimeError, ValueError) as error:
         from .training.processes import report
 
-        if report(f"train: {error}"):
-            print(f"train: {error}", file=sys.stderr)
+        said = f"train: {_files.message(error)}"
+        if report(said):
+            print(said, file=sys.stderr)
         return 1
     return 0
 
@@ -303,7 +304,7 @@ def pack(args: argparse.Namespace) -> int:
         print("pack: interrupted; the same command goes on", file=sys.stderr)
         return 130
     except (OSError, RuntimeError, ValueError) as error:
-        print(f"pack: {error}", file=sys.stderr)
+        print(f"pack: {_files.message(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -326,7 +327,7 @@ def bench(args: argparse.Namespace) -> int:
         print("bench: interrupted; what the table has is complete, and saved if asked for", file=sys.stderr)
         return 130
     except (OSError, ModuleNotFoundError, RuntimeError) as error:
-        print(f"bench: {error}", file=sys.stderr)
+        print(f"bench: {_files.message(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -347,7 +348,7 @@ def receptive_field(args: argparse.Namespace) -> int:
         if args.plot:
             _plot(args.plot, args.image, size, " ".join(["an untrained", args.model, *variant]), table)
     except (OSError, ModuleNotFoundError, RuntimeError, ValueError) as error:
-        print(f"receptive-field: {error}", file=sys.stderr)
+        print(f"receptive-field: {_files.message(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -356,7 +357,6 @@ def _plot(path: Path, photograph: Path | None, size: int, title: str, rows: Sequ
     if importlib.util.find_spec("matplotlib") is None:
         raise ModuleNotFoundError("--plot needs matplotlib; install with: pip install matplotlib")
     from . import _field_picture as pictures
-    from . import _files
     from .demo.pictures import png
 
     image = pictures.read(photograph, size) if photograph else pictures.leaves(size)

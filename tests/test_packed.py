@@ -136,6 +136,11 @@ def test_crops_are_no_larger_than_the_images(source, tmp_path, capsys):
     assert "--size must be at most 32" in capsys.readouterr().err
 
 
+def replaced_by_a_fifo(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 def changed(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -148,6 +153,11 @@ DAMAGES = {
     "other shape": lambda out: np.save(out / "images.npy", np.zeros((60, 3, SIDE, SIDE), np.uint8)),
     "labels of others": lambda out: np.save(out / "labels.npy", np.zeros(60, "<i8")),
     "no labels": lambda out: (out / "labels.npy").write_bytes(b""),
+    "images a FIFO": lambda out: replaced_by_a_fifo(out / "images.npy"),
+    "labels a FIFO": lambda out: replaced_by_a_fifo(out / "labels.npy"),
+    "pack.json a FIFO": lambda out: replaced_by_a_fifo(out / "pack.json"),
+    "one image more to train on": lambda out: changed(out / "pack.json", train=55),
+    "hashes of zeros": lambda out: changed(out / "pack.json", hashes=["0" * 64]),
     "no JSON": lambda out: (out / "pack.json").write_text("{"),
     "a list": lambda out: (out / "pack.json").write_text("[]"),
     "bytes": lambda out: (out / "pack.json").write_bytes(b"\xff"),

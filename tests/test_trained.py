@@ -102,8 +102,17 @@ FOREIGN = {
     "another variant": ({"network": {"model": "lenet5", "variant": "x", "options": {}}}, "ValueError: "),
     "an unknown option": (
         {"network": {"model": "lenet5", "variant": None, "options": {"a": 1}}},
-        "TypeError: ",
+        "ValueError: variant and options are ",
     ),
+    "options that would change all": (
+        {"network": {"model": "lenet5", "variant": None, "options": {"num_classes": 10**12}}},
+        "ValueError: variant and options are ",
+    ),
+    "a size of no network": ({"size": 27}, "RuntimeError: "),
+    "a size of a half": ({"size": 28.5}, "ValueError: size and side are 28.5"),
+    "an infinite size": ({"size": float("inf")}, "ValueError: size and side are inf"),
+    "a class twice": ({"classes": ["a", "a", "b"]}, "ValueError: classes are "),
+    "an infinite deviation": ({"std": [float("inf"), 1.0, 1.0]}, "ValueError: "),
     "no list": ({"mean": 3}, "ValueError: mean and std are 3"),
     "a std of 0": ({"std": [0.0, 1.0, 1.0]}, "ValueError: "),
     "a mean of NaN": ({"mean": [float("nan")] * 3}, "ValueError: "),
@@ -134,6 +143,13 @@ def test_predict_without_a_run_takes_torchvisions_weights(colours, monkeypatch, 
     path = next(data.glob("*/*"))
     assert main(["predict", str(path)]) == 0
     assert capsys.readouterr().out.startswith(f"{path}\n")
+
+
+def test_predict_downloads_nothing_for_a_name_that_is_not_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trained, "published", pytest.fail)
+    for name in ("run", "x.png", "x.bin"):
+        assert main(["predict", str(tmp_path / name), "y.png"]) == 1
+        assert capsys.readouterr().err == f"predict: {tmp_path / name}: there is no such file\n"
 
 
 def test_predict_needs_a_picture(colours, capsys):

@@ -200,6 +200,10 @@ def test_no_checkpoint_is_said_and_a_foreign_one_refused(mnist, tmp_path, capsys
     assert train(mnist, out, "--resume", "--seed", "1", "--variant", "caffe") == 1
     error = capsys.readouterr().err
     assert "other settings: --model \"lenet5('relu')\", now \"lenet5('caffe')\"; --seed 0, now 1" in error
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    torch.save(state | {"settings": {"--size": torch.ones(2)}}, out / "checkpoint.pt")
+    assert train(mnist, out, "--resume") == 1
+    assert "other settings: " in capsys.readouterr().err
     for foreign in ({"model": {}}, [1, 2], {"format": "something"}):
         torch.save(foreign, out / "checkpoint.pt")
         assert train(mnist, out, "--resume") == 1
@@ -215,6 +219,8 @@ def changed(*keys, to):
     def change(state):
         *path, last = keys
         for key in path:
+            if isinstance(state[key], tuple):
+                state[key] = list(state[key])
             state = state[key]
         state[last] = to(state[last])
 
@@ -231,7 +237,7 @@ def nan(t):
 
 def momentum(to):
     def change(state):
-        kept = state["optimizer"]["state"][0]
+        kept = state["optimizer"][0]
         kept.update({name: to(value) for name, value in kept.items()})
 
     return change
@@ -263,9 +269,22 @@ DAMAGES = {
     "no tensor for a weight": (changed("model", "classifier.f6.bias", to=lambda t: 3), "its 'model' is"),
     "NaN in the momentum": (momentum(nan), "its 'optimizer' is"),
     "momentum of another shape": (momentum(lambda t: t[1:]), "ValueError: the optimizer's "),
-    "no groups": (changed("optimizer", "param_groups", to=lambda g: []), "ValueError"),
-    "groups of text": (changed("optimizer", "param_groups", to=str), "its 'optimizer' is"),
-    "state of text": (changed("optimizer", "state", to=str), "its 'optimizer' is"),
+    "momentum of halves": (momentum(lambda t: t.half()), "ValueError: the optimizer's "),
+    "no momentum": (momentum(lambda t: None), "its 'optimizer' is"),
+    "other momentum": (changed("optimizer", 0, to=lambda k: {"m": k["v"]}), "ValueError: the optimizer's "),
+    "no state of one": (lambda state: state["optimizer"].pop(0), "ValueError: the optimizer's "),
+    "no state": (changed("optimizer", to=lambda _: {}), "ValueError: the optimizer's "),
+    "state of text": (changed("optimizer", 0, to=str), "its 'optimizer' is"),
+    "settings are text": (changed("settings", to=str), "its 'settings' is"),
+    "weights of doubles": (changed("model", "classifier.f6.bias", to=lambda t: t.double()), "torch.float64"),
+    "weights of integers": (changed("model", "classifier.f6.bias", to=lambda t: t.int()), "torch.int32"),
+    "sparse weights": (changed("model", "classifier.f6.bias", to=lambda t: t.to_sparse()), "its 'model' is"),
+    "complex sums": (changed("sums", to=lambda t: t.cfloat()), "its 'sums' is"),
+    "an epoch's number": (changed("history", 0, to=lambda e: (5, *e[1:])), "its 'history' is"),
+    "a huge number": (changed("history", 0, to=lambda e: (10**400, *e[1:])), "its 'history' is"),
+    "an error of 750 %": (changed("history", 0, to=lambda e: (*e[:4], 7.5, *e[5:])), "its 'history' is"),
+    "a scaler's state": (changed("scaler", to=lambda _: {"scale": 1.0}), "ValueError: the scaler's "),
+    "a negative deviation": (changed("statistics", 1, to=lambda t: -t), "its 'statistics' is"),
     "sums of three": (changed("sums", to=lambda t: torch.zeros(3)), "its 'sums' is a tensor of (3,)"),
     "NaN in the sums": (changed("sums", to=nan), "its 'sums' is a tensor of (4,), not all of it numbers"),
     "losses between epochs": (changed("sums", to=torch.ones_like), "an epoch that has not begun"),
@@ -343,10 +362,10 @@ def damaged_files(tmp_path):
         "scaler": {},
         "bad": {},
         "history": [],
-        "sums": torch.zeros(4),
+        "sums": torch.zeros(4, dtype=torch.float64),
         "statistics": tuple(UNIT),
     }
-    empty |= {"settings": {}, "optimizer": {"state": {}, "param_groups": []}}
+    empty |= {"settings": {}, "optimizer": {}}
     checkpoint.save(tmp_path / "c.pt", empty | {"model": lenet5().state_dict()})
     sources = [
         (picture, tmp_path / "noise.jpg", 20),
@@ -412,7 +431,7 @@ def test_what_is_no_file_of_a_picture_is_not_opened(tmp_path, capsys):
     assert train(data, tmp_path / "run", *options) == 0
     said = capsys.readouterr().out
     assert f"skipped {paths[0]}: it is no regular file" in said
-    assert f"skipped {paths[1]}: cannot identify image file" in said
+    assert f"skipped {paths[1]}: it is no picture of BMP, " in said
     assert "2 images could not be read" in said
 
 

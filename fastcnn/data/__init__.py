@@ -32,7 +32,7 @@ def find(data: str, size: int | None, side: int | None = None) -> Data:
     if data == "digits":
         return held.digits(size)
     folder = Path(data)
-    if not folder.is_dir():
+    if not data or not folder.is_dir():
         raise FileNotFoundError(f"--data must be a folder, or digits, but got {data!r}")
     if any(found := held.idx_files(folder)):
         return held.idx_data(folder, found, size)

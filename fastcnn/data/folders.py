@@ -60,7 +60,7 @@ def _layout(folder: Path) -> _Layout:
         raise FileNotFoundError(f"{folder}: has train, but nothing to test with: {', '.join(_TESTS)}")
     classes = _classes(folder / "train")
     test_folders, names = _listing(folder / test)
-    if not test_folders and any(map(_is_picture, names)):
+    if not test_folders and any(map(is_picture, names)):
         return _Layout(folder, ("train", test), classes, flat=True)
     if different := ", ".join(sorted(set(classes) ^ set(_classes(folder / test)))):
         raise RuntimeError(f"{folder}: train and {test} differ in classes: {different}")
@@ -90,7 +90,8 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Returns whether a file of this name is taken for a picture."""
     return name.lower().endswith(_PICTURES) and not name.startswith(".")
 
 
@@ -210,7 +211,7 @@ class _Search:
     def add(self, folder: str, parts: tuple[str, ...], names: Sequence[str]) -> None:
         """Adds files of a folder, to train on, to test with, or to those that are not used."""
         label = self.label_of(parts)
-        used = [] if label is None else [name for name in names if _is_picture(name)]
+        used = [] if label is None else [name for name in names if is_picture(name)]
         if len(used) < len(names):
             for name in sorted(set(names).difference(used)):
                 self.not_used.add("/".join((*parts, name)))

@@ -77,15 +77,15 @@ def _idx_file(folder: Path, part: str, kind: str) -> Path | None:
 
 def idx_data(folder: Path, found: Sequence[Path | None], size: int | None) -> Data:
     """What :func:`idx_files` found."""
-    wanted = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images", "labels")]
+    wanted = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
     missing = [name for name, path in zip(wanted, found, strict=True) if path is None]
     if missing:
         raise FileNotFoundError(f"{folder}: has IDX files, but none for {', '.join(missing)}")
     paths = [path for path in found if path is not None]
     train, test = idx.read_pair(*paths[:2]), idx.read_pair(*paths[2:])
     if train[0].shape[1:] != test[0].shape[1:]:
-        sizes = [tuple(images.shape[1:]) for images, _ in (train, test)]
-        raise RuntimeError(f"{folder}: its images for training are {sizes[0]}, for testing {sizes[1]}")
+        ours, theirs = (tuple(images.shape[1:]) for images, _ in (train, test))
+        raise RuntimeError(f"{paths[2]}: its images are {theirs}, but those of {paths[0].name} {ours}")
     count = int(train[1].max()) + 1
     if int(test[1].max()) >= count:
         raise RuntimeError(f"{paths[3]}: has label {int(test[1].max())}, but training goes to {count - 1}")

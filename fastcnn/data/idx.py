@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import _files
+
 _UINT8 = 8
 _LARGEST = 2**32  # bytes; a small file may unpack to more than there is memory
 
@@ -21,8 +23,7 @@ def read(path: Path) -> Tensor:
         OSError: it can't be opened.
         RuntimeError: it is damaged or no such file; the message names it.
     """
-    if not path.is_file():  # a FIFO would wait for a writer
-        raise RuntimeError(f"{path}: no regular file")
+    _files.check_regular(path)
     data = _content(path)
     if len(data) < 4 or data[:2] != b"\0\0" or data[3] == 0:
         raise RuntimeError(f"{path}: not an IDX file: it starts with {data[:4].hex(' ') or 'nothing'}")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from .. import _files
 from . import folders
-from .packed import FORMAT, NAME
+from .packed import FORMAT, NAME, digest
 from .pictures import Files
 from .source import Data
 
@@ -61,15 +61,18 @@ def run(source: Path, out: Path, side: int, workers: int | None, skip_bad: bool)
     with _files.held(out), bar as progress:
         task = progress.add_task("packing", total=len(data.train) + len(data.test))
         for step in pack(data, out, workers, skip_bad):
-            done, bad = step
+            done, unread = step
+            bad += len(unread)
             progress.update(task, completed=done)
+            for line in unread:
+                progress.console.print(_files.shown(line))
     left_out = f", {bad} of them left out, as {NAME} says" if bad else ""
     speed = done / (time.perf_counter() - start)
     console.print(f"{done:,} pictures of {side} x {side} are in {out}{left_out}; {speed:.0f} a second")
 
 
-def pack(data: Data, folder: Path, workers: int, skip_bad: bool) -> Iterator[tuple[int, int]]:
-    """Decode all pictures; yields how many images are done, and how many of them can't be read.
+def pack(data: Data, folder: Path, workers: int, skip_bad: bool) -> Iterator[tuple[int, list[str]]]:
+    """Decode all pictures; yields how many are done, and why some of these last can't be read.
 
     After a stop it goes on: chunks that are whole, by their hashes, are left. pack.json is written last, and
     without it nothing is packed.
@@ -96,13 +99,11 @@ def pack(data: Data, folder: Path, workers: int, skip_bad: bool) -> Iterator[tup
             num_workers=workers,
             collate_fn=_as_it_is,  # type: ignore[arg-type]
         )
-        bad = 0
         for chunk, done in zip(chunks, reader, strict=True):
             if done[1] and not skip_bad:
-                raise RuntimeError(f"{next(iter(done[1].values()))}\n--skip-bad leaves such pictures out")
+                raise RuntimeError(f"{next(iter(done[1].values()))}; --skip-bad leaves such pictures out")
             log.add(chunk.row, done)
-            bad += len(done[1])
-            yield chunk.row + len(chunk.numbers), bad
+            yield chunk.row + len(chunk.numbers), list(done[1].values())
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         _write_rest(folder, data, sources, [log.done[chunk.row] for chunk in chunks])
@@ -200,6 +201,10 @@ def _write_rest(folder: Path, data: Data, sources: list[Files], done: list[Done]
     with _files.replacing(folder / "labels.npy") as file:
         np.save(file, labels)
     unread = {row: why for _, rows in done for row, why in rows.items()}
+    first = len(sources[0])
+    for part in (range(first), range(first, len(labels))):
+        if all(row in unread for row in part):
+            raise RuntimeError(f"of one of the two parts no picture can be read; {unread[part[0]]}")
     told = {
         "format": FORMAT,
         "side": data.side,
@@ -211,4 +216,4 @@ def _write_rest(folder: Path, data: Data, sources: list[Files], done: list[Done]
         "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
         "hashes": [hashed for hashed, _ in done],
     }
-    _files.replace(folder / NAME, json.dumps(told).encode())
+    _files.replace(folder / NAME, json.dumps({**told, "sha256": digest(told)}).encode())

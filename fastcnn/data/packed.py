@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import _files
 from .source import Batch, Data
 
 NAME = "pack.json"
@@ -83,18 +84,26 @@ def find(folder: Path, size: int | None) -> Data:
 
 def _told(path: Path) -> dict[str, Any]:
     """What pack.json says, once it is as it should be."""
+    _files.check_regular(path)
     try:
         told = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise RuntimeError(f"{path}: damaged: {error}") from error
     if not isinstance(told, dict) or told.get("format") != FORMAT:
         raise RuntimeError(f"{path}: was not written by this version of: python -m fastcnn pack")
+    if told.pop("sha256", None) != digest(told):
+        raise RuntimeError(f"{path}: damaged: its checksum is another")
     for name, is_right in _FIELDS.items():
         if not is_right(told.get(name)):
             raise RuntimeError(f"{path}: damaged: its {name!r} is {str(told.get(name))[:60]}")
     if not told["train"] < told["images"]:
         raise RuntimeError(f"{path}: damaged: {told['train']} of {told['images']} images are to train on")
     return told
+
+
+def digest(told: Mapping[str, Any]) -> str:
+    """pack.json's checksum, of all else in it."""
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _is_count(value: object) -> bool:
@@ -118,6 +127,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 
 def _array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Tensor:
     """A .npy file, mapped into memory, if it is of this type and shape."""
+    _files.check_regular(path)
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)  # "c": nothing is ever written to the file
     except OSError:

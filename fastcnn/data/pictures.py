@@ -71,11 +71,21 @@ def picture(path: Path, side: int) -> Tensor:
     Raises:
         OSError, ValueError, ...: as decoders do where the file can't be read as a picture.
     """
-    from PIL import Image, ImageOps
+    from PIL import UnidentifiedImageError
 
     if not path.is_file():  # a FIFO would wait for a writer
         raise ValueError("it is no regular file")
     data = path.read_bytes()
+    try:
+        return _middle(_pixels(data, side), side)
+    except UnidentifiedImageError:
+        raise ValueError(f"it is no picture of {', '.join(_FORMATS)}") from None
+
+
+def _pixels(data: bytes, side: int) -> Tensor:
+    """A whole picture (H, W, 3), as JPEGs scaled down where ``side`` pixels still fit."""
+    from PIL import Image, ImageOps
+
     with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         warnings.simplefilter("ignore")  # of what does no harm; damage is an error
         image.draft("RGB", (side, side))  # a JPEG is decoded at a half or less where that is enough
@@ -84,7 +94,7 @@ def picture(path: Path, side: int) -> Tensor:
             whole = _in_bytes(ImageOps.exif_transpose(image))
             pixels = torch.frombuffer(bytearray(whole.tobytes()), dtype=torch.uint8)
             pixels = pixels.view(whole.height, whole.width, 3)
-    return _middle(pixels, side)
+    return pixels
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:

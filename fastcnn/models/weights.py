@@ -107,6 +107,8 @@ def load_caffe(model: ConvNet, blobs: Mapping[str, Sequence[Any]], *, channels: 
 
 def _read(source: str, path: Path) -> object:
     """What the file holds."""
+    if path.exists() and not path.is_file() and not path.is_dir():  # a FIFO would wait for a writer
+        raise RuntimeError(f"{source} is no regular file")
     with open(path, "rb") as file:
         if not file.read(1):
             raise RuntimeError(f"{source} is empty")

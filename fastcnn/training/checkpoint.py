@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import zipfile
 from collections.abc import Callable, Mapping
@@ -109,18 +110,20 @@ def load(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         RuntimeError: it is torn, damaged, no checkpoint, or of other settings; the message says which, and
             which field.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     if not path.is_file():
         raise RuntimeError(f"{path}: no regular file")
     state = _read(path)
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise RuntimeError(f"{path}: not a checkpoint that fastcnn's training wrote")
-    theirs = state.get("settings", {})
+    theirs = state.get("settings")
+    if not isinstance(theirs, dict):
+        raise RuntimeError(f"{path}: damaged: its 'settings' is {_short(theirs)}")
     different = [
         f"{name} {theirs.get(name)!r}, now {value!r}"
         for name, value in settings.items()
-        if theirs.get(name) != value
+        if repr(theirs.get(name)) != repr(value)  # a tensor's != is a tensor
     ]
     if different:
         raise RuntimeError(f"{path}: of a training with other settings: {'; '.join(different)}")
@@ -130,38 +133,42 @@ def load(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     return state
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and not (value.is_floating_point() and not value.isfinite().all())
+def _is_finite(value: object, dtype: torch.dtype | None = None) -> bool:
+    """Returns whether it is a dense tensor, of this type, without inf and NaN."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
+        return False
+    return dtype in (None, value.dtype) and bool(value.isfinite().all())
 
 
 def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 2**63
 
 
-def _is_epoch(value: object) -> bool:
-    """As loop.Epoch: numbers, of which the error among five may be missing."""
-    if not isinstance(value, (tuple, list)) or len(value) != 8 or not _is_count(value[0]):
+def _is_epoch(number: int, value: object) -> bool:
+    """As loop.Epoch: numbers, errors from 0 to 1, of which the one among five may be missing."""
+    if not isinstance(value, (tuple, list)) or len(value) != 8 or (type(value[0]), value[0]) != (int, number):
         return False
-    numbers = [v for i, v in enumerate(value) if i != 5 or v is not None]
-    return all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers)
+    numbers = [v for i, v in enumerate(value) if i and (i != 5 or v is not None)]
+    errors = [v for v in value[4:6] if v is not None]
+    return all(type(v) is float and math.isfinite(v) for v in numbers) and all(0 <= v <= 1 for v in errors)
 
 
 def _is_optimizer(value: object) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("param_groups"), list):
+    """Returns whether it has tensors by name for numbers of parameters."""
+    if not isinstance(value, dict) or not all(isinstance(kept, dict) for kept in value.values()):
         return False
-    state = value.get("state")
-    if not isinstance(state, dict) or not all(isinstance(kept, dict) for kept in state.values()):
-        return False
-    tensors = (t for kept in state.values() for t in kept.values() if isinstance(t, torch.Tensor))
-    return all(map(_is_finite, tensors))
+    return all(_is_finite(tensor) for kept in value.values() for tensor in kept.values())
 
 
 def _is_statistics(value: object) -> bool:
     """As augment.Statistics."""
-    if not isinstance(value, (tuple, list)) or len(value) != 4 or not all(map(_is_finite, value)):
+    if not isinstance(value, (tuple, list)) or len(value) != 4:
+        return False
+    if not all(_is_finite(t, torch.float32) for t in value):
         return False
     channels = value[0].numel()
-    return [tuple(t.shape) for t in value] == [(channels,), (channels,), (channels, channels), (channels,)]
+    shapes = [(channels,), (channels,), (channels, channels), (channels,)]
+    return [tuple(t.shape) for t in value] == shapes and bool((value[1] > 0).all() and (value[3] >= 0).all())
 
 
 _FIELDS: dict[str, Callable[[Any], bool]] = {
@@ -169,9 +176,9 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "model": lambda v: isinstance(v, dict) and all(map(_is_finite, v.values())),
     "optimizer": _is_optimizer,
     "scaler": lambda v: isinstance(v, dict),
-    "sums": lambda v: _is_finite(v) and tuple(v.shape) == (4,),
+    "sums": lambda v: _is_finite(v, torch.float64) and tuple(v.shape) == (4,),
     "bad": lambda v: isinstance(v, dict) and all(isinstance(s, str) for pair in v.items() for s in pair),
-    "history": lambda v: isinstance(v, list) and all(map(_is_epoch, v)),
+    "history": lambda v: isinstance(v, list) and all(_is_epoch(i, e) for i, e in enumerate(v, 1)),
     "statistics": _is_statistics,
 }
 

@@ -60,7 +60,7 @@ def evaluate(
     for batch in batches.all_of(data.test, torch.arange(len(data.test)), _BATCH, alone, workers):
         for path, why in batch.bad.items():
             if not skip_bad:
-                raise RuntimeError(f"can't read {path}: {why}\n--skip-bad goes on without such images")
+                raise RuntimeError(f"can't read {path}: {why}; --skip-bad goes on without such images")
             unread[path] = why
         images, labels = batch.images.to(device), known[batch.labels.to(device)]
         crops = [augment.middle(images, network.size)]
@@ -70,7 +70,8 @@ def evaluate(
         sums += scores.sums(logs, labels)
         confusion += torch.bincount(labels * count + logs.argmax(1), minlength=count * count)
     if sums[1] == 0:
-        raise RuntimeError("no image to test with can be read")
+        path, why = next(iter(unread.items()))
+        raise RuntimeError(f"no image to test with can be read; {path}: {why}")
     found = scores.means(sums, count)
     return Evaluation(int(sums[1]), found, confusion.view(count, count).cpu(), unread)
 

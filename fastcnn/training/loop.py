@@ -143,10 +143,11 @@ class Training:
                 f"{self.plan.path}: is at step {state['step']} already; --epochs {epochs} ends at {self.stop}"
             )
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
             self._check(state)
+            self.model.load_state_dict(state["model"])
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+            self.scaler.load_state_dict(state["scaler"])
         except Exception as error:  # what does not fit a module or an optimizer fails in many ways
             raise RuntimeError(f"{self.plan.path}: damaged: {reason(error)}") from error
         self.step, self.bad = state["step"], state["bad"]
@@ -165,12 +166,36 @@ class Training:
             raise ValueError(f"statistics of {len(state['statistics'][0])} channels")
         if rest == 0 and state["sums"].any():
             raise ValueError("losses of an epoch that has not begun")
-        for parameter, kept in self.optimizer.state.items():
-            wrong = [
-                n for n, t in kept.items() if isinstance(t, Tensor) and t.dim() and t.shape != parameter.shape
-            ]
-            if wrong:
-                raise ValueError(f"the optimizer's {wrong[0]} is {tuple(kept[wrong[0]].shape)}")
+        own = self.model.state_dict()
+        for name, tensor in state["model"].items():
+            if name in own and own[name].dtype != tensor.dtype:
+                raise ValueError(f"{name} is {tensor.dtype}")
+        types = {name: type(value) for name, value in self.scaler.state_dict().items()}
+        if {name: type(value) for name, value in state["scaler"].items()} != types:
+            raise ValueError(f"the scaler's state is {state['scaler']}")
+        self._check_optimizer(state["optimizer"], state["step"], bool(state["bad"]))
+
+    def _check_optimizer(self, given: Mapping[int, Mapping[str, Tensor]], step: int, bad: bool) -> None:
+        """What it keeps of each parameter, against what it keeps of another after a step."""
+        if not given and (step == 0 or bad or self.scaler.is_enabled()):  # none of the steps was made
+            return
+        probe = torch.nn.Parameter(torch.zeros(1))
+        probe.grad = torch.zeros(1)
+        optimizer = self.plan.recipe.optimizer([probe], lr=0.0)
+        optimizer.step()
+        dims = {name: tensor.dim() for name, tensor in optimizer.state[probe].items()}
+        parameters = self.optimizer.param_groups[0]["params"]
+        if given.keys() != set(range(len(parameters))):
+            raise ValueError(f"the optimizer's state is of parameters {list(given)}, of {len(parameters)}")
+        for number, parameter in enumerate(parameters):
+            shapes = {name: tuple(parameter.shape) if dim else () for name, dim in dims.items()}
+            if {name: tuple(tensor.shape) for name, tensor in given[number].items()} != shapes:
+                raise ValueError(f"the optimizer's state of parameter {number} must have shapes {shapes}")
+            for name, tensor in given[number].items():
+                if tensor.dtype != torch.float32:
+                    raise ValueError(f"the optimizer's {name} of parameter {number} is {tensor.dtype}")
+                if tensor.dim() == 0 and not 0 < tensor <= step:
+                    raise ValueError(f"the optimizer's {name} of parameter {number} is {tensor.item()}")
 
     def _save(self) -> None:
         """By the first process, what is still sound; and what any process could not read is known to all."""
@@ -181,7 +206,7 @@ class Training:
                 "settings": dict(self.plan.settings),
                 "step": self.step,
                 "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": self.optimizer.state_dict()["state"],
                 "scaler": self.scaler.state_dict(),
                 "sums": sums.cpu(),
                 "bad": self.bad,
@@ -372,7 +397,7 @@ class Training:
         self._to_training()
         sums = self.processes.total(sums)
         if sums[1] == 0:
-            raise RuntimeError("no image to test with can be read")
+            raise RuntimeError(f"no image to test with can be read{self._first_bad()}")
         return scores.means(sums, len(data.classes))
 
     def _scores(self, images: Tensor) -> Tensor:
@@ -398,7 +423,7 @@ class Training:
             sums += torch.cat([count, values.sum(1), (values @ values.T).flatten()])
         sums = self.processes.total(sums).cpu()
         if sums[0] == 0:
-            raise RuntimeError("no image to train on can be read")
+            raise RuntimeError(f"no image to train on can be read{self._first_bad()}")
         return augment.statistics(
             sums[0], sums[1 : channels + 1], sums[channels + 1 :].view(channels, channels)
         )
@@ -408,11 +433,14 @@ class Training:
             self._account_for(batch.bad)
             yield batch
 
+    def _first_bad(self) -> str:
+        return next((f"; {path}: {why}" for path, why in self.bad.items()), "")
+
     def _account_for(self, bad: dict[str, str]) -> None:
         """Images that can't be read: an error, or said when processes next meet."""
         if bad and not self.plan.skip_bad:
             path, why = next(iter(bad.items()))
-            raise RuntimeError(f"can't read {path}: {why}\n--skip-bad goes on without such images")
+            raise RuntimeError(f"can't read {path}: {why}; --skip-bad goes on without such images")
         self.bad |= bad
 
 

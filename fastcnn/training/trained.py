@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from . import weights
 from .augment import middle
 
 _LARGEST = 8192  # rows and columns of a picture
+_OPTIONS = {"norm", "towers", "overlap", "adaptive", "dropout"}  # of a network, as train has them
 
 
 class Trained(NamedTuple):
@@ -92,7 +94,7 @@ def load(path: Path, fused: bool = True) -> Trained:
             name: json.loads(about[name]) for name in ("network", "classes", "side", "size", "mean", "std")
         }
         trained = _network(str(path), told, fused)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
         raise RuntimeError(
             f"{path}: does not say what network it is of: {type(error).__name__}: {error}"
         ) from error
@@ -102,23 +104,29 @@ def load(path: Path, fused: bool = True) -> Trained:
 
 def _network(name: str, told: Mapping[str, Any], fused: bool) -> Trained:
     network, classes = told["network"], tuple(told["classes"])
+    if not isinstance(told["classes"], list) or not classes or len(set(classes)) < len(classes):
+        raise ValueError(f"classes are {told['classes']}")
+    if not set(network["options"]) <= _OPTIONS or not isinstance(network["variant"], (str, NoneType)):
+        raise ValueError(f"variant and options are {network['variant']} and {network['options']}")
     make = {"alexnet": models.alexnet, "lenet5": models.lenet5}[network["model"]]
     mean, std = (torch.tensor(told[key], dtype=torch.float32) for key in ("mean", "std"))
-    size, side = (int(told[key]) for key in ("size", "side"))
-    if not 0 < size <= side <= _LARGEST:
+    size, side = (told[key] for key in ("size", "side"))
+    if not (type(size) is type(side) is int and 0 < size <= side <= _LARGEST):
         raise ValueError(f"size and side are {size} and {side}")
     if (
         mean.dim() != 1
         or not mean.isfinite().all()
         or std.shape not in (mean.shape, (1,))
-        or not (std > 0).all()
+        or not ((std > 0) & std.isfinite()).all()
     ):
         raise ValueError(f"mean and std are {told['mean']} and {told['std']}")
     if not all(isinstance(class_, str) for class_ in classes):
         raise ValueError(f"classes are {classes[:3]}")
-    variant = [network["variant"]] if network["variant"] else []
+    variant: list[Any] = [network["variant"]] if network["variant"] else []
     settings: dict[str, Any] = {"num_classes": len(classes), "in_channels": len(mean), "fused": fused}
     model = make(*variant, **settings | network["options"]).eval()
+    with torch.no_grad():
+        model(torch.zeros(1, len(mean), size, size))
     return Trained(name, model, classes, side, size, mean, std)
 
 
