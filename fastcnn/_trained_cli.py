@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from . import _files
-from ._arguments import count, positive
+from ._commands import count, positive, told
 
 if TYPE_CHECKING:
     from .training.evaluate import Evaluation
@@ -38,7 +36,7 @@ def evaluate_options(command: argparse.ArgumentParser) -> None:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Print errors and loss on the images to test with; 1 where that can't be done."""
-    return _told("evaluate", lambda: _evaluate(args), ["matplotlib"] * bool(args.confusion))
+    return told("evaluate", lambda: _evaluate(args), ["safetensors", *["matplotlib"] * bool(args.confusion)])
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -98,7 +96,9 @@ def predict_options(command: argparse.ArgumentParser) -> None:
 
 def predict(args: argparse.Namespace) -> int:
     """Print the best answers to each picture; 1 where the network or a picture can't be read."""
-    return _told("predict", lambda: _predict(args), ["PIL", *["matplotlib"] * bool(args.sheet)])
+    return told(
+        "predict", lambda: _predict(args), ["safetensors", "pillow", *["matplotlib"] * bool(args.sheet)]
+    )
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -147,7 +147,7 @@ def export_options(command: argparse.ArgumentParser) -> None:
 
 def export(args: argparse.Namespace) -> int:
     """Write the file, and say how it was checked; 1 where that can't be done."""
-    return _told("export", lambda: _export(args), ["onnxscript"] * (args.to == "onnx"))
+    return told("export", lambda: _export(args), ["safetensors", *["onnxscript"] * (args.to == "onnx")])
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -165,20 +165,3 @@ def _network(run: Path) -> Trained:
     from .training import trained
 
     return trained.published() if str(run) == "imagenet" and not run.exists() else trained.load(run)
-
-
-def _told(command: str, work: Callable[[], int], needs: Sequence[str]) -> int:
-    """What ``work`` returns; 1 and a line on stderr where it raises what a user can do something about."""
-    missing = [name for name in ("safetensors", *needs) if importlib.util.find_spec(name) is None]
-    if missing:
-        install = " ".join(missing).replace("PIL", "pillow")
-        print(f"{command}: needs {install}; install with: pip install {install}", file=sys.stderr)
-        return 1
-    try:
-        return work()
-    except KeyboardInterrupt:
-        print(f"{command}: interrupted", file=sys.stderr)
-        return 130
-    except (OSError, ModuleNotFoundError, RuntimeError, ValueError) as error:
-        print(f"{command}: {_files.message(error)}", file=sys.stderr)
-        return 1

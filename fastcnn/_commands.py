@@ -1,9 +1,43 @@
-"""Types of arguments on the command line, each with its message."""
+"""What commands share: types of arguments, each with its message, and what becomes of errors."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
+import sys
+from collections.abc import Callable, Sequence
+
+from . import _files
+
+SIZES = {"alexnet": 224, "lenet5": 28}  # of the images that the models were published for
+_MODULES = {"pillow": "PIL"}
+
+
+def told(
+    command: str, work: Callable[[], int | None], needs: Sequence[str] = (), interrupted: str = ""
+) -> int:
+    """What ``work`` returns, 0 for None; 1 and a line on stderr where a user can do something about an error.
+
+    Args:
+        command: its name.
+        work: what it does.
+        needs: packages.
+        interrupted: what to say of Ctrl-C, for which the status is 130.
+    """
+    missing = [name for name in needs if importlib.util.find_spec(_MODULES.get(name, name)) is None]
+    if missing:
+        install = " ".join(missing)
+        print(f"{command}: needs {install}; install with: pip install {install}", file=sys.stderr)
+        return 1
+    try:
+        return work() or 0
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted{interrupted and '; '}{interrupted}", file=sys.stderr)
+        return 130
+    except (OSError, ModuleNotFoundError, RuntimeError, ValueError) as error:
+        print(f"{command}: {_files.message(error)}", file=sys.stderr)
+        return 1
 
 
 def positive(text: str) -> int:
