@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -47,7 +48,7 @@ def training(
 ) -> Iterator[Batch]:
     """This process's share of every step from ``start`` on."""
     shares = (processes.share(steps.numbers(step)).tolist() for step in range(start, stop))
-    return iter(_reader(source, shares, processes, workers))
+    return _reader(source, shares, processes, workers)
 
 
 def all_of(
@@ -55,10 +56,10 @@ def all_of(
 ) -> Iterator[Batch]:
     """This process's share of the images with these numbers, once, in batches."""
     share = processes.share(numbers)
-    return iter(_reader(source, [part.tolist() for part in share.split(batch)], processes, workers))
+    return _reader(source, [part.tolist() for part in share.split(batch)], processes, workers)
 
 
-def _reader(source: Source, lists: Any, processes: Processes, workers: int) -> Iterable[Batch]:
+def _reader(source: Source, lists: Any, processes: Processes, workers: int) -> Iterator[Batch]:
     reader: DataLoader[Batch] = DataLoader(
         source,  # type: ignore[arg-type]
         batch_sampler=_Once(lists),
@@ -67,22 +68,34 @@ def _reader(source: Source, lists: Any, processes: Processes, workers: int) -> I
         pin_memory=processes.device.type == "cuda",
         worker_init_fn=_outlive_sigterm,
     )
-    return one_ahead(reader) if processes.device.type == "cuda" and workers == 0 else reader
+    with _sigterm_waits():
+        batches = iter(reader)
+    return one_ahead(batches) if processes.device.type == "cuda" and workers == 0 else batches
 
 
-def one_ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
+def one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
     """Each batch is read by a thread while the one before is worked on; copies need no interpreter."""
     with ThreadPoolExecutor(1) as thread:
-        reader = iter(batches)
-        coming = thread.submit(next, reader, None)
+        coming = thread.submit(next, batches, None)
         while (batch := coming.result()) is not None:
-            coming = thread.submit(next, reader, None)
+            coming = thread.submit(next, batches, None)
             yield batch
+
+
+@contextlib.contextmanager
+def _sigterm_waits() -> Iterator[None]:
+    """Until the end of the block; for workers that are started in it, until :func:`_outlive_sigterm`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _outlive_sigterm(worker: int) -> None:
     """The first SIGTERM is for training, which then saves, as where a whole process group gets it."""
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 class _Once:
