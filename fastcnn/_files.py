@@ -7,7 +7,7 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -49,6 +49,12 @@ def check_regular(path: Path) -> None:
     """RuntimeError for a FIFO, a device or a folder: one may wait for ever, another has no end."""
     if path.exists() and not path.is_file():
         raise RuntimeError(f"{path}: no regular file")
+
+
+def check_not_an_input(option: str, out: Path, inputs: Iterable[Path]) -> None:
+    """ValueError where a file is to be written over one that is read."""
+    if out.exists() and any(path.exists() and out.samefile(path) for path in inputs):
+        raise ValueError(f"{option} must be another file than what is read, but got {out}")
 
 
 def shown(text: object) -> str:

@@ -43,7 +43,10 @@ def _evaluate(args: argparse.Namespace) -> int:
     from .data import find
     from .data.pictures import Files
     from .training import evaluate as evaluation
+    from .training import weights
 
+    if args.confusion:
+        _files.check_not_an_input("--confusion", args.confusion, [weights.usable(args.trained)])
     network = _network(args.trained)
     data = find(args.data, network.size, network.side)
     workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
@@ -103,7 +106,7 @@ def predict(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     from .data.folders import is_picture
-    from .training import trained
+    from .training import trained, weights
 
     first = args.paths[0]
     given = first.is_dir() or not is_picture(first.name)
@@ -112,6 +115,8 @@ def _predict(args: argparse.Namespace) -> int:
         raise ValueError(f"needs a picture, but got {first} alone")
     if not given and not any(path.is_file() for path in pictures):  # before a download
         raise FileNotFoundError(f"{first}: there is no such file")
+    if args.sheet:
+        _files.check_not_an_input("--sheet", args.sheet, [*pictures, weights.usable(first)])
     network = trained.load(first) if given else trained.published()
     answered = list[tuple[Path, list[tuple[str, float]]]]()
     for path in pictures:
@@ -151,11 +156,13 @@ def export(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    from .training import weights
     from .training.export import export
 
     out = args.out or (args.trained if args.trained.is_dir() else args.trained.parent) / f"model.{args.to}"
     if args.to == "safetensors" and args.out is None:
         raise ValueError("--to safetensors needs --out: a run has such files already")
+    _files.check_not_an_input("--out", out, [weights.usable(args.trained)])
     checked = export(args.trained, args.to, out)
     print(f"{out}: from pixels, 0 to 255, to probabilities; {checked}")
     return 0

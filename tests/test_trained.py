@@ -281,6 +281,21 @@ def test_an_export_that_answers_otherwise_is_not_written(colours, tmp_path, caps
     assert not (tmp_path / "m.pt2").exists()
 
 
+@pytest.mark.parametrize("command", ["predict", "evaluate", "export"])
+def test_nothing_is_written_over_what_is_read(command, colours, capsys):
+    data, out = colours
+    file, picture = out / "model.safetensors", next(data.glob("*/*"))
+    before = file.read_bytes()
+    options = {
+        "predict": [str(picture), "--sheet", str(picture)],
+        "evaluate": ["--data", str(data), "--confusion", str(file)],
+        "export": ["--to", "pt2", "--out", str(file)],
+    }
+    assert main([command, str(file), *options[command]]) == 1
+    assert "must be another file than what is read, but got" in capsys.readouterr().err
+    assert file.read_bytes() == before
+
+
 # Trained further.
 
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import threading
 
 import pytest
 import torch
@@ -140,6 +141,24 @@ def test_an_epoch_has_each_image_once_and_an_order_of_its_own():
     assert not torch.equal(*epochs)
     assert torch.equal(batches.Steps(50, 16, seed=3).numbers(5), steps.numbers(5))
     assert not torch.equal(batches.Steps(50, 16, seed=4).numbers(5), steps.numbers(5))
+
+
+def test_a_batch_is_read_while_the_one_before_is_worked_on():
+    begun = [threading.Event() for _ in range(3)]
+
+    def read():
+        for event in begun:
+            event.set()
+            yield event
+        raise OSError("no more")
+
+    reader = batches.one_ahead(read())
+    assert next(reader) is begun[0]
+    assert begun[1].wait(timeout=10) and not begun[2].is_set()
+    assert [next(reader), next(reader)] == begun[1:]
+    with pytest.raises(OSError, match="no more"):
+        next(reader)
+    assert list(batches.one_ahead(iter(begun))) == begun
 
 
 def test_processes_share_a_batch_without_overlap():
