@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,32 @@ def load(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         if not is_right(state.get(name)):
             raise RuntimeError(f"{path}: damaged: its {name!r} is {_short(state.get(name))}")
     return state
+
+
+def check_optimizer(
+    given: Mapping[int, Mapping[str, torch.Tensor]],
+    parameters: Sequence[torch.Tensor],
+    make: Callable[..., torch.optim.Optimizer],
+    steps: int,
+) -> None:
+    """ValueError unless it is what such an optimizer keeps of these parameters after so many steps."""
+    probe = torch.nn.Parameter(torch.zeros(1))
+    probe.grad = torch.zeros(1)
+    optimizer = make([probe], lr=0.0)
+    optimizer.step()
+    dims = {name: tensor.dim() for name, tensor in optimizer.state[probe].items()}
+    if given.keys() != set(range(len(parameters))):
+        raise ValueError(f"the optimizer's state is of parameters {list(given)}, of {len(parameters)}")
+    for number, parameter in enumerate(parameters):
+        kept, of = given[number], f"of parameter {number}"
+        shapes = {name: tuple(parameter.shape) if dim else () for name, dim in dims.items()}
+        if {name: tuple(tensor.shape) for name, tensor in kept.items()} != shapes:
+            raise ValueError(f"the optimizer's state {of} must have shapes {shapes}")
+        for name, tensor in kept.items():
+            if tensor.dtype != torch.float32:
+                raise ValueError(f"the optimizer's {name} {of} is {tensor.dtype}")
+            if tensor.dim() == 0 and not 0 < tensor <= steps:
+                raise ValueError(f"the optimizer's {name} {of} is {tensor.item()}")
 
 
 def _is_finite(value: object, dtype: torch.dtype | None = None) -> bool:

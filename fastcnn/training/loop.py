@@ -173,29 +173,12 @@ class Training:
         types = {name: type(value) for name, value in self.scaler.state_dict().items()}
         if {name: type(value) for name, value in state["scaler"].items()} != types:
             raise ValueError(f"the scaler's state is {state['scaler']}")
-        self._check_optimizer(state["optimizer"], state["step"], bool(state["bad"]))
-
-    def _check_optimizer(self, given: Mapping[int, Mapping[str, Tensor]], step: int, bad: bool) -> None:
-        """What it keeps of each parameter, against what it keeps of another after a step."""
-        if not given and (step == 0 or bad or self.scaler.is_enabled()):  # none of the steps was made
-            return
-        probe = torch.nn.Parameter(torch.zeros(1))
-        probe.grad = torch.zeros(1)
-        optimizer = self.plan.recipe.optimizer([probe], lr=0.0)
-        optimizer.step()
-        dims = {name: tensor.dim() for name, tensor in optimizer.state[probe].items()}
-        parameters = self.optimizer.param_groups[0]["params"]
-        if given.keys() != set(range(len(parameters))):
-            raise ValueError(f"the optimizer's state is of parameters {list(given)}, of {len(parameters)}")
-        for number, parameter in enumerate(parameters):
-            shapes = {name: tuple(parameter.shape) if dim else () for name, dim in dims.items()}
-            if {name: tuple(tensor.shape) for name, tensor in given[number].items()} != shapes:
-                raise ValueError(f"the optimizer's state of parameter {number} must have shapes {shapes}")
-            for name, tensor in given[number].items():
-                if tensor.dtype != torch.float32:
-                    raise ValueError(f"the optimizer's {name} of parameter {number} is {tensor.dtype}")
-                if tensor.dim() == 0 and not 0 < tensor <= step:
-                    raise ValueError(f"the optimizer's {name} of parameter {number} is {tensor.item()}")
+        may_be_empty = state["step"] == 0 or state["bad"] or self.scaler.is_enabled()  # no step was made
+        if state["optimizer"] or not may_be_empty:
+            parameters = self.optimizer.param_groups[0]["params"]
+            checkpoint.check_optimizer(
+                state["optimizer"], parameters, self.plan.recipe.optimizer, state["step"]
+            )
 
     def _save(self) -> None:
         """By the first process, what is still sound; and what any process could not read is known to all."""
