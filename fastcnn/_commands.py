@@ -7,6 +7,7 @@ import importlib.util
 import math
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from . import _files
 
@@ -45,6 +46,13 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, but got {text!r}")
     return int(text)
+
+
+def path(text: str) -> Path:
+    """A path. An empty one would mean the folder of the process, as where a variable is not set."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"must be a path, but got {text!r}")
+    return Path(text)
 
 
 def count(text: str) -> int:

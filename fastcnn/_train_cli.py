@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 from . import _files, backends
-from ._commands import SIZES, count, positive, rate, seed, share, told
+from ._commands import SIZES, count, path, positive, rate, seed, share, told
 
 
 def pack_options(command: argparse.ArgumentParser) -> None:
     """Of ``pack``."""
     add = command.add_argument
-    add("pictures", type=Path, metavar="SRC", help="folder of pictures, as train's --data")
-    add("out", type=Path, metavar="OUT", help="folder for images.npy, labels.npy, pack.json")
+    add("pictures", type=path, metavar="SRC", help="folder of pictures, as train's --data")
+    add("out", type=path, metavar="OUT", help="folder for images.npy, labels.npy, pack.json")
     add("--size", type=positive, default=256, help="rows and columns of the packed images")
     add("--workers", type=count, metavar="N", help="processes; default: one a processor")
     add("--skip-bad", action="store_true", help="leave out pictures that can't be read")
@@ -55,7 +55,7 @@ def train_options(command: argparse.ArgumentParser) -> None:
     """Of ``train``."""
     add = command.add_argument
     add("--data", required=True, help="folder of class folders, or of IDX files (gzip or not); or: digits")
-    add("--out", type=Path, default=Path("run"), help="folder for checkpoint.pt, log.csv, model.safetensors")
+    add("--out", type=path, default=Path("run"), help="folder for checkpoint.pt, log.csv, model.safetensors")
     add("--model", choices=SIZES, help="default: alexnet for pictures, lenet5 for the others")
     add("--variant", help="alexnet: 2012, 2014, caffenet, bvlc; lenet5: relu, caffe, 1998")
     add("--norm", choices=("published", "lrn", "batch", "none"), help="alexnet's normalisation")
@@ -114,7 +114,7 @@ def train_options(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--weights",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="start from these; if they have other classes, with all but the last layer of them",
     )

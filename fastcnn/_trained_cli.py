@@ -13,6 +13,7 @@ import torch
 
 from . import _files
 from ._commands import count, positive, told
+from ._commands import path as a_path
 
 if TYPE_CHECKING:
     from .training.evaluate import Evaluation
@@ -23,11 +24,14 @@ def evaluate_options(command: argparse.ArgumentParser) -> None:
     """Of ``evaluate``."""
     add = command.add_argument
     add(
-        "trained", type=Path, metavar="RUN", help="a training's --out, or a file of its weights; or: imagenet"
+        "trained",
+        type=a_path,
+        metavar="RUN",
+        help="a training's --out, or a file of its weights; or: imagenet",
     )
     add("--data", required=True, help="as of train; its images for testing are taken")
     add("--crops", type=int, choices=(1, 10), default=1, help="the middle, or the paper's ten averaged")
-    add("--confusion", type=Path, metavar="PNG", help="file to draw what is taken for what into")
+    add("--confusion", type=a_path, metavar="PNG", help="file to draw what is taken for what into")
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--workers", type=count, metavar="N", help="processes that decode pictures; default: one a processor")
     add("--skip-bad", action="store_true", help="leave out images that can't be read")
@@ -63,7 +67,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         told = {"images": found.images, **found.scores._asdict(), "classes": network.classes}
         print(json.dumps({**told, "confusion": found.confusion.tolist(), "unread": found.unread}))
     else:
-        print("\n".join(_lines(network, found)))
+        print("\n".join([*map(_files.shown, data.notes), *_lines(network, found)]))
     return 0
 
 
@@ -86,7 +90,7 @@ def predict_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "paths",
-        type=Path,
+        type=a_path,
         nargs="+",
         metavar="[RUN] PICTURE",
         help="a training's --out, or a file of its weights; then pictures. Without RUN it is torchvision's "
@@ -94,7 +98,7 @@ def predict_options(command: argparse.ArgumentParser) -> None:
     )
     add("--top", type=positive, default=5, metavar="N", help="answers, the best first")
     add("--json", action="store_true", help="for a program")
-    add("--sheet", type=Path, metavar="PNG", help="file to draw the pictures and their answers into")
+    add("--sheet", type=a_path, metavar="PNG", help="file to draw the pictures and their answers into")
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -145,9 +149,9 @@ def _predict(args: argparse.Namespace) -> int:
 def export_options(command: argparse.ArgumentParser) -> None:
     """Of ``export``."""
     add = command.add_argument
-    add("trained", type=Path, metavar="RUN", help="a training's --out, or a file of its weights")
+    add("trained", type=a_path, metavar="RUN", help="a training's --out, or a file of its weights")
     add("--to", choices=("onnx", "pt2", "safetensors"), required=True, help="pt2: torch.export's")
-    add("--out", type=Path, metavar="FILE", help="default: model.onnx or model.pt2, in RUN's folder")
+    add("--out", type=a_path, metavar="FILE", help="default: model.onnx or model.pt2, in RUN's folder")
 
 
 def export(args: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ import torch
 from . import __version__, _files, _native, available_backends, backends
 from . import _train_cli as fit
 from . import _trained_cli as use
-from ._commands import SIZES, positive, seed, told
+from ._commands import SIZES, path, positive, seed, told
 from .backends import cpu
 from .backends._fastest import chosen
 from .receptive_field import Row
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checking.add_argument("--json", action="store_true", help="rows for a program")
     demonstration = _add(commands, demo, "train LeNet-5 on real digits, then time fused against plain")
     demonstration.add_argument(
-        "--out", type=Path, default=Path("demo"), help="folder for weights and pictures"
+        "--out", type=path, default=Path("demo"), help="folder for weights and pictures"
     )
     demonstration.add_argument("--epochs", type=positive, help="passes over the digits")
     demonstration.add_argument("--seed", type=seed, default=0, help="draws split, weights and batches")
@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     fields.add_argument("model", choices=SIZES, help="the network")
     fields.add_argument("--variant", help="its variant, as in fastcnn.models")
     fields.add_argument("--size", type=positive, help="height and width of the image")
-    fields.add_argument("--plot", type=Path, metavar="PNG", help="file to draw the fields into")
-    fields.add_argument("--image", type=Path, help="photograph to draw them on")
+    fields.add_argument("--plot", type=path, metavar="PNG", help="file to draw the fields into")
+    fields.add_argument("--image", type=path, help="photograph to draw them on")
     args = parser.parse_args(argv)
     try:
         status: int = args.run(args)
@@ -159,7 +159,7 @@ def _bench_options(command: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="six cases in minutes, instead of all of them")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    add("--save", type=Path, metavar="JSON", help="file for all of the results")
+    add("--save", type=path, metavar="JSON", help="file for all of the results")
 
 
 def bench(args: argparse.Namespace) -> int:

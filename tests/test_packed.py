@@ -130,6 +130,26 @@ def test_packs_are_not_written_over_nor_into_their_source(source, tmp_path, caps
     assert "pack.json is there: it is packed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "pack.json"])
+@pytest.mark.parametrize("link", [False, True])
+def test_files_of_others_are_not_written_over(name, link, source, tmp_path, capsys):
+    out, mine = tmp_path / "packed", tmp_path / "mine"
+    out.mkdir()
+    mine.write_text("mine")
+    (out / name).symlink_to(mine) if link else mine.rename(out / name)
+    assert pack(source, out) == 1
+    assert f"pack: {out / name} is there" in capsys.readouterr().err
+    assert (mine if link else out / name).read_text() == "mine"
+
+
+def test_a_size_is_at_most_8192_and_a_path_is_not_empty(source, tmp_path, capsys):
+    assert main(["pack", str(source), str(tmp_path / "packed"), "--size", "10" * 9]) == 1
+    assert "--size must be at most 8192, but got 1010" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        pack(source, "")
+    assert "OUT: must be a path, but got ''" in capsys.readouterr().err
+
+
 def test_crops_are_no_larger_than_the_images(source, tmp_path, capsys):
     assert pack(source, tmp_path / "packed") == 0
     assert train(tmp_path / "packed", tmp_path / "run", "--size", "33") == 1

@@ -1,6 +1,7 @@
 """Training that is stopped, damaged or shared: what goes on, to the same bits, and what is said."""
 
 import copy
+import gzip
 import json
 import multiprocessing
 import os
@@ -583,3 +584,11 @@ def test_a_killed_process_is_started_again_and_only_steps_since_the_checkpoint_a
     assert process.returncode == 0, said
     assert "going on from step" in said
     assert_same_weights(tmp_path / "whole", out)
+
+
+def test_a_file_that_unpacks_to_more_than_its_header_says_is_not_unpacked(tmp_path):
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    write_idx(path, torch.zeros(2, 3, 4, dtype=torch.uint8))
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(10**7)))
+    with pytest.raises(RuntimeError, match=r"\(2, 3, 4\), 40 bytes in all, but there are 41 or more"):
+        idx.read(path)

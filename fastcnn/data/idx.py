@@ -13,7 +13,9 @@ from torch import Tensor
 from .. import _files
 
 _UINT8 = 8
-_LARGEST = 2**32  # bytes; a small file may unpack to more than there is memory
+_DIMENSIONS = 4 + 4 * 4  # bytes of a header of four dimensions
+_LARGEST = 2**32  # bytes
+_PART = 2**24
 
 
 def read(path: Path) -> Tensor:
@@ -24,35 +26,40 @@ def read(path: Path) -> Tensor:
         RuntimeError: it is damaged or no such file; the message names it.
     """
     _files.check_regular(path)
-    data = _content(path)
+    data = _content(path, _DIMENSIONS)
     if len(data) < 4 or data[:2] != b"\0\0" or data[3] == 0:
         raise RuntimeError(f"{path}: not an IDX file: it starts with {data[:4].hex(' ') or 'nothing'}")
     if data[2] != _UINT8:
         raise RuntimeError(f"{path}: must hold bytes (IDX type 8), but its type is {data[2]}")
     start = 4 + 4 * data[3]
+    if data[3] > 4:
+        raise RuntimeError(f"{path}: must have four dimensions at most, but its header says {data[3]}")
     sizes = [int.from_bytes(data[i : i + 4], "big") for i in range(4, min(start, len(data)), 4)]
+    data = _content(path, min(start + math.prod(sizes), _LARGEST) + 1)  # no more than it should have
     if len(data) != start + math.prod(sizes):
+        more = " or more" if len(data) > start + math.prod(sizes) else ""
         raise RuntimeError(
             f"{path}: damaged: its header says {tuple(sizes)}, {start + math.prod(sizes)} bytes in all, "
-            f"but there are {len(data)}"
+            f"but there are {len(data)}{more}"
         )
     if math.prod(sizes) == 0:
         raise RuntimeError(f"{path}: is empty: its header says {tuple(sizes)}")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=start).view(sizes)
 
 
-def _content(path: Path) -> bytes:
-    """All of a file, unpacked if it is packed; RuntimeError where that is more than _LARGEST."""
+def _content(path: Path, size: int) -> bytes:
+    """The first bytes of a file, unpacked if it is packed, in no more memory than they need."""
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     try:
         with (gzip.open if packed else open)(path, "rb") as file:
-            data = file.read(_LARGEST + 1)
+            parts = []
+            while size > 0 and (part := file.read(min(size, _PART))):
+                parts.append(part)
+                size -= len(part)
+            return b"".join(parts)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise RuntimeError(f"{path}: damaged gzip file: {error}") from error
-    if len(data) > _LARGEST:
-        raise RuntimeError(f"{path}: must have {_LARGEST:,} bytes at most, unpacked, but has more")
-    return data
 
 
 def read_pair(images: Path, labels: Path) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from .packed import FORMAT, NAME, digest
 from .pictures import Files
 from .source import Data
 
+_LARGEST = 8192  # rows and columns
 _CHUNK = 128  # images that are hashed together, and decoded again if they are not whole after a stop
 
 Done = tuple[str, dict[int, str]]  # a chunk's hash, and why some of its rows can't be read
@@ -48,6 +49,8 @@ def run(source: Path, out: Path, side: int, workers: int | None, skip_bad: bool)
         raise NotADirectoryError(f"OUT must be a folder, but got {out}")
     if (out / NAME).exists():
         raise ValueError(f"{out / NAME} is there: it is packed; another OUT packs anew")
+    if side > _LARGEST:
+        raise ValueError(f"--size must be at most {_LARGEST}, but got {side}")
     if not source.is_dir():
         raise FileNotFoundError(f"SRC must be a folder, but got {source}")
     data = folders.pictures(source, side, side)
@@ -59,6 +62,7 @@ def run(source: Path, out: Path, side: int, workers: int | None, skip_bad: bool)
     start, done, bad = time.perf_counter(), 0, 0
     bar = Progress(console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
     with _files.held(out), bar as progress:
+        _refuse_to_overwrite(out)
         task = progress.add_task("packing", total=len(data.train) + len(data.test))
         for step in pack(data, out, workers, skip_bad):
             done, unread = step
@@ -69,6 +73,13 @@ def run(source: Path, out: Path, side: int, workers: int | None, skip_bad: bool)
     left_out = f", {bad} of them left out, as {NAME} says" if bad else ""
     speed = done / (time.perf_counter() - start)
     console.print(f"{done:,} pictures of {side} x {side} are in {out}{left_out}; {speed:.0f} a second")
+
+
+def _refuse_to_overwrite(out: Path) -> None:
+    for name in ("images.npy", "labels.npy", ".pack.log"):
+        path = out / name
+        if path.is_symlink() or (path.exists() and not (out / ".pack.log").is_file()):
+            raise ValueError(f"{path} is there, but not from a pack that was begun; take another OUT")
 
 
 def pack(data: Data, folder: Path, workers: int, skip_bad: bool) -> Iterator[tuple[int, list[str]]]:
@@ -129,7 +140,10 @@ def _make_room(path: Path, shape: tuple[int, ...]) -> int:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         start, size = file.tell(), int(np.prod(shape, dtype=np.int64))
         file.truncate(start + size)
-        os.posix_fallocate(file.fileno(), 0, start + size)
+        try:
+            os.posix_fallocate(file.fileno(), 0, start + size)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     return start
 
 
@@ -192,7 +206,7 @@ class _Log:
 def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
