@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -238,3 +239,16 @@ def test_pictures_are_scaled_as_pillow_does(size, tmp_path):
     picture.save(tmp_path / "x.png")
     expected = np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
     assert abs(pictures.picture(tmp_path / "x.png", 32).numpy() - expected).max() <= 1
+
+
+def test_a_picture_of_many_pixels_is_read_without_a_warning_and_of_too_many_is_an_error(
+    tmp_path, monkeypatch
+):
+    Image.new("L", (200, 100)).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 15_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pictures.picture(tmp_path / "x.png", 32).shape == (32, 32, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)
+    with pytest.raises(Image.DecompressionBombError, match="exceeds limit"):
+        pictures.picture(tmp_path / "x.png", 32)

@@ -86,15 +86,16 @@ def _pixels(data: bytes, side: int) -> Tensor:
     """A whole picture (H, W, 3), as JPEGs scaled down where ``side`` pixels still fit."""
     from PIL import Image, ImageOps
 
-    with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what does no harm; damage is an error
-        image.draft("RGB", (side, side))  # a JPEG is decoded at a half or less where that is enough
-        pixels = _jpeg(data, image) if _is_plain_jpeg(image) else None
-        if pixels is None:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            image.draft("RGB", (side, side))  # a JPEG is decoded at a half or less where that is enough
+            pixels = _jpeg(data, image) if _is_plain_jpeg(image) else None
+            if pixels is not None:
+                return pixels
             whole = _in_bytes(ImageOps.exif_transpose(image))
-            pixels = torch.frombuffer(bytearray(whole.tobytes()), dtype=torch.uint8)
-            pixels = pixels.view(whole.height, whole.width, 3)
-    return pixels
+    pixels = torch.frombuffer(bytearray(whole.tobytes()), dtype=torch.uint8)
+    return pixels.view(whole.height, whole.width, 3)
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
