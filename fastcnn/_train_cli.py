@@ -54,8 +54,12 @@ _ACCUMULATE = (
 def train_options(command: argparse.ArgumentParser) -> None:
     """Of ``train``."""
     add = command.add_argument
-    add("--data", required=True, help="folder of class folders, or of IDX files (gzip or not); or: digits")
-    add("--out", type=path, default=Path("run"), help="folder for checkpoint.pt, log.csv, model.safetensors")
+    add(
+        "--data",
+        required=True,
+        help="folder of class folders, of IDX files, of ImageNet, or packed; or: digits",
+    )
+    add("--out", type=path, default=Path("run"), help="folder for weights, checkpoint and logs")
     add("--model", choices=SIZES, help="default: alexnet for pictures, lenet5 for the others")
     add("--variant", help="alexnet: 2012, 2014, caffenet, bvlc; lenet5: relu, caffe, 1998")
     add("--norm", choices=("published", "lrn", "batch", "none"), help="alexnet's normalisation")

@@ -87,14 +87,15 @@ def _lines(network: Trained, found: Evaluation) -> list[str]:
 
 def predict_options(command: argparse.ArgumentParser) -> None:
     """Of ``predict``."""
+    command.usage = "%(prog)s [-h] [--top N] [--json] [--sheet PNG] [RUN] PICTURE ..."
     add = command.add_argument
     add(
         "paths",
         type=a_path,
         nargs="+",
-        metavar="[RUN] PICTURE",
-        help="a training's --out, or a file of its weights; then pictures. Without RUN it is torchvision's "
-        "AlexNet of ImageNet, which is downloaded once",
+        metavar="PICTURE",
+        help="files of pictures, after RUN: a training's --out, or a file of its weights. Without RUN it is "
+        "torchvision's AlexNet of ImageNet, which is downloaded once",
     )
     add("--top", type=positive, default=5, metavar="N", help="answers, the best first")
     add("--json", action="store_true", help="for a program")
