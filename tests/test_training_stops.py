@@ -592,3 +592,7 @@ def test_a_file_that_unpacks_to_more_than_its_header_says_is_not_unpacked(tmp_pa
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(10**7)))
     with pytest.raises(RuntimeError, match=r"\(2, 3, 4\), 40 bytes in all, but there are 41 or more"):
         idx.read(path)
+    header = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (2**32 - 1, 28, 28))
+    path.write_bytes(gzip.compress(header))
+    with pytest.raises(RuntimeError, match="must have 2,147,483,648 bytes at most, but its header says"):
+        idx.read(path)

@@ -14,7 +14,7 @@ from .. import _files
 
 _UINT8 = 8
 _DIMENSIONS = 4 + 4 * 4  # bytes of a header of four dimensions
-_LARGEST = 2**32  # bytes
+_LARGEST = 2**31  # bytes
 _PART = 2**24
 
 
@@ -35,7 +35,11 @@ def read(path: Path) -> Tensor:
     if data[3] > 4:
         raise RuntimeError(f"{path}: must have four dimensions at most, but its header says {data[3]}")
     sizes = [int.from_bytes(data[i : i + 4], "big") for i in range(4, min(start, len(data)), 4)]
-    data = _content(path, min(start + math.prod(sizes), _LARGEST) + 1)  # no more than it should have
+    if start + math.prod(sizes) > _LARGEST:
+        raise RuntimeError(
+            f"{path}: must have {_LARGEST:,} bytes at most, but its header says {tuple(sizes)}"
+        )
+    data = _content(path, start + math.prod(sizes) + 1)  # no more than it should have
     if len(data) != start + math.prod(sizes):
         more = " or more" if len(data) > start + math.prod(sizes) else ""
         raise RuntimeError(
