@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from . import folders, held
+from . import folders, held, shards
 from .source import Batch, Data, Source
 
 __all__ = ["Batch", "Data", "Source", "find"]
@@ -16,7 +16,8 @@ def find(data: str, size: int | None, side: int | None = None) -> Data:
 
     Args:
         data: "digits"; a folder with MNIST's four IDX files, gzip or not; what ``pack`` made; a folder with a
-            folder of pictures for each class, or with two such, "train" and "val" or "test"; or ImageNet as
+            folder of pictures for each class, or with two such, "train" and "val" or "test"; webdataset's tar
+            files; or ImageNet as
             ILSVRC2012 is distributed, unpacked: the folder that has ``ILSVRC``, that folder, or its
             ``Data/CLS-LOC``.
         size: pixels; None: what the data has, and 224 for pictures.
@@ -39,6 +40,8 @@ def find(data: str, size: int | None, side: int | None = None) -> Data:
     if (folder / "pack.json").exists():
         return _packed(folder, size)
     size = 224 if size is None else size
+    if tars := shards.found(folder):
+        return shards.pictures(tars, side or round(size * 256 / 224), size)
     return folders.pictures(folder, side or round(size * 256 / 224), size)  # the paper's proportion
 
 

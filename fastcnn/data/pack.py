@@ -14,7 +14,6 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from .. import _files
-from . import folders
 from .packed import FORMAT, NAME, digest
 from .pictures import Files
 from .source import Data
@@ -43,6 +42,8 @@ def run(source: Path, out: Path, side: int, workers: int | None, skip_bad: bool)
     from rich.console import Console
     from rich.progress import Progress
 
+    from . import find
+
     if out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"OUT must not be in SRC, but got {out} in {source}")
     if out.exists() and not out.is_dir():
@@ -53,7 +54,9 @@ def run(source: Path, out: Path, side: int, workers: int | None, skip_bad: bool)
         raise ValueError(f"--size must be at most {_LARGEST}, but got {side}")
     if not source.is_dir():
         raise FileNotFoundError(f"SRC must be a folder, but got {source}")
-    data = folders.pictures(source, side, side)
+    data = find(str(source), side, side)
+    if not isinstance(data.train, Files):
+        raise ValueError(f"SRC must be pictures in files, but got {source}")
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     out.mkdir(parents=True, exist_ok=True)
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)

@@ -41,7 +41,7 @@ class Files:
         images, places, bad = [], [], {}
         for place, number in enumerate(numbers):
             try:
-                images.append(picture(self.paths[number], self.side))
+                images.append(self.picture(number))
                 places.append(place)
             except MemoryError:
                 raise
@@ -51,6 +51,10 @@ class Files:
         labels = torch.tensor([self.labels[numbers[place]] for place in places], dtype=torch.long)
         pixels = torch.stack(images) if images else none
         return Batch(pixels, labels, torch.tensor(places, dtype=torch.long), bad)
+
+    def picture(self, number: int) -> Tensor:
+        """One of them, (side, side, 3)."""
+        return picture(self.paths[number], self.side)
 
     def fingerprint(self) -> str:
         """Of names and labels alone: the files would have to be read."""
@@ -71,11 +75,15 @@ def picture(path: Path, side: int) -> Tensor:
     Raises:
         OSError, ValueError, ...: as decoders do where the file can't be read as a picture.
     """
-    from PIL import UnidentifiedImageError
-
     if not path.is_file():  # a FIFO would wait for a writer
         raise ValueError("it is no regular file")
-    data = path.read_bytes()
+    return decoded(path.read_bytes(), side)
+
+
+def decoded(data: bytes, side: int) -> Tensor:
+    """The same of a file's content."""
+    from PIL import UnidentifiedImageError
+
     try:
         return _middle(_pixels(data, side), side)
     except UnidentifiedImageError:
