@@ -17,9 +17,8 @@ def find(data: str, size: int | None, side: int | None = None) -> Data:
     Args:
         data: "digits"; a folder with MNIST's four IDX files, gzip or not; what ``pack`` made; a folder with a
             folder of pictures for each class, or with two such, "train" and "val" or "test"; webdataset's tar
-            files; or ImageNet as
-            ILSVRC2012 is distributed, unpacked: the folder that has ``ILSVRC``, that folder, or its
-            ``Data/CLS-LOC``.
+            files; or ImageNet as ILSVRC2012 is distributed, unpacked: the folder that has ``ILSVRC``, that
+            folder, or its ``Data/CLS-LOC``.
         size: pixels; None: what the data has, and 224 for pictures.
         side: of the squares that pictures in files are made into; None: in the paper's proportion.
 
