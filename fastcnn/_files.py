@@ -37,6 +37,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         os.replace(aside, path)
         _sync_folder(path.parent)
     except OSError as error:
+        if error.errno is None or (error.filename is not None and Path(error.filename) != aside):
+            raise
         # The file aside means nothing to a user, and a full disk does not say whose writing failed.
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:

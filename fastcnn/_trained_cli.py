@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,18 +44,19 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from .data import find
-    from .data.pictures import Files
+    from .data.pictures import workers
     from .training import evaluate as evaluation
     from .training import weights
 
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("--device cuda: torch sees no GPU")
     if args.confusion:
         _files.check_not_an_input("--confusion", args.confusion, [weights.usable(args.trained)])
     network = _network(args.trained)
     data = find(args.data, network.size, network.side)
-    workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
-    workers = workers if isinstance(data.test, Files) else 0
+    processes = workers(data.test) if args.workers is None else args.workers
     device = torch.device(args.device)
-    found = evaluation.evaluate(network, data, device, workers, args.crops == 10, args.skip_bad)
+    found = evaluation.evaluate(network, data, device, processes, args.crops == 10, args.skip_bad)
     if args.confusion:
         from .demo.pictures import png
         from .training._figures import confusion

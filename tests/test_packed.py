@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -119,6 +120,20 @@ def test_a_picture_that_cannot_be_read_is_named_or_left_out(source, tmp_path, ca
     assert len(data.train) + len(data.test) == 59
     assert data.notes == ("left out: 1 picture that could not be read, as pack.json says",)
     assert all_images(data.train).images.flatten(1).any(1).all()
+
+
+def test_a_picture_that_is_mended_is_read_again(source, tmp_path, small_chunks):
+    """After a stop, of a pack that had left it out."""
+    mended = sorted(source.glob("green/*"))[3]
+    content = mended.read_bytes()
+    mended.write_bytes(b"no more")
+    out = tmp_path / "packed"
+    out.mkdir()
+    told = list(islice(packing.pack(folders.pictures(source, SIDE, SIDE), out, 0, True), 6))
+    assert sum(len(unread) for _, unread in told) == 1
+    mended.write_bytes(content)
+    assert pack(source, out) == 0
+    assert find(str(out), None).notes == ()
 
 
 def test_packs_are_not_written_over_nor_into_their_source(source, tmp_path, capsys):

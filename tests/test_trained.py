@@ -14,6 +14,7 @@ from test_training import log_of, one_thread, train, weights_of, write_mnist, wr
 from fastcnn import models
 from fastcnn.cli import main
 from fastcnn.data import find, pictures
+from fastcnn.models import imagenet
 from fastcnn.training import evaluate, trained
 
 __all__ = ["one_thread"]  # a fixture
@@ -240,6 +241,23 @@ def test_evaluate_refuses_what_does_not_fit(colours, mnist, tmp_path, capsys):
     assert main(["evaluate", str(out), "--data", str(others), "--workers", "0"]) == 1
     assert f"can't read {others / 'blue' / '0.png'}" in capsys.readouterr().err
     assert evaluated(out, others, capsys, "--skip-bad")["images"] == 1
+
+
+def test_classes_go_by_number_for_imagenets_ids_in_torchvisions_network_alone(monkeypatch):
+    words, ids = tuple(f"w{i}" for i in range(1000)), tuple(f"n{i:08} word" for i in range(1000))
+    for ours, theirs in ((words, ids), (words, tuple(map(str, range(1000))))):
+        with pytest.raises(ValueError, match="does not know"):
+            evaluate.places(ours, theirs)
+    monkeypatch.setattr(imagenet, "classes", lambda: words)
+    assert evaluate.places(words, ids) == list(range(1000))
+    assert evaluate.places(words, ("w7", "w3")) == [7, 3]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_evaluate_without_a_gpu_says_so(colours, capsys):
+    data, out = colours
+    assert main(["evaluate", str(out), "--data", str(data), "--device", "cuda"]) == 1
+    assert capsys.readouterr().err == "evaluate: --device cuda: torch sees no GPU\n"
 
 
 # Exported.

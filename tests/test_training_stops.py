@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_training import log_of, one_thread, train, weights_of, write_idx, write_mnist, write_pictures
 
+from fastcnn import _files
 from fastcnn.data import find, idx, pictures
 from fastcnn.models import lenet5, load_weights
 from fastcnn.training import checkpoint
@@ -136,6 +137,13 @@ def test_a_second_training_in_the_folder_is_refused(mnist, tmp_path, capsys):
         other.kill()
     assert train(mnist, out) == 0
     assert not begun.exists()
+
+
+def test_an_error_of_another_file_keeps_its_name(tmp_path):
+    for error in (FileNotFoundError(2, "gone", "another"), OSError("no number")):
+        with pytest.raises(type(error), match=re.escape(str(error))), _files.replacing(tmp_path / "x"):
+            raise error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_link_for_a_lock_or_a_file_aside_is_not_followed(mnist, tmp_path, capsys):

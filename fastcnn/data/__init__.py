@@ -39,9 +39,10 @@ def find(data: str, size: int | None, side: int | None = None) -> Data:
     if (folder / "pack.json").exists():
         return _packed(folder, size)
     size = 224 if size is None else size
+    side = side or round(size * 256 / 224)  # the paper's proportion
     if tars := shards.found(folder):
-        return shards.pictures(tars, side or round(size * 256 / 224), size)
-    return folders.pictures(folder, side or round(size * 256 / 224), size)  # the paper's proportion
+        return shards.pictures(tars, side, size)
+    return folders.pictures(folder, side, size)
 
 
 def _packed(folder: Path, size: int | None) -> Data:

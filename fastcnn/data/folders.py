@@ -13,10 +13,9 @@ from typing import NamedTuple
 
 from . import ilsvrc
 from .paths import Paths
-from .pictures import Files
+from .pictures import SUFFIXES, Files
 from .source import Data
 
-_PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _TESTS = ("val", "valid", "validation", "test")  # the first of them is tested with
 _HELD_OUT = 10  # one image of so many of a class, where no folder says which are for testing
 
@@ -92,7 +91,7 @@ def _is_hidden(name: str) -> bool:
 
 def is_picture(name: str) -> bool:
     """Returns whether a file of this name is taken for a picture."""
-    return name.lower().endswith(_PICTURES) and not name.startswith(".")
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -236,7 +235,7 @@ class _Search:
             needed = [(root / parts[0], trained), (root / parts[1], tested)][: 1 if flat else 2]
         for folder, labels in needed:
             if empty := [name for label, name in enumerate(classes) if label not in labels]:
-                raise FileNotFoundError(f"{folder / empty[0]}: has no picture ({' '.join(_PICTURES)})")
+                raise FileNotFoundError(f"{folder / empty[0]}: has no picture ({' '.join(SUFFIXES)})")
         if single := [name for label, name in enumerate(classes) if label not in trained]:
             raise RuntimeError(f"{root / single[0]}: needs two pictures, one to train on, one to test with")
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from .. import _files
 from .packed import FORMAT, NAME, digest
 from .pictures import Files
+from .pictures import workers as decoders
 from .source import Data
 
 _LARGEST = 8192  # rows and columns
@@ -57,22 +58,27 @@ def run(source: Path, out: Path, side: int, workers: int | None, skip_bad: bool)
     data = find(str(source), side, side)
     if not isinstance(data.train, Files):
         raise ValueError(f"SRC must be pictures in files, but got {source}")
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
     out.mkdir(parents=True, exist_ok=True)
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     for note in data.notes:
         console.print(_files.shown(note))
     start, done, bad = time.perf_counter(), 0, 0
-    bar = Progress(console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+    bar = Progress(
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        redirect_stdout=False,  # as in training/log.py
+        redirect_stderr=False,
+    )
     with _files.held(out), bar as progress:
         _refuse_to_overwrite(out)
         task = progress.add_task("packing", total=len(data.train) + len(data.test))
-        for step in pack(data, out, workers, skip_bad):
+        for step in pack(data, out, decoders(data.train) if workers is None else workers, skip_bad):
             done, unread = step
             bad += len(unread)
             progress.update(task, completed=done)
             for line in unread:
-                progress.console.print(_files.shown(line))
+                console.print(_files.shown(line))
     left_out = f", {bad} of them left out, as {NAME} says" if bad else ""
     speed = done / (time.perf_counter() - start)
     console.print(f"{done:,} pictures of {side} x {side} are in {out}{left_out}; {speed:.0f} a second")
@@ -161,11 +167,12 @@ class _Decoding:
         memory = images.data.cast("B")
         with open(self._path, "r+b") as file:
             place = self._start + chunk.row * images[0].nbytes
-            if chunk.row in self._done:
+            hashed, unread = self._done.get(chunk.row, ("", {}))
+            if hashed and not unread:  # what could not be read may be mended now
                 file.seek(place)
                 file.readinto(memory)
-                if hashlib.sha256(memory).hexdigest() == self._done[chunk.row][0]:
-                    return self._done[chunk.row]
+                if hashlib.sha256(memory).hexdigest() == hashed:
+                    return hashed, unread
                 images[:] = 0
             batch = chunk.source.__getitems__(list(chunk.numbers))
             images[batch.places.numpy()] = batch.images.numpy()
@@ -215,18 +222,18 @@ def _parsed(line: bytes) -> Any:
 
 def _write_rest(folder: Path, data: Data, sources: list[Files], done: list[Done]) -> None:
     labels = np.array([label for source in sources for label in source.labels], "<i8")
-    with _files.replacing(folder / "labels.npy") as file:
-        np.save(file, labels)
     unread = {row: why for _, rows in done for row, why in rows.items()}
     first = len(sources[0])
     for part in (range(first), range(first, len(labels))):
         if all(row in unread for row in part):
             raise RuntimeError(f"of one of the two parts no picture can be read; {unread[part[0]]}")
+    with _files.replacing(folder / "labels.npy") as file:
+        np.save(file, labels)
     told = {
         "format": FORMAT,
         "side": data.side,
         "images": len(labels),
-        "train": len(sources[0]),
+        "train": first,
         "classes": data.classes,
         "bad": list(unread),
         "why": list(unread.values()),

@@ -59,7 +59,7 @@ def find(folder: Path, size: int | None) -> Data:
         ValueError: a size beyond that of the images.
     """
     told = _told(folder / NAME)
-    side, train, bad = told["side"], told["train"], set(told["bad"])
+    side, train, bad = told["side"], told["train"], told["bad"]
     if size is not None and size > side:
         raise ValueError(f"--size must be at most {side}, as {folder} was packed, but got {size}")
     shape = (told["images"], side, side, 3)
@@ -67,11 +67,15 @@ def find(folder: Path, size: int | None) -> Data:
     labels = _array(folder / "labels.npy", np.dtype("<i8"), shape[:1])
     if hashlib.sha256(labels.numpy().tobytes()).hexdigest() != told["labels"]:
         raise RuntimeError(f"{folder / 'labels.npy'}: damaged, or of another pack: not the labels of {NAME}")
-    if labels.min() < 0 or labels.max() >= len(told["classes"]) or not bad <= set(range(shape[0])):
+    if (
+        labels.min() < 0
+        or labels.max() >= len(told["classes"])
+        or any(not 0 <= row < shape[0] for row in bad)
+    ):
         raise RuntimeError(f"{folder / NAME}: damaged: its classes or bad images are not those of labels.npy")
-    rows = [
-        torch.tensor([n for n in part if n not in bad]) for part in (range(train), range(train, shape[0]))
-    ]
+    readable = torch.ones(shape[0], dtype=torch.bool)
+    readable[torch.tensor(bad, dtype=torch.long)] = False
+    rows = [readable[:train].nonzero()[:, 0], readable[train:].nonzero()[:, 0] + train]
     if not all(map(len, rows)):
         raise RuntimeError(f"{folder / NAME}: says of no image that it can be read")
     hashed = hashlib.sha256("".join(told["hashes"]).encode()).hexdigest()

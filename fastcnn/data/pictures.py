@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.util
 import io
+import os
 import warnings
 from array import array
 from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ from .source import Batch
 if TYPE_CHECKING:
     from PIL import Image
 
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's others may start a program
 _ORIENTATION = 0x0112  # EXIF's
 
@@ -64,6 +66,13 @@ class Files:
         while part := b"".join(islice(lines, 4096)):
             digest.update(part)
         return digest.hexdigest()
+
+
+def workers(source: object) -> int:
+    """Returns how many are to decode: one for each processor that this process has for itself."""
+    if not isinstance(source, Files):
+        return 0
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def picture(path: Path, side: int) -> Tensor:

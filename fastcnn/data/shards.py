@@ -13,10 +13,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .paths import Paths
-from .pictures import Files, decoded
+from .pictures import SUFFIXES, Files, decoded
 from .source import Data
 
-_PICTURES = ("jpg", "jpeg", "png", "webp", "ppm", "bmp", "tif", "tiff", "gif")
 _TEST = re.compile(r"(^|[^a-z])(val|valid|validation|test)([^a-z]|$)")
 
 
@@ -96,12 +95,12 @@ def _samples(path: Path) -> Iterator[_Sample]:
             files = (member for member in tar if member.isreg())
             for key, members in groupby(files, lambda member: _split(member.name)[0]):
                 by_kind = {_split(member.name)[1]: member for member in members}
-                image = next((by_kind[kind] for kind in _PICTURES if kind in by_kind), None)
+                image = next((by_kind[s[1:]] for s in SUFFIXES if s[1:] in by_kind), None)
                 if image is None:
                     continue
                 label = tar.extractfile(by_kind["cls"]) if "cls" in by_kind else None
                 text = label.read(20).strip() if label else b""
-                if not text.isdigit():
+                if not text.isdigit() or len(text) > 6:
                     raise RuntimeError(f"{path}: {key}.cls must be its class's number, but is {text!r}")
                 yield _Sample(image.name, int(text), image.offset_data, image.size)
     except tarfile.TarError as error:

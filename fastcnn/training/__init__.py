@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from .. import _files, backends, models
 from ..data import Data, find
 from ..data.held import Held
-from ..data.pictures import Files
+from ..data.pictures import workers
 from ..models.lenet1998 import LeNet1998
 from . import weights
 from .augment import Statistics
@@ -129,7 +128,7 @@ def _plan(options: Options, device: torch.device) -> Plan:
         path=options.out / _CHECKPOINT,
         seed=options.seed,
         accumulate=options.accumulate,
-        workers=_workers(data) if options.workers is None else options.workers,
+        workers=workers(data.train) if options.workers is None else options.workers,
         save_every=options.save_every,
         skip_bad=options.skip_bad,
         frozen=(options.freeze,) if options.freeze else (),
@@ -142,13 +141,6 @@ def _refuse_to_overwrite(options: Options) -> None:
     path = options.out / _CHECKPOINT
     if path.exists() and not options.resume:
         raise ValueError(f"{path} is there: --resume goes on from it, another --out starts anew")
-
-
-def _workers(data: Data) -> int:
-    """One for each processor that this process has for itself, where there is something to decode."""
-    if not isinstance(data.train, Files):
-        return 0
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def _head(options: Options, training: Training) -> Iterator[str]:

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -70,12 +70,14 @@ def _reader(source: Source, lists: Any, processes: Processes, workers: int) -> I
     )
     with _sigterm_waits():
         batches = iter(reader)
-    return one_ahead(batches) if processes.device.type == "cuda" and workers == 0 else batches
+    if processes.device.type == "cuda" and workers == 0:
+        return one_ahead(batches, functools.partial(torch.cuda.set_device, processes.device))
+    return batches
 
 
-def one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Each batch is read by a thread while the one before is worked on; copies need no interpreter."""
-    with ThreadPoolExecutor(1) as thread:
+def one_ahead(batches: Iterator[Batch], begin: Callable[[], None] | None = None) -> Iterator[Batch]:
+    """Each batch is read by a thread, after ``begin``, while the one before is worked on."""
+    with ThreadPoolExecutor(1, initializer=begin) as thread:
         coming = thread.submit(next, batches, None)
         while (batch := coming.result()) is not None:
             coming = thread.submit(next, batches, None)

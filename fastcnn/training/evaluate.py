@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..data import Data
+from ..models import imagenet
 from . import augment, batches, scores
 from .processes import Processes
 from .scores import Scores
@@ -67,7 +70,7 @@ def evaluate(
         if all_crops:
             crops = augment.ten_crops(images, network.size, data.mirrored)
         logs = scores.averaged(map(network.scores, crops))
-        sums += scores.sums(logs, labels)
+        sums += scores.sums(F.nll_loss(logs, labels, reduction="sum"), logs, labels)
         confusion += torch.bincount(labels * count + logs.argmax(1), minlength=count * count)
     if sums[1] == 0:
         path, why = next(iter(unread.items()))
@@ -86,14 +89,15 @@ def _check(network: Trained, data: Data) -> None:
 
 
 def places(ours: tuple[str, ...], theirs: tuple[str, ...]) -> list[int]:
-    """Where in ``ours`` the classes of the data are: by name, or by number where ours have none.
+    """Where in ``ours`` the classes of the data are: by name, or torchvision's for ImageNet's WordNet ids.
 
     Raises:
         ValueError: a class of the data that the network does not know.
     """
     if set(theirs) <= set(ours):
         return [ours.index(name) for name in theirs]
-    if len(ours) == len(theirs) == 1000:  # ImageNet's WordNet ids and words are in the same order
+    ids = len(theirs) == 1000 and all(re.match(r"n\d{8}\b", name) for name in theirs)
+    if ids and ours == imagenet.classes():  # its words are in the order of the WordNet ids
         return list(range(1000))
     unknown = [name for name in theirs if name not in ours]
     more = ", ..." if len(unknown) > 5 else ""

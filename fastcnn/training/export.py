@@ -16,7 +16,6 @@ from .. import _files
 from . import trained, weights
 from .trained import Trained
 
-FORMATS = ("onnx", "pt2", "safetensors")
 _LARGEST_DIFFERENCE = 1e-4  # of a probability
 
 

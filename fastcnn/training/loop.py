@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data import Batch, Data, Source
@@ -356,9 +357,7 @@ class Training:
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
             answers = self._parallel(images)
         loss = self.plan.loss(answers.float(), labels) * len(images) if len(images) else answers.float().sum()
-        sums = scores.sums(answers.detach().double(), labels)
-        sums[0] = loss.detach()
-        self._sums += sums
+        self._sums += scores.sums(loss.detach(), answers.detach(), labels)
         self.scaler.scale(loss * weight).backward()
 
     def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
@@ -376,7 +375,8 @@ class Training:
             crops = [augment.middle(images, data.size)]
             if self.plan.recipe.crops == 10:
                 crops = augment.ten_crops(images, data.size, data.mirrored)
-            sums += scores.sums(scores.averaged(map(self._scores, crops)), labels)
+            logs = scores.averaged(map(self._scores, crops))
+            sums += scores.sums(F.nll_loss(logs, labels, reduction="sum"), logs, labels)
         self._to_training()
         sums = self.processes.total(sums)
         if sums[1] == 0:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 TOP = 5  # answers among which the right one may be
 
@@ -19,14 +18,14 @@ def averaged(scores: Iterable[Tensor]) -> Tensor:
     return logs.logsumexp(0) - math.log(len(logs))
 
 
-def sums(logs: Tensor, labels: Tensor) -> Tensor:
+def sums(loss: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
     """Of N images, in float64 (4,).
 
-    The sum of -log of the right class's probability; how many images; of how many the right class is the
-    most probable; of how many it is among the TOP.
+    The sum of their losses; how many images; of how many the right class has the highest score; of how many
+    it is among the TOP.
     """
-    right = logs.topk(min(TOP, logs.shape[1])).indices == labels[:, None]
-    loss = F.nll_loss(logs, labels, reduction="sum").double()
+    right = scores.topk(min(TOP, scores.shape[1])).indices == labels[:, None]
+    loss = loss.double()
     return torch.stack([loss, loss.new_full((), len(labels)), right[:, 0].sum(), right.any(1).sum()])
 
 
