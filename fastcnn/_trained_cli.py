@@ -52,6 +52,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise RuntimeError("--device cuda: torch sees no GPU")
     if args.confusion:
         _files.check_not_an_input("--confusion", args.confusion, [weights.usable(args.trained)])
+        if args.confusion.resolve().is_relative_to(Path(args.data).resolve()):
+            raise ValueError(f"--confusion must not be in --data, but got {args.confusion} in {args.data}")
     network = _network(args.trained)
     data = find(args.data, network.size, network.side)
     processes = workers(data.test) if args.workers is None else args.workers

@@ -260,15 +260,25 @@ def test_evaluate_without_a_gpu_says_so(colours, capsys):
     assert capsys.readouterr().err == "evaluate: --device cuda: torch sees no GPU\n"
 
 
+def test_nothing_is_drawn_among_the_data(colours, capsys):
+    data, out = colours
+    for path in (next(data.glob("*/*")), data / "new.png"):
+        before = path.read_bytes() if path.exists() else None
+        assert main(["evaluate", str(out), "--data", str(data), "--confusion", str(path)]) == 1
+        assert "--confusion must not be in --data" in capsys.readouterr().err
+        assert before == (path.read_bytes() if path.exists() else None)
+
+
 # Exported.
 
 
-def test_onnx_runtime_gives_the_same_answers(colours, tmp_path, capsys):
+def test_onnx_runtime_gives_the_same_answers(colours, tmp_path, capfd):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     data, out = colours
     assert main(["export", str(out), "--to", "onnx", "--out", str(tmp_path / "m.onnx")]) == 0
-    assert "in ONNX Runtime" in capsys.readouterr().out
+    told = capfd.readouterr()
+    assert "in ONNX Runtime" in told.out and not told.err
     session = runtime.InferenceSession(tmp_path / "m.onnx")
     assert session.get_modelmeta().custom_metadata_map["classes"] == '["blue", "green", "red"]'
     network, files = trained.load(out), sorted(data.glob("*/1*"))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,20 @@ def export(run: Path, kind: str, out: Path) -> str:
     return by
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without six lines on torch's own deprecated calls, and on torchvision's absence."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 Answer = Callable[[Tensor], Tensor]
 Written = tuple[bytes, Answer | None, str]
 
@@ -80,15 +97,16 @@ def _pt2(model: Exported, x: Tensor, images: Any, about: dict[str, Any]) -> Writ
 
 
 def _onnx(model: Exported, x: Tensor, images: Any, about: dict[str, Any]) -> Written:
-    program = torch.onnx.export(
-        model,
-        (x,),
-        dynamic_shapes=images,
-        input_names=["pixels"],
-        output_names=["probabilities"],
-        dynamo=True,
-        verbose=False,
-    )
+    with _quiet():
+        program = torch.onnx.export(
+            model,
+            (x,),
+            dynamic_shapes=images,
+            input_names=["pixels"],
+            output_names=["probabilities"],
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     program.model.metadata_props.update({name: json.dumps(value) for name, value in about.items()})
     with tempfile.TemporaryDirectory() as folder:  # it writes to a path alone
