@@ -35,15 +35,16 @@ test: .venv/built  ## run the tests; ARGS="-k lrn" for some of them
 # Other versions of torch than constraints.txt's, each in an environment beside .venv; with the extension that was
 # built there, which knows no torch. What doesn't depend on torch's version is left out: kernels on drawn
 # shapes and what compilers made of them; pages that the pinned versions wrote; processes killed in training.
+# The GPU's harness runs with the oldest, which that machine has.
 # torch 2.11 takes no setuptools from 82 on, so that is left open.
-SAME := assembly collection compare cuda_on_host cuda_resources fuse_inplace fuse_lrn properties report \
-  training_stops tutorial
+SAME := assembly collection compare cuda_on_host cuda_resources direct epilogue fuse_inplace fuse_lrn properties \
+  report training_stops tutorial
 TESTED := from importlib.metadata import requires; \
   print(*(r.split(";")[0].replace(" ", "") for r in requires("fastcnn") if "extra == \"test\"" in r))
 
 test-oldest: .venv-oldest/made  ## run the tests with the oldest torch that is supported, 5 GB
 test-newest: .venv-newest/made  ## run the tests with the newest torch that was tried, 6 GB
-test-newest: SAME += triton_conv triton_pixels triton_planes
+test-newest: SAME += gpu_harness triton_conv triton_pixels triton_planes
 test-oldest test-newest: test-%: .venv/built
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) .venv-$*/bin/python -m pytest -p no:cacheprovider \
 	  $(SAME:%=--ignore=tests/test_%.py) $(ARGS)

@@ -1,6 +1,6 @@
 """A GPU's few minutes: `first` builds, checks and times what decides most, `full` all the rest.
 
-    python bench/gpu.py first|full [--rehearse] [--only PART,...]
+    python bench/gpu.py first|full [--rehearse] [--only PART ...]
 
 A row is printed, and written to gpu_first.jsonl or gpu_full.jsonl, as soon as it is known. When it ends, in
 whatever way, all rows are in gpu_first.json or gpu_full.json. They lie in $OUT, or in bench/results where OUT
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
 PYTHONPATH = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
 ENV = {**os.environ, "PATH": PATH, "PYTHONPATH": PYTHONPATH, "PYTHONUNBUFFERED": "1"}
-SMALL = {"PYTHONDONTWRITEBYTECODE": "", "TRITON_INTERPRET": "1"}  # of a rehearsal
+SMALL = {"PYTHONDONTWRITEBYTECODE": "", "TRITON_INTERPRET": "1"}  # of a rehearsal, whose bytecode is kept
 SECONDS = {"first": 240, "full": 300}
 TRITON = [f"triton, {d}, {f}" for d in ("bfloat16", "float32", "float16") for f in ("channels_last", "NCHW")]
 PLANS = {  # groups of parts that run at once, with the seconds that each may take
@@ -92,7 +92,7 @@ class Run:
         self.counted: dict[str, Any] = {}  # by part, of tests and sanitizers
         self.live: list[subprocess.Popen] = []
         self.folder = tempfile.TemporaryDirectory()
-        self.env = ENV | (SMALL | {"PYTHONPYCACHEPREFIX": self.folder.name} if rehearse else {})
+        self.env = {"PYTHONPYCACHEPREFIX": self.folder.name} | ENV | SMALL if rehearse else ENV
         self.ended = False
 
     def say(self, part: str, name: str, **values: Any) -> None:
@@ -291,7 +291,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=PLANS)
     parser.add_argument("--rehearse", action="store_true", help="in small, on a CPU")
-    parser.add_argument("--only", type=lambda s: s.split(","), metavar="PART,...", help="some of its parts")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="some of its parts")
     for name, kind in (("part", str), ("from", int), ("until", float)):
         parser.add_argument(f"--{name}", type=kind, dest=f"row_{name}", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -292,9 +292,18 @@ def predicted(row):
     return {(name, quantity) for name, quantity, _ in gpu_summary.predictions() if name == row["name"]}
 
 
-@pytest.mark.parametrize("command", gpu.PLANS)
+# Triton, which takes longest, in one layout of each dtype. Of `full` what `first` doesn't have, and what a
+# result is made of.
+TWICE = {"triton, bfloat16, NCHW", "triton, float32, channels_last", "triton, float16, NCHW"}
+PARTS = {
+    command: [p for group in plan for p in group if p not in TWICE] for command, plan in gpu.PLANS.items()
+}
+PARTS["full"] = ["machine", "build", "memcheck", *(p for p in PARTS["full"] if p not in PARTS["first"])]
+
+
+@pytest.mark.parametrize("command", PARTS)
 def test_a_rehearsal_runs_every_part(command, environment):
-    process = started(environment, command)
+    process = started(environment, command, "--only", "restarts", *PARTS[command])
     printed, _ = process.communicate()
     assert process.returncode == 0
     out = Path(environment["OUT"])
@@ -310,7 +319,7 @@ def test_a_rehearsal_runs_every_part(command, environment):
     assert [r for r in rows.values() if r.get("verdict", "ok") not in ("ok", "does not fit")] == []
     # Of interpreted blocks, triton 3.6 can't do any with numpy 2.4.
     assert [r for r in rows.values() if "error" in r or r.get("left out", {}).keys() - {"triton"}] == []
-    assert {part for group in gpu.PLANS[command] for part in group} <= {part for part, _ in rows} | {"build"}
+    assert {*PARTS[command]} <= {part for part, _ in rows} | {"build"}
     for row in rows.values():
         for _, quantity in predicted(row):
             left_out = quantity.removesuffix(" µs") in row.get("left out", {})
@@ -321,12 +330,13 @@ def test_a_rehearsal_runs_every_part(command, environment):
         "580.65",
     )
     assert result["versions"]["torch"] == torch.__version__
-    assert result["memcheck"]["errors"] == result["racecheck"]["errors"] == 0
+    assert result["memcheck"]["errors"] == 0
     assert result["memcheck"]["ok"] > 0
-    assert result["tests"].keys() == {"passed", "failed", "skipped", "unfinished"}
     assert not gpu_summary.trusted(result)
     assert "measured beside predicted" in printed
     if command == "first":
+        assert result["racecheck"]["errors"] == 0
+        assert result["tests"].keys() == {"passed", "failed", "skipped", "unfinished"}
         assert rows["ncu", "1 add_parts"]["registers"] == 16
         epilogues = {f"{c}, {p}" for c in gpu_rows.EPILOGUES for p in gpu_rows.PHASES}
         assert {name for name, *_ in gpu_summary.predictions()} <= epilogues | {name for _, name in rows}
@@ -340,7 +350,7 @@ def test_without_a_gpu_it_says_so(environment):
 
 
 def test_ended_early_it_keeps_its_rows(environment):
-    process = started(environment, "first", "--only", "machine,restarts")
+    process = started(environment, "first", "--only", "machine", "restarts")
     for line in process.stdout:
         if "a row that dies" in line:
             process.send_signal(signal.SIGTERM)
