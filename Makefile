@@ -6,7 +6,7 @@ PIP := $(call pip,.venv,constraints.txt)
 NATIVE := $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help env demo test test-oldest test-newest lint format sanitize wheel bench-cpu growth input memory choices report sweep public gpu resources clean
+.PHONY: help env demo test test-oldest test-newest lint format sanitize wheel bench-cpu growth input memory report sweep public gpu resources clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -113,10 +113,6 @@ input: .venv/built  ## time what feeds training: packing, decoding, crops, besid
 
 memory: .venv/built  ## follow the memory of training steps, fused and plain
 	$(BIN)/python bench/memory.py
-	$(BIN)/python bench/report.py
-
-choices: .venv/built  ## time the CPU kernels' design choices beside what they replaced, ten minutes
-	$(BIN)/python bench/choices.py
 	$(BIN)/python bench/report.py
 
 report: .venv/built  ## write README's table, docs/benchmarks.md and the pictures from bench/results

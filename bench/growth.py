@@ -99,8 +99,8 @@ AXES = {
         "[32, 96, 55, 55]",
         tuple(sorted({*powers(1, CORES), CORES})),
         lambda t: Case((32, 96, 55, 55), threads=t),
-        "The time of all threads together. Tasks are equal and share nothing "
-        "([threads.md](threads.md) counts them); caches, memory and the processor's clock are shared.",
+        "The time of all threads together. Tasks are equal and share nothing; "
+        "caches, memory and the processor's clock are shared.",
     ),
     MODEL: Axis(
         "[·, 3, 224, 224]",

@@ -18,7 +18,6 @@ from typing import Any
 
 import figures
 import matplotlib
-import report_choices
 import report_cpu
 import report_gpu
 import report_growth
@@ -106,12 +105,11 @@ def files() -> dict[str, str]:
     """Everything that is generated, by its path."""
     cpu, results = read_cpu()
     growth, memory = read("growth", "make growth"), read("memory", "make memory")
-    choices = report_choices.section(read("choices", "make choices"))
     return {
         "README.md": marked(
             "README.md", results=report_cpu.readme(cpu, results), gpu=report_gpu.readme(RESULTS)
         ),
-        "docs/cpu.md": marked("docs/cpu.md", results=report_cpu.floors(results), choices=choices),
+        "docs/cpu.md": marked("docs/cpu.md", results=report_cpu.floors(results)),
         "fastcnn/backends/trusted.json": report_gpu.allowed(RESULTS),
         "docs/benchmarks.md": document(cpu, results, growth, memory),
         "docs/sweep.md": report_sweep.page(read("sweep", "make sweep")),

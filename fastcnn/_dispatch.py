@@ -59,9 +59,9 @@ def torch_alone_is_known(*tensors: Tensor | None) -> bool:
 def can_bypass(*tensors: Tensor | None) -> bool:
     """Returns whether the dispatcher would do nothing for an op on these tensors but record gradients.
 
-    True for plain tensors: no autocast, transform, tracing, compilation, mode, profiler or subclass. To
-    dispatch an op written in Python takes longer than the work on a small tensor (`make choices`); where this
-    is true a backend, or an autograd.Function around it, may be called by itself.
+    True for plain tensors: no autocast, transform, tracing, compilation, mode, profiler or subclass. Then
+    a backend, or an autograd.Function around it, may be called directly. On a small tensor the dispatch of
+    an op written in Python takes longer than the work (3.3 times in all, docs/cpu.md, "What was tried").
     """
     if torch.compiler.is_dynamo_compiling():
         return False

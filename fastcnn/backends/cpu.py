@@ -164,9 +164,9 @@ def epilogue_backward(
     return grad_x, grad_bias
 
 
-# The convolution's output, of so many bytes at a time: the epilogue finds most of it in cache, and the
-# allocator hands out the same pages again. Of more at a time glibc gives pages back in every call, and to
-# fetch them anew takes up to as long as the block itself (`make choices`).
+# Bytes of the convolution's output that a block computes at a time. The epilogue finds most of them in
+# cache, and the allocator reuses the pages. With larger chunks glibc returns pages to the system in every
+# call; getting them back makes a block take up to 1.5 times as long (docs/cpu.md, "What was tried").
 _CHUNK_BYTES = 4 << 20
 
 # What makes a processor compute in the dtype itself. Without, oneDNN emulates it, and a convolution takes
