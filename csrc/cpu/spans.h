@@ -12,7 +12,7 @@
 namespace fastcnn::FASTCNN_ISA {
 
 // Asks for what will be read soon, wherever that is: memory then works while the arithmetic does
-// (`make choices` shows the gain). The hardware sees only what lies close ahead.
+// (1.13 to 1.39 times as fast, docs/cpu.md). The hardware sees only what lies close ahead.
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // out[i] = op(x[i * stride], i); out is written to its n-th element and no further. ahead: from x
