@@ -1,6 +1,6 @@
 """Fused CNN kernels for PyTorch: convolution, bias, ReLU, local response normalisation and max pooling."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata as _metadata
 
 from . import functional, models, nn
 from .backends import available_backends, set_backend, use_backend
@@ -9,8 +9,8 @@ from .receptive_field import receptive_field
 from .stages import LRN, MaxPool
 
 try:
-    __version__ = version("fastcnn")
-except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = _metadata.version("fastcnn")
+except _metadata.PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0.0.0"
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import platform
 import sys
@@ -27,8 +28,10 @@ from .stages import DTYPES
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit status, 2 for a wrong command line as argparse has it."""
     parser = argparse.ArgumentParser(prog="python -m fastcnn", description="Fused CNN kernels for PyTorch.")
+    parser.add_argument("--version", action="version", version=f"fastcnn {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
-    _add(commands, info, "versions, backends, hardware")
+    facts = _add(commands, info, "versions, backends, hardware")
+    facts.add_argument("--json", action="store_true", help="one object, for a program")
     checking = _add(commands, check, "try every kernel on a device, each in a process of its own")
     checking.add_argument("--device", default="cpu", help="cpu, or a GPU as cuda:0")
     checking.add_argument("--json", action="store_true", help="rows for a program")
@@ -76,8 +79,8 @@ def _add(
 
 def info(args: argparse.Namespace) -> int:
     """Print what a report of a problem should carry."""
-    for key, value in _facts():
-        print(f"{key}: {value}")
+    facts = dict(_facts())
+    print(json.dumps(facts, indent=1) if args.json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import json
 import platform
 import subprocess
 import sys
@@ -42,6 +43,22 @@ def test_info_tells_what_a_report_needs(capsys):
     assert {"triton", "instruction set", "OpenMP in torch", "GPU"} <= printed.keys()
     for name, reason in fastcnn.available_backends().items():
         assert printed[f"backend {name}"] == (reason or "available")
+
+
+def test_info_for_a_program(capsys):
+    cli.main(["info"])
+    printed = facts(capsys.readouterr().out)
+    cli.main(["info", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == [key for key in printed if not key.startswith(" ")]
+    assert (found["torch"], found["backend reference"]) == (torch.__version__, "available")
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"fastcnn {fastcnn.__version__}\n"
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,11 @@ def test_all_names_are_these(module):
     assert sorted(module.__all__) == sorted(NAMES[module])
 
 
+def test_the_package_has_no_other_names_but_modules():
+    others = {name for name in vars(fastcnn) if not name.startswith("_")} - set(fastcnn.__all__)
+    assert {type(getattr(fastcnn, name)) for name in others} <= {type(fastcnn)}
+
+
 @pytest.mark.parametrize("module", [*NAMES, *OTHERS], ids=lambda module: module.__name__)
 def test_signatures(module):
     wanted = {**NAMES, **OTHERS}[module]
