@@ -36,6 +36,8 @@ def told(
     except KeyboardInterrupt:
         print(f"{command}: interrupted{interrupted and '; '}{interrupted}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # main's affair
+        raise
     except (OSError, ModuleNotFoundError, RuntimeError, ValueError) as error:
         print(f"{command}: {_files.message(error)}", file=sys.stderr)
         return 1

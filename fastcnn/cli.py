@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import io
 import json
 import os
 import platform
@@ -59,12 +61,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     fields.add_argument("--image", type=path, help="photograph to draw them on")
     args = parser.parse_args(argv)
     try:
-        status: int = args.run(args)
-        sys.stdout.flush()
+        with _any_terminal():
+            status: int = args.run(args)
+            print(end="", flush=True)
     except BrokenPipeError:  # whoever read the output has seen enough: head, or a pager that was left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
         return 1
     return status
+
+
+@contextlib.contextmanager
+def _any_terminal() -> Iterator[None]:
+    """Print "?" for what a terminal's encoding lacks, as × in ASCII, instead of failing."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            stream.reconfigure(errors=errors)
 
 
 def _add(
