@@ -58,12 +58,18 @@ def marked(path: str, **sections: str) -> str:
     return text
 
 
-def overview(cpu: dict) -> str:
+def overview(cpu: dict, results: dict[str, report_cpu.Result]) -> str:
     return f"""# Benchmarks
 
-From `bench/results/*.json`, by `make report`, which CI compares. `make bench-cpu`, `make growth`,
-`make memory` and `make gpu` measure anew. [sweep.md](sweep.md) has random shapes beside plain torch,
-[public_models.md](public_models.md) models that people have.
+How many times as fast is fastcnn as the fastest of eager PyTorch, torch.compile, ONNX Runtime, OpenVINO and
+JAX? The first picture has every benchmark. The tables have times, quartiles, and how far fastcnn is from the
+least time that the machine needs.
+
+{report_cpu.why(results)}
+
+All figures are from `bench/results/*.json`, by `make report`; CI checks that they agree. `make bench-cpu`,
+`make growth`, `make memory` and `make gpu` measure again. [Random shapes](sweep.md) and
+[public models](public_models.md) have pages of their own.
 
 - [Against peers on the CPU](#against-peers-on-the-cpu), [near the roof?](#near-the-roof)
 - [How cost grows](#how-cost-grows), [memory of a training step](#memory-of-a-training-step)
@@ -91,7 +97,7 @@ are not counted. Bytes are those that must move: input, output, weights.
 def document(cpu: dict, results: dict[str, report_cpu.Result], growth: dict, memory: dict) -> str:
     details = [line for r in results.values() for line in report_cpu.details(r)]
     sections = [
-        overview(cpu),
+        overview(cpu, results),
         report_growth.section(growth),
         report_memory.section(memory),
         report_gpu.section(RESULTS),
@@ -107,7 +113,10 @@ def files() -> dict[str, str]:
     growth, memory = read("growth", "make growth"), read("memory", "make memory")
     return {
         "README.md": marked(
-            "README.md", results=report_cpu.readme(cpu, results), gpu=report_gpu.readme(RESULTS)
+            "README.md",
+            summary="\n".join([*report_cpu.summary(results), report_gpu.summary(RESULTS)]),
+            results=report_cpu.readme(cpu, results),
+            gpu=report_gpu.readme(RESULTS),
         ),
         "docs/cpu.md": marked("docs/cpu.md", results=report_cpu.floors(results)),
         "fastcnn/backends/trusted.json": report_gpu.allowed(RESULTS),

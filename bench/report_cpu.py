@@ -104,25 +104,40 @@ def readme(data: dict, results: dict[str, Result]) -> str:
             f"| {row} | {milliseconds(r.eager)} | {milliseconds(best)} | {r.peer} | {milliseconds(r.ours)} "
             f"| **{times(r.eager / r.ours)}** | {times(best / r.ours)} |"
         )
-    return "\n".join([*lines, caption(data), why(results)])
+    return "\n".join([*lines, caption(data)])
+
+
+SUMMARY = {  # README's first table, by the benchmark's name
+    "ReLU, LRN, pool of map 1, float32": "ReLU, LRN, max pooling alone",
+    "AlexNet, batch 32, float32": "AlexNet, 32 images",
+    "AlexNet, training step, batch 32": "AlexNet, training on 32 images",
+    "LeNet-5, batch 1, float32": "LeNet-5, one image",
+}
+
+
+def summary(results: dict[str, Result]) -> Iterator[str]:
+    """Yields the table's head, and its rows of the CPU."""
+    yield "| how many times as fast as | eager PyTorch | the fastest other library |"
+    yield "|---|--:|--:|"
+    for name, row in SUMMARY.items():
+        r = results[name]
+        yield f"| {row}, CPU | **{times(r.eager / r.ours)}** | {times(r.ms[r.peer] / r.ours)} |"
 
 
 def caption(data: dict) -> str:
     return f"""
-Milliseconds, medians, contenders in turns, by `make bench-cpu`: {everyone(data)}.
-Everyone is in the memory format, NCHW or channels_last, that suits them better; × is the quotient of the
-medians. The best peer is the fastest of eager, torch.compile, ONNX Runtime, OpenVINO and, for layers, JAX.
-All of it, with the spread: [docs/benchmarks.md](docs/benchmarks.md).
-"""
+Milliseconds by `make bench-cpu`: {everyone(data)}.
+Medians; contenders take turns, each in the memory format that suits it.
+[All benchmarks](docs/benchmarks.md)."""
 
 
 def why(results: dict[str, Result]) -> str:
-    """How much of a forward pass is neither convolution nor dense layer."""
+    """Returns which share of a forward pass is neither convolution nor dense layer."""
     names = [f"AlexNet, batch {batch}, float32" for batch in (1, 8, 32)]
     rest = [f"{1 - results[name].ms[ALONE] / results[name].ms['eager']:.0%}" for name in names]
-    return f"""Why it pays: of AlexNet's forward pass in plain PyTorch, {rest[2]} on 32 images, {rest[1]} on 8
-and {rest[0]} on one go into ReLU, LRN and pooling, which do little arithmetic but read and write
-activation-sized tensors again and again. Here they are read once."""
+    return f"""In plain PyTorch, ReLU, LRN and pooling take {rest[2]} of AlexNet's forward pass on 32 images,
+{rest[1]} on 8 and {rest[0]} on one. They compute little, but each reads and writes whole activation maps.
+fastcnn reads them once."""
 
 
 def floors(results: dict[str, Result]) -> str:
@@ -142,22 +157,21 @@ def floors(results: dict[str, Result]) -> str:
 def introduction(data: dict) -> str:
     rate = {name: f"{each / 1e9:.0f}" for name, each in rates(data).items()}
     return f"""By `make bench-cpu` on {everyone(data)}.
-Contenders run in turns; ratios are taken round by round, against "fastcnn" in NCHW. "fastcnn again" is the
-same once more in each round, and shows what chance does: a ratio is marked ≈ where it is no farther from 1
-than that, or has quartiles on both sides of 1.
-
-"Floor": the bytes that must move over the rate of a large copy ({rate["copy"]} GB/s, read and written), plus
-the convolutions' and dense layers' arithmetic over the faster one's rate of a matmul and a convolution
-({rate["float32"]} GFLOP/s in float32, {rate["bfloat16"]} in bfloat16). The rates are medians of those that
-are measured before each benchmark.
-
-Map 1 is [32, 96, 55, 55], map 2 [32, 256, 27, 27], the outputs of AlexNet's first two convolutions; their
-values are normal with a standard deviation of {SMALL}, large ones of {LARGE}, an image's of {PIXELS}.
-Everyone's results are compared with eager's first. ONNX Runtime's threads don't spin when they wait, which
-would be in the next contender's time; OpenVINO computes in bfloat16 where the row says so, but reads and
-writes float32. Whoever's values are wrong is left out, and named: torch.compile loses gradients on their way
-from dense layers to a max pooling and a convolution (pytorch/pytorch#185509; torch 2.13 has it). "Alone" is
-no contender: a plain model's convolutions and dense layers without the rest."""
+- Contenders take turns. A ratio is the median over the rounds of a contender's time divided by that of
+  "fastcnn", which is fastcnn in NCHW.
+- "fastcnn again" is a second timing of fastcnn in each round: its distance from 1 is noise. A ratio is
+  marked ≈ if it is no farther from 1 than that, or if its quartiles are on both sides of 1.
+- "Floor" is the least time that the machine needs: the bytes that must move divided by the rate of a large
+  copy ({rate["copy"]} GB/s, read and written), plus the FLOPs of convolutions and dense layers divided by
+  the rate of a matmul or a convolution, whichever is faster ({rate["float32"]} GFLOP/s in float32,
+  {rate["bfloat16"]} in bfloat16). The rates are measured before each benchmark; these are their medians.
+- "Map 1" is [32, 96, 55, 55], "map 2" [32, 256, 27, 27]: the outputs of AlexNet's first two convolutions.
+  Values are normal with a standard deviation of {SMALL}, large values of {LARGE}, an image's of {PIXELS}.
+- "Alone" is no contender, but the convolutions and dense layers of a plain model without the rest.
+- Contenders with wrong outputs are excluded and listed. torch.compile loses gradients between dense layers
+  and a max pooling behind a convolution (pytorch/pytorch#185509; torch 2.13 has it).
+- ONNX Runtime's threads don't spin while they wait, since that would slow the next contender. OpenVINO
+  computes in bfloat16 where the row says so, but reads and writes float32."""
 
 
 def details(r: Result) -> Iterator[str]:

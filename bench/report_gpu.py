@@ -88,10 +88,23 @@ ALEXNET = (  # in the README: what is told, a row's name, what is behind it, and
 )
 
 
-def readme(folder: Path) -> str:
-    """AlexNet-2012's images a second, of both commands' rows."""
+def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Both commands' rows by name."""
     results = [json.loads((folder / f"gpu_{command}.json").read_text()) for command in ("first", "full")]
-    rows = {row["name"]: row for result in results for row in result["rows"]}
+    return {row["name"]: row for result in results for row in result["rows"]}
+
+
+def summary(folder: Path) -> str:
+    """Returns the row of README's first table: a step of training as a graph."""
+    plain, compiled, fused = (
+        rows_of(folder)[f"{STEP}, {who}"]["img/s by graph"] for who in ("plain", "compile", "fused")
+    )
+    return f"| AlexNet, training on 256 images, H200 | **{fused / plain:.1f}** | {fused / compiled:.1f} |"
+
+
+def readme(folder: Path) -> str:
+    """AlexNet-2012's images a second."""
+    rows = rows_of(folder)
     lines = ["| | eager | torch.compile | fastcnn | × eager | × torch.compile |", "|---|--:|--:|--:|--:|--:|"]
     for told, name, behind, quantity in ALEXNET:
         found = (
