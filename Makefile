@@ -58,10 +58,11 @@ test-oldest test-newest: test-%: .venv/built
 	$(call pip,.venv-$*,.venv-$*/constraints.txt) --no-deps mlxtend
 	touch $@
 
-lint: .venv/built  ## check style and types
+lint: .venv/built  ## check style, spelling and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	git ls-files | xargs $(BIN)/codespell
 	$(BIN)/mypy
 
 format: .venv/built  ## rewrite the sources in the project's style

@@ -249,12 +249,12 @@ class Run:
 
     def group(self, parts: dict[str, float]) -> None:
         now = time.monotonic()
-        untils = {part: min(now + limit, self.deadline) for part, limit in parts.items()}
-        threads = [threading.Thread(target=self.part, args=item, daemon=True) for item in untils.items()]
+        deadlines = {part: min(now + limit, self.deadline) for part, limit in parts.items()}
+        threads = [threading.Thread(target=self.part, args=item, daemon=True) for item in deadlines.items()]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(max(untils.values()) + 2 - now)
+            thread.join(max(deadlines.values()) + 2 - now)
 
     def result(self) -> dict[str, Any]:
         rows = {row["name"]: row for row in self.rows}
