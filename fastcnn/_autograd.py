@@ -25,7 +25,7 @@ _fastcnn = torch.ops.fastcnn
 
 
 class How(NamedTuple):
-    """What a call was told besides tensors."""
+    """The arguments of a call that are not tensors."""
 
     stages: Stages
     conv: Conv = ()

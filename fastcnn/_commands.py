@@ -18,7 +18,7 @@ _MODULES = {"pillow": "PIL"}
 def told(
     command: str, work: Callable[[], int | None], needs: Sequence[str] = (), interrupted: str = ""
 ) -> int:
-    """What ``work`` returns, 0 for None; 1 and a line on stderr where a user can do something about an error.
+    """Runs a command's work; returns its status, or 1 after a line on stderr for errors that a user can mend.
 
     Args:
         command: its name.

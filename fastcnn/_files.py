@@ -68,7 +68,7 @@ def shown(text: object) -> str:
 
 
 def message(error: object) -> str:
-    """What an error says, in one line of a length that can be read."""
+    """Returns an error's text as one line of readable length."""
     text = shown(" ".join(str(error).splitlines()))
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 

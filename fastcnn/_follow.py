@@ -72,7 +72,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _eager() -> AbstractContextManager[Any]:
-    """What is compiled runs as written; nothing is where the compiler, seconds to import, is not."""
+    """Force eager mode; if dynamo was never imported, nothing can be compiled."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 

@@ -18,7 +18,7 @@ NOTHING = -torch.inf
 
 @dataclass(frozen=True, eq=False)
 class Reach:
-    """What each element of a tensor sees of the image.
+    """The part of the image that each element of a tensor sees.
 
     Attributes:
         far: how far up, down, left and right, each of the tensor's shape: the first row negated, the last
@@ -89,7 +89,7 @@ def _slid(far: Tensor, dim: int, window: Window, size: int, step: Tensor | None)
 
 
 def _union(reaches: Sequence[Reach], shape: Sequence[int]) -> Reach:
-    """What is computed from one element of each, broadcast to a shape."""
+    """Returns the reach of what is computed from one element of each, broadcast to a shape."""
 
     def largest(*fars: Tensor) -> Tensor:
         different = {id(far): far for far in fars}.values()
@@ -135,20 +135,20 @@ class Call:
 
     @property
     def reaches(self) -> list[Reach]:
-        """What the arguments see, those that see anything."""
+        """Returns the arguments' reaches, of those that see anything."""
         found = map(self.reach_of, tree_leaves((self.args, self.kwargs)))
         return [reach for reach in found if reach is not None]
 
     @property
     def only(self) -> Reach:
-        """What the first argument sees, if no other sees anything."""
+        """Returns the first argument's reach, if no other sees anything."""
         reach = self.reach_of(self.args[0])
         if reach is None or len(self.reaches) > 1:
             raise Refused("with another argument that is computed from the image")
         return reach
 
     def outputs(self) -> Sequence[Reach]:
-        """What the outputs see, as many of them as see anything.
+        """Sets the outputs' reaches, for as many of them as see anything.
 
         Raises:
             Refused: this is not known.

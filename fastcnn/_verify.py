@@ -61,7 +61,7 @@ def _require_same_bits(first: Tensor | None, second: Tensor | None, what: str) -
 
 
 def check_forward(backend: Any, x: Tensor, bias: Tensor | None, stages: Stages) -> Saved:
-    """What a forward for training gives, if it is right and inference gives the same."""
+    """Returns the results of a forward for training, once they are right and inference gives the same."""
     y, r, offsets = backend.epilogue_forward(x, bias, stages, save=True)
     exact, exact_r, _ = reference.epilogue_forward(x.double(), _wide(bias), stages, save=True)
     assert_within_twice(y, plain_epilogue(x, bias, stages), exact)
@@ -116,7 +116,7 @@ def check_backward(
 def _terms(
     grad: Tensor, kept: Tensor | None, offsets: Tensor | None, size: list[int], stages: Stages
 ) -> Tensor:
-    """How large the terms are that the gradient is a sum or difference of."""
+    """Returns the magnitude of the terms whose sum or difference the gradient is."""
     largest = grad.double().abs()
     if stages.pool and offsets is not None:
         largest = reference._pool_backward(largest, offsets, size, stages.pool)

@@ -40,7 +40,7 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What was wrong, None where all was right; then how many times plain torch's speed inference has."""
+    """Returns what was wrong, or None, and the speed of inference relative to plain torch."""
 
     wrong: str | None
     speed: float | None = None

@@ -29,7 +29,7 @@ def epilogue(
     pool: MaxPool | None = None,
     order: str = "lrn_pool",
 ) -> Tensor:
-    """What follows a convolution, in one pass: bias, ReLU, local response normalisation, max pooling.
+    """Applies bias, ReLU, local response normalisation and max pooling to a convolution's output.
 
     Krizhevsky, Sutskever & Hinton 2012, §3.1, 3.3, 3.4. Every stage is optional.
 

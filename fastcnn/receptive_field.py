@@ -77,7 +77,7 @@ class Table(tuple[Row, ...]):
 
 
 def receptive_field(model: nn.Module, input_size: int | Sequence[int], *, measure: bool = False) -> Table:
-    """What part of an image the units of each convolution, pooling and linear layer of a model see.
+    """Returns the part of an image that the units of each layer see: convolution, pooling, linear.
 
     A layer with kernel k, stride s, padding q and dilation d makes of a field's size r, jump j and padding p
     (of a pixel: 1, 1, 0) r + (k - 1) d j, s j and p + q j, rows and columns apart (Araujo, Norris & Sim 2019,
@@ -139,7 +139,7 @@ def _shape(model: nn.Module, input_size: int | Sequence[int]) -> tuple[int, int,
 
 
 def _row(layer: Layer) -> Row:
-    """What is the same for all of the layer's units; of the image alone, if they differ with the padding."""
+    """Returns what all units of the layer share; if padding makes them differ, in the image alone."""
     far = [distinct(side, 2).flatten(0, -3).amax(0) for side in layer.reach.far]
     height, width = far[0].shape
     box = _box(*(float(side[height // 2, width // 2]) for side in far[4:]))

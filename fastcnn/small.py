@@ -114,7 +114,7 @@ def torchs() -> Any:
 
 
 class Changing(Exception):
-    """What a call depends on can't be watched, or there is no native call for it."""
+    """Raised if a call's dependencies can't be watched, or if there is no native call for it."""
 
 
 def require(condition: Any) -> None:

@@ -212,7 +212,7 @@ class MaxPool:
         return rows, columns
 
     def windows(self, size: int, axis: int = 0) -> int:
-        """How many windows there are over ``size`` rows (axis 0) or columns (axis 1); below 1 for none."""
+        """Returns the number of windows over ``size`` rows (axis 0) or columns (axis 1); below 1 for none."""
         kernels, strides, paddings, dilations = self.pairs
         stride, padding = strides[axis], paddings[axis]
         span = size + 2 * padding - dilations[axis] * (kernels[axis] - 1) - 1
@@ -263,7 +263,7 @@ class Stages:
 
     @property
     def pool_first(self) -> bool:
-        """Whether pooling comes straight after the ReLU: asked for, or nothing lies between them."""
+        """Returns whether pooling follows the ReLU directly: by ``order``, or because there is no LRN."""
         return self.order == "pool_lrn" or self.lrn is None
 
     def flat(self) -> Flat:
@@ -285,11 +285,11 @@ class Stages:
 
     @property
     def lrn_first(self) -> bool:
-        """Whether an LRN follows bias and ReLU at once, so that its input can be made again from theirs."""
+        """Returns whether an LRN follows bias and ReLU directly, so that its input can be recomputed."""
         return self.lrn is not None and not (self.pool and self.pool_first)
 
     def residual(self, has_bias: bool) -> str | None:
-        """What backward needs besides the offsets: the LRN's input, else a ReLU's sign pattern.
+        """Returns what backward needs besides the offsets: the LRN's input, else a ReLU's sign pattern.
 
         Offsets that come straight after a ReLU name no place where it cut the maximum, and are enough.
         "r": a tensor that the forward makes for it (the LRN's input; pooled already where pooling

@@ -111,7 +111,7 @@ def automatic(
     conv: Conv | None = None,
     inside_op: bool = False,
 ) -> tuple[ModuleType, dict[str, str]]:
-    """What ``auto`` takes, see :func:`choose`, and why not those that it prefers, by name."""
+    """Returns the backend that ``auto`` takes (:func:`choose`), and by name why not those before it."""
     reasons: dict[str, str] = {}
     for name in PREFERENCE.get(x.device.type, ()):
         backend = module(name)

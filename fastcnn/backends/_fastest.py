@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Choice(NamedTuple):
-    """What was timed for, and the milliseconds of each way by its name; inf: it raised."""
+    """A timed choice: its cache key, and each way's milliseconds by name; inf if it raised."""
 
     key: tuple[Hashable, ...]
     milliseconds: dict[str, float]

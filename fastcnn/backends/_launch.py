@@ -29,7 +29,7 @@ def _dtype(dtype: torch.dtype) -> Any:
 
 
 def address(t: Tensor | None) -> tuple[int, tuple[int, ...]] | None:
-    """Where a tensor begins, and its strides."""
+    """A tensor's address and strides."""
     return None if t is None else (t.data_ptr(), t.stride())
 
 
@@ -52,7 +52,7 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def empty_on(device: torch.device) -> Callable[..., Tensor]:
-    """What makes a tensor of a shape, dtype and format there."""
+    """Returns a function that allocates a tensor of a shape, dtype and format there."""
 
     def empty(shape: Sequence[int], dtype: torch.dtype, format: torch.memory_format) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device, memory_format=format)

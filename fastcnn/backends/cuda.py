@@ -74,7 +74,7 @@ def sources() -> str:
 
 
 def declined_reason(x: Tensor, stages: Stages, weight: Tensor | None) -> str | None:
-    """What only the general kernels take, one value a thread, and what is not known to be right here."""
+    """Returns why ``auto`` declines: only general kernels take it, or they are not known to be right."""
     last = torch.channels_last in (memory_format(t) for t in (x, weight) if t is not None)
     format = torch.channels_last if last else torch.contiguous_format
     channels = int(x.shape[1] if weight is None else weight.shape[0])  # a number while compiling, too
@@ -92,7 +92,7 @@ _ENOUGH = 2**23
 
 
 def slower_reason(x: Tensor, stages: Stages, weight: Tensor | None, conv: Conv | None = None) -> str | None:
-    """Why torch's two or three operations are no slower than one of ours; with an LRN they are twelve."""
+    """Returns why torch's two or three operations are no slower than one of ours; an LRN takes ten more."""
     if stages.lrn is not None or torch.cuda.is_current_stream_capturing():
         return None  # in a graph Python takes no time
     values = math.prod(x.shape)
@@ -105,7 +105,7 @@ def slower_reason(x: Tensor, stages: Stages, weight: Tensor | None, conv: Conv |
 
 @functools.lru_cache(maxsize=1024)
 def _special(stages: Stages, dtype: torch.dtype, format: torch.memory_format, channels: int) -> bool:
-    """Whether there are fast kernels for it, asked with a launch that has no memory."""
+    """Returns whether there are fast kernels, by asking with a launch without memory."""
     empty = empty_on(torch.device("meta"))
     x = empty((2, channels, 21, 19), dtype, format)
     outputs = allocate(empty, x.shape, dtype, format, stages, save=False, makes_r=False)
@@ -113,7 +113,7 @@ def _special(stages: Stages, dtype: torch.dtype, format: torch.memory_format, ch
 
 
 def _aligned(x: Tensor) -> bool:
-    """Whether each pixel's channels begin at a multiple of 16 bytes of x's memory."""
+    """Returns whether each pixel's channels begin at a multiple of 16 bytes of x's memory."""
     width = 16 // x.dtype.itemsize
     n, _, h, w = x.stride()
     return all(i % width == 0 for i in (x.storage_offset(), n, h, w))
@@ -190,7 +190,7 @@ convolution_backward = convolution_backward_fastest
 
 
 def copies(x: Tensor, side: int) -> bool:
-    """Whether :func:`space_to_depth` runs on x, and is known to be right there."""
+    """Returns whether :func:`space_to_depth` runs on x, and is known to be right there."""
     if unsupported_reason(x, _ANY) is not None:
         return False
     if trust.vouched_for(x.device, sources()):

@@ -30,7 +30,7 @@ _lock = threading.Lock()
 
 
 def verdicts() -> dict[str, str | None]:
-    """What this process found out: None for what is right, else what was wrong."""
+    """This process's verdicts: None if a kernel is right, else what was wrong."""
     return dict(_verdicts)
 
 
@@ -67,7 +67,7 @@ def _name(value: torch.dtype | torch.memory_format) -> str:
 
 
 def reason(kernels: str, device: torch.device, sources: str, check: Callable[[], None]) -> str | None:
-    """Why ``auto`` may not take some kernels on a device; None if it may.
+    """Returns why ``auto`` may not take some kernels on a device; None if it may.
 
     Args:
         kernels: what they are, and all that decides which code runs.
@@ -101,7 +101,7 @@ def _first_verdict(name: str, check: Callable[[], None]) -> str | None:
 
 
 def _failure(check: Callable[[], None]) -> str | None:
-    """What a check raises, in a thread of its own: no mode, autocast, transform or stream of the caller's."""
+    """Runs a check in a thread of its own, without the caller's modes, autocast, transforms and streams."""
     raised: list[str] = []
 
     def run() -> None:
@@ -132,7 +132,7 @@ def vouched_for(device: torch.device, sources: str) -> bool:
 
 @functools.cache
 def _identity(device: torch.device, sources: str) -> str:
-    """What a verdict depends on besides the kernels: GPU, driver, torch, and what was compiled."""
+    """Returns what a verdict depends on besides the kernels: GPU, driver, torch, and what was compiled."""
     parts = [str(torch.__version__), sources]
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)

@@ -59,7 +59,7 @@ def _opened(path: Path | None) -> contextlib.AbstractContextManager[IO[bytes] | 
 
 
 def _measure(quick: bool, device: str, dtype: str) -> tuple[dict[str, Any], KeyboardInterrupt | None]:
-    """What :func:`run` prints, as what it saves; and what ended it too early, if anything."""
+    """Measures and prints; returns the record to save, and Ctrl-C if that ended it."""
     from rich.console import Console
 
     from . import contenders, machine
@@ -100,7 +100,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _beforehand(quick: bool, device: str, dtype: str) -> Iterator[str]:
-    """What a reader of the table should know before it is there."""
+    """Yields notes for the reader of the table."""
     from . import contenders, machine
 
     if load := machine.load():

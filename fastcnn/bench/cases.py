@@ -30,7 +30,7 @@ PIXELS, SMALL, LARGE = 64, 20, 200
 
 
 class Case(NamedTuple):
-    """Who computes something, and what that takes.
+    """A computation: its contenders, and the work that it takes.
 
     moved: bytes that have to be read and written; flops: of convolutions and dense layers; operations: all
     that the formulas ask for, whoever computes it and however.

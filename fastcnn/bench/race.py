@@ -48,7 +48,7 @@ def race(case: Case, budget: Budget, dtype: torch.dtype, clock: Clock, tell: Tel
 
 
 def check(builders: Builders, tolerance: float, tell: Tell) -> tuple[dict[str, Run], dict[str, str]]:
-    """Who gives eager's values, ready to run; and who doesn't, with the reason.
+    """Returns the contenders with eager's values, ready to run, and by name why others are excluded.
 
     Args:
         tolerance: for :func:`difference`; gradients, which come in a sequence, are granted more.

@@ -26,7 +26,7 @@ class Result:
         return quartiles(self.seconds[name])
 
     def times_faster(self) -> dict[str, Timing]:
-        """How many times as long as fastcnn each one takes; empty where fastcnn has no times."""
+        """Returns each contender's time divided by fastcnn's; empty if fastcnn has none."""
         ours = self.seconds.get("fastcnn", [])
         return {
             name: quartiles([a / b for a, b in zip(taken, ours, strict=True)])

@@ -22,7 +22,7 @@ _WIDE = 100  # columns, where the ratios' spread fits in
 
 
 class Sheet(NamedTuple):
-    """What a table needs besides the results: its columns, by contender, and the rates of ``dtype``."""
+    """A table's columns, by contender, and the machine's rates in ``dtype``."""
 
     peers: Sequence[str]
     dtype: str
@@ -107,7 +107,7 @@ def show(
 
 
 def remarks(results: Sequence[Result]) -> Iterator[str]:
-    """Who has no time, and why; last, which rows can't be trusted."""
+    """Yields why contenders have no time; last, which rows can't be trusted."""
     for result in results:
         for name, reason in result.failed.items():
             yield f"{result.name}: {name} is left out: {reason}"

@@ -12,7 +12,7 @@ __all__ = ["Batch", "Data", "Source", "find"]
 
 
 def find(data: str, size: int | None, side: int | None = None) -> Data:
-    """What ``--data`` names, for a network that takes size x size images.
+    """Finds what ``--data`` names, for a network that takes size x size images.
 
     Args:
         data: "digits"; a folder with MNIST's four IDX files, gzip or not; what ``pack`` made; a folder with a

@@ -43,7 +43,7 @@ def pictures(folder: Path, side: int, size: int) -> Data:
 
 
 class _Layout(NamedTuple):
-    """Where the pictures are: in ``root/part/class``, or in ``root/class`` where there are no parts."""
+    """The layout of the pictures: ``root/part/class``, or ``root/class`` without parts."""
 
     root: Path
     parts: tuple[str, ...]  # the folder for training and the one for testing, or none

@@ -76,7 +76,7 @@ def _idx_file(folder: Path, part: str, kind: str) -> Path | None:
 
 
 def idx_data(folder: Path, found: Sequence[Path | None], size: int | None) -> Data:
-    """What :func:`idx_files` found."""
+    """Reads the files that :func:`idx_files` found."""
     wanted = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
     missing = [name for name, path in zip(wanted, found, strict=True) if path is None]
     if missing:

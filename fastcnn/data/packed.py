@@ -47,7 +47,7 @@ class Packed:
 
 
 def find(folder: Path, size: int | None) -> Data:
-    """What was packed into a folder.
+    """Reads what was packed into a folder.
 
     Args:
         folder: with pack.json.
@@ -87,7 +87,7 @@ def find(folder: Path, size: int | None) -> Data:
 
 
 def _told(path: Path) -> dict[str, Any]:
-    """What pack.json says, once it is as it should be."""
+    """Reads and checks pack.json."""
     _files.check_regular(path)
     try:
         told = json.loads(path.read_bytes())

@@ -138,7 +138,7 @@ def _checked_before(graph: Graph, m: nn.Module, calls: Sequence[Chain]) -> list[
 
 
 class Fusion:
-    """What fuse makes of a module, in each mode once it is asked for.
+    """The fused forms of a module, made for each mode when first called.
 
     Attributes:
         is_inner: whether the module is a part of another's fused forward. Its own runs where it is called by

@@ -20,7 +20,7 @@ _FORWARDS = ("forward", "_conv_forward")  # in a module's own attributes
 
 
 class Guard:
-    """What was read of modules, each with the value that it had; objects are compared by identity.
+    """The attributes that were read from modules, with their values; objects are compared by identity.
 
     Attributes:
         passed: modules whose own calls are passed over.

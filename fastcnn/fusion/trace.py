@@ -209,7 +209,7 @@ class Trace(TracerBase):
 
 
 class _Recorder(TorchFunctionMode):
-    """What torch's functions are to a trace."""
+    """The roles of torch's functions in a trace."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ _OWN = frozenset({"tracer", "node", "root", "attr", "_node", "called"})
 
 
 class Untraceable(Exception):
-    """Why a forward is left as it is written."""
+    """The reason why a forward is left as written."""
 
 
 class Value(Proxy):
@@ -73,7 +73,7 @@ class ValueAttribute(Value, Attribute):
 
     @property
     def unused(self) -> bool:
-        """Whether it went into no graph: Python alone has seen it."""
+        """Returns whether it is in no graph: only Python has seen it."""
         return not self.called and self._node is None
 
 

@@ -106,7 +106,7 @@ def load_caffe(model: ConvNet, blobs: Mapping[str, Sequence[Any]], *, channels: 
 
 
 def _read(source: str, path: Path) -> object:
-    """What the file holds."""
+    """Reads the file."""
     if path.exists() and not path.is_file() and not path.is_dir():  # a FIFO would wait for a writer
         raise RuntimeError(f"{source} is no regular file")
     with open(path, "rb") as file:
@@ -173,7 +173,7 @@ def _check(source: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) 
 
 
 def _misfit(own: Tensor, given: Tensor) -> str | None:
-    """Why ``given`` can't be copied into ``own``."""
+    """Returns why ``given`` can't be copied into ``own``."""
     if own.is_meta:
         return "is on the meta device in the model"
     if given.layout != torch.strided or given.is_nested or given.is_meta:

@@ -38,7 +38,7 @@ def statistics(count: Tensor, total: Tensor, products: Tensor) -> Statistics:
 
 
 class Draws(NamedTuple):
-    """What chance decides for each of n images.
+    """Random draws for each of n images.
 
     A crop's place (n, 2); mirrored or not (n,); how far each principal component moves (n, C), in standard
     deviations.
@@ -92,7 +92,7 @@ class Augment:
         return _values(images, self.scale, self.offset[None])
 
     def drawn(self, images: Tensor, draws: Draws) -> Tensor:
-        """What chance makes of (N, S, S, C). On the CPU, the memory of the call before is used again."""
+        """Augments (N, S, S, C) by random draws. On the CPU, the previous call's memory is used again."""
         mirrored = draws.mirrored if self.mirrored else torch.zeros_like(draws.mirrored)
         offset = self.offset + self._shifts(draws.colour) if self.colour else self.offset[None]
         offset = offset.expand(len(images), -1)

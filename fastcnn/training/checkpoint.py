@@ -99,7 +99,7 @@ class _File:
 
 
 def load(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What :func:`save` wrote, None where nothing is there. No code in the file is run.
+    """Reads what :func:`save` wrote; None if there is no file. No code in the file is run.
 
     Args:
         path: the file.
@@ -210,7 +210,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 
 
 def _short(value: object) -> str:
-    """What a message has room for."""
+    """Shortens a value for a message."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of {tuple(value.shape)}" + ("" if _is_finite(value) else ", not all of it numbers")
     told = repr(value)

@@ -28,7 +28,7 @@ class Evaluation(NamedTuple):
     unread: dict[str, str]
 
     def mistakes(self) -> list[tuple[int, int, int]]:
-        """Which class was taken for which, and how often, the most frequent first."""
+        """Yields (class, class that it was taken for, how often), the most frequent first."""
         wrong = self.confusion.clone().fill_diagonal_(0)
         found = [(i, j, int(wrong[i, j])) for i, j in wrong.nonzero().tolist()]
         return sorted(found, key=lambda mistake: -mistake[2])
@@ -89,7 +89,7 @@ def _check(network: Trained, data: Data) -> None:
 
 
 def places(ours: tuple[str, ...], theirs: tuple[str, ...]) -> list[int]:
-    """Where in ``ours`` the classes of the data are: by name, or torchvision's for ImageNet's WordNet ids.
+    """Returns the places in ``ours`` of the data's classes: by name, or torchvision's for WordNet ids.
 
     Raises:
         ValueError: a class of the data that the network does not know.

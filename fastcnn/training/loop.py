@@ -33,7 +33,7 @@ _WATCH = 20  # steps
 
 
 class Plan(NamedTuple):
-    """What is trained, on what, and how."""
+    """A training: model, data, recipe and settings."""
 
     model: torch.nn.Module
     loss: Callable[..., Tensor]  # the mean, of scores (N, classes) and labels (N,)
@@ -159,7 +159,7 @@ class Training:
         return Statistics(*state["statistics"])
 
     def _check(self, state: Mapping[str, Any]) -> None:
-        """What a checkpoint says of itself, against this training."""
+        """Checks what a checkpoint says of itself against this training."""
         epochs, rest = divmod(state["step"], self.steps.per_epoch)
         if len(state["history"]) != epochs:
             raise ValueError(f"at step {state['step']}, after {len(state['history'])} epochs")
@@ -206,7 +206,7 @@ class Training:
         checkpoint.save(self.plan.path, state)
 
     def _kept(self) -> list[str]:
-        """Which files of weights are to be written at this step."""
+        """Yields the names of the weight files to write at this step."""
         errors = [epoch.error for epoch in self.history]
         ended = self.step == len(errors) * self.steps.per_epoch
         best = ended and self.plan.keep != "last" and min(errors) not in errors[:-1]

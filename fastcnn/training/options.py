@@ -93,7 +93,7 @@ def network(options: Options, recipe: Recipe, data: Data) -> tuple[torch.nn.Modu
 
 
 def deciding(options: Options, recipe: Recipe, data: Data, model: torch.nn.Module) -> dict[str, Any]:
-    """What decides the weights, by its option: a training goes on with nothing else.
+    """Returns the settings that decide the weights, by option: a training resumes with the same ones only.
 
     Left out is what changes their rounding alone: ``--plain`` and ``--backend``. The device, the number of
     processes and ``--accumulate`` are left out, too: they change more where dropout draws other masks, or

@@ -75,7 +75,7 @@ def rate(recipe: Recipe, step: int, steps: int, errors: Sequence[float]) -> floa
 
 
 def _drops(errors: Sequence[float]) -> int:
-    """How many times the error has stopped falling: no lower for some epochs."""
+    """Returns how many times the error has stopped falling, which is no lower value for some epochs."""
     drops, best, since = 0, math.inf, 0
     for error in errors:
         best, since = (error, 0) if error < best else (best, since + 1)

@@ -14,7 +14,7 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM came, which Slurm, Kubernetes and torchrun send some seconds before they kill."""
+    """Notices SIGTERM, which Slurm, Kubernetes and torchrun send some seconds before they kill."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only that one can take signals
         yield asked.is_set

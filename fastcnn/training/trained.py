@@ -73,7 +73,7 @@ def published(fused: bool = True) -> Trained:
 
 
 def load(path: Path, fused: bool = True) -> Trained:
-    """What ``python -m fastcnn train`` made: a run's folder, of which the best weights, or their file.
+    """Loads what ``python -m fastcnn train`` made: the best weights of a run's folder, or a weight file.
 
     Raises:
         OSError: the file is missing or can't be read.

@@ -62,7 +62,7 @@ def sources() -> str:
 
 
 def declined_reason(x: Tensor, stages: Stages, weight: Tensor | None) -> str | None:
-    """What has no LRN, what only the general kernels take, and what is not known to be right here.
+    """Returns why ``auto`` declines: no LRN, only general kernels, or not known to be right here.
 
     Without an LRN plain torch has two or three operations, and the Python of a launch of Triton's may take
     longer than they do; with one it has nine and more (tests/counting.py).
@@ -90,7 +90,7 @@ def _capturing(x: Tensor) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _fast(stages: Stages, dtype: torch.dtype, format: torch.memory_format, channels: int) -> bool:
-    """Whether there are fast kernels, forward and backward."""
+    """Returns whether there are fast kernels, forward and backward."""
     from . import epilogue, general
 
     x = torch.empty((2, channels, 21, 19), dtype=dtype, device="meta", memory_format=format)

@@ -42,7 +42,7 @@ INTERPRETED_PROGRAMS = 2  # few, so that tests come to reuse scratch
 
 
 class Limits(NamedTuple):
-    """What fits on a GPU without spilling registers."""
+    """The largest tiles that spill no registers on a GPU."""
 
     values: int  # of the convolution in a tile
     bytes: int  # of either factor's rows, taken at a time
@@ -208,7 +208,7 @@ def block_kernel(
 
 
 def unsupported_reason(x: Tensor, weight: Tensor, conv: Sequence[Any], stages: Stages) -> str | None:
-    """Why a block is left to a convolution of torch's, which also refuses what makes no sense."""
+    """Returns why a block is left to torch's convolution, which also refuses invalid arguments."""
     stride, padding, dilation, groups = conv
     lrn, pool = stages.lrn, stages.pool
     pairs = len(stride) == len(dilation) == 2 and len(padding) in (2, 4)

@@ -263,7 +263,7 @@ def extent(t: Tensor) -> int:
 
 
 def arguments(x: Tensor, y: Tensor, stages: Stages, r: Tensor | None = None) -> dict[str, Any]:
-    """What both kernels are told of sizes and stages; x and y: input and output, or their gradients."""
+    """Returns the sizes and stages for both kernels; x and y: input and output, or their gradients."""
     tensors = [t for t in (x, y, r) if t is not None]
     lrn, pool = stages.lrn or LRN(), stages.pool or MaxPool(1)
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = pool.pairs

@@ -18,7 +18,7 @@ V = tl.constexpr(8)  # channels of a lane
 
 
 class Spec(NamedTuple):
-    """What a kernel is compiled for."""
+    """The constants that a kernel is compiled for."""
 
     relu: bool
     size: int  # of the LRN's window, 0: no LRN
