@@ -38,7 +38,7 @@ def rearrange(
 
 @triton.jit
 def outputs(t, n, th, tw, g, size, strides, MAPS: tl.constexpr, CV: tl.constexpr, T: tl.constexpr):
-    """Returns where a tile's output vectors t are in y and tensors like it, and a mask of those that exist."""
+    """Returns where a tile's output vectors t are in y and tensors like it, and which of them exist."""
     pixel, c = t // CV, (t % CV * 8)[:, None] + tl.arange(0, 8)[None, :]
     h, w = th * T + pixel // T, tw * T + pixel % T
     there = ((h < size[4]) & (w < size[5]))[:, None]
