@@ -38,7 +38,7 @@ test: .venv/built  ## run the tests; ARGS="-k lrn" for some of them
 # The GPU's harness runs with the oldest, which that machine has.
 # torch 2.11 takes no setuptools from 82 on, so that is left open.
 SAME := assembly collection compare cuda_on_host cuda_resources direct epilogue fuse_inplace fuse_lrn properties \
-  report training_stops tutorial
+  report strides training_stops tutorial
 TESTED := from importlib.metadata import requires; \
   print(*(r.split(";")[0].replace(" ", "") for r in requires("fastcnn") if "extra == \"test\"" in r))
 
