@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.fx.experimental import optimization
 
 import fastcnn
-from fastcnn.bench import _quiet
+from fastcnn._commands import quiet
 from fastcnn.bench.contenders import Builders, Run, compiled, inferring
 from fastcnn.bench.machine import facts
 from fastcnn.bench.race import TOLERANCES, Budget, check, reason, take_turns
@@ -240,7 +240,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     chosen = [e for e in entries() if not args.models or any(word in e.name for word in args.models)]
-    with _quiet():
+    with quiet():
         if args.find:
             find_all(chosen, args.why)
         else:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import logging
 import math
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from . import _files
@@ -41,6 +44,19 @@ def told(
     except (OSError, ModuleNotFoundError, RuntimeError, ValueError) as error:
         print(f"{command}: {_files.message(error)}", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences exporters and compilers, whose warnings are about their own calls, not about a user's."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def positive(text: str) -> int:

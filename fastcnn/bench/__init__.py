@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import logging
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 
 from .. import _files, use_backend
+from .._commands import quiet
 
 if TYPE_CHECKING:
     from .result import Result
@@ -75,7 +74,7 @@ def _measure(quick: bool, device: str, dtype: str) -> tuple[dict[str, Any], Keyb
         say(line)
     results: list[Result] = []
     interrupted = None
-    with use_backend(facts["backend"]), _quiet():
+    with use_backend(facts["backend"]), quiet():
         sheet = Sheet(peers, dtype, rates([DTYPES[dtype]], device))
         try:
             show(console, sheet, _races(quick, device, dtype, peers), results)
@@ -85,18 +84,6 @@ def _measure(quick: bool, device: str, dtype: str) -> tuple[dict[str, Any], Keyb
         say(remark)
     cases = [result.record(dtype, sheet.rates) for result in results]
     return {"machine_info": facts, "rates": sheet.rates, "cases": cases}, interrupted
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters and compilers warn of much that has no bearing here."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _beforehand(quick: bool, device: str, dtype: str) -> Iterator[str]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _files
+from .._commands import quiet
 from . import trained, weights
 from .trained import Trained
 
@@ -71,20 +69,6 @@ def export(run: Path, kind: str, out: Path) -> str:
     return by
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without six lines on torch's own deprecated calls, and on torchvision's absence."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 Answer = Callable[[Tensor], Tensor]
 Written = tuple[bytes, Answer | None, str]
 
@@ -97,7 +81,7 @@ def _pt2(model: Exported, x: Tensor, images: Any, about: dict[str, Any]) -> Writ
 
 
 def _onnx(model: Exported, x: Tensor, images: Any, about: dict[str, Any]) -> Written:
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             model,
             (x,),
