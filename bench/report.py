@@ -114,7 +114,7 @@ def files() -> dict[str, str]:
     return {
         "README.md": marked(
             "README.md",
-            summary="\n".join([*report_cpu.summary(results), report_gpu.summary(RESULTS)]),
+            summary="\n".join([*report_cpu.summary(cpu, results), report_gpu.summary(RESULTS)]),
             results=report_cpu.readme(cpu, results),
             gpu=report_gpu.readme(RESULTS),
         ),

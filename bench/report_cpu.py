@@ -115,9 +115,11 @@ SUMMARY = {  # README's first table, by the benchmark's name
 }
 
 
-def summary(results: dict[str, Result]) -> Iterator[str]:
+def summary(data: dict, results: dict[str, Result]) -> Iterator[str]:
     """Yields the table's head, and its rows of the CPU."""
-    yield "| how many times as fast as | eager PyTorch | the fastest other library |"
+    info = data["machine_info"]
+    cpu = f"{info['processor']}, {info['threads']} threads"
+    yield f"| fastcnn's speed (CPU: {cpu}) | × eager PyTorch | × the fastest other library |"
     yield "|---|--:|--:|"
     for name, row in SUMMARY.items():
         r = results[name]

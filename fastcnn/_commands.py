@@ -21,7 +21,7 @@ _MODULES = {"pillow": "PIL"}
 def told(
     command: str, work: Callable[[], int | None], needs: Sequence[str] = (), interrupted: str = ""
 ) -> int:
-    """Runs a command's work; returns its status, or 1 after a line on stderr for errors that a user can mend.
+    """Runs a command's work; returns its status, or 1 after a line on stderr for errors that a user can fix.
 
     Args:
         command: its name.
@@ -39,7 +39,7 @@ def told(
     except KeyboardInterrupt:
         print(f"{command}: interrupted{interrupted and '; '}{interrupted}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # main's affair
+    except BrokenPipeError:  # cli.main ends quietly
         raise
     except (OSError, ModuleNotFoundError, RuntimeError, ValueError) as error:
         print(f"{command}: {_files.message(error)}", file=sys.stderr)
@@ -48,7 +48,10 @@ def told(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences exporters and compilers, whose warnings are about their own calls, not about a user's."""
+    """Silences exporters and compilers, whose warnings are about their own calls, not about a user's.
+
+    For the whole process: for commands only.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -61,7 +61,7 @@ def can_bypass(*tensors: Tensor | None) -> bool:
 
     True for plain tensors: no autocast, transform, tracing, compilation, mode, profiler or subclass. Then
     a backend, or an autograd.Function around it, may be called directly. On a small tensor the dispatch of
-    an op written in Python takes longer than the work (3.3 times in all, docs/cpu.md, "What was tried").
+    an op written in Python takes longer than the work: such a call was 3.3 times as long (docs/cpu.md).
     """
     if torch.compiler.is_dynamo_compiling():
         return False

@@ -148,7 +148,7 @@ class Call:
         return reach
 
     def outputs(self) -> Sequence[Reach]:
-        """Sets the outputs' reaches, for as many of them as see anything.
+        """Returns the outputs' reaches, of as many of them as see anything.
 
         Raises:
             Refused: this is not known.

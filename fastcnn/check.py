@@ -40,7 +40,7 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Returns what was wrong, or None, and the speed of inference relative to plain torch."""
+    """A check's result: what was wrong, or None; the speed of inference relative to plain torch."""
 
     wrong: str | None
     speed: float | None = None

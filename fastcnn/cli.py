@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _any_terminal() -> Iterator[None]:
-    """Print "?" for what a terminal's encoding lacks, as × in ASCII, instead of failing."""
+    """Prints "?" for characters that the terminal's encoding lacks, instead of failing: × in ASCII."""
     streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
     before = [stream.errors for stream in streams]
     for stream in streams:

@@ -29,9 +29,10 @@ def epilogue(
     pool: MaxPool | None = None,
     order: str = "lrn_pool",
 ) -> Tensor:
-    """Applies bias, ReLU, local response normalisation and max pooling to a convolution's output.
+    """Applies bias, ReLU, LRN and max pooling to a convolution's output, in one pass.
 
-    Krizhevsky, Sutskever & Hinton 2012, §3.1, 3.3, 3.4. Every stage is optional.
+    LRN is local response normalisation. Every stage is optional. Krizhevsky, Sutskever & Hinton 2012, §3.1,
+    3.3, 3.4.
 
     Args:
         input: (N, C, H, W) or (C, H, W); a convolution's output without its bias.

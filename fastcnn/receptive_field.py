@@ -139,7 +139,7 @@ def _shape(model: nn.Module, input_size: int | Sequence[int]) -> tuple[int, int,
 
 
 def _row(layer: Layer) -> Row:
-    """Returns what all units of the layer share; if padding makes them differ, in the image alone."""
+    """Returns a layer's row: what its units share, padding counted if they then share it, else without."""
     far = [distinct(side, 2).flatten(0, -3).amax(0) for side in layer.reach.far]
     height, width = far[0].shape
     box = _box(*(float(side[height // 2, width // 2]) for side in far[4:]))

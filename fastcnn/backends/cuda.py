@@ -74,7 +74,7 @@ def sources() -> str:
 
 
 def declined_reason(x: Tensor, stages: Stages, weight: Tensor | None) -> str | None:
-    """Returns why ``auto`` declines: only general kernels take it, or they are not known to be right."""
+    """Returns why ``auto`` declines: no fast kernels, or kernels not known to be right on this GPU."""
     last = torch.channels_last in (memory_format(t) for t in (x, weight) if t is not None)
     format = torch.channels_last if last else torch.contiguous_format
     channels = int(x.shape[1] if weight is None else weight.shape[0])  # a number while compiling, too
@@ -92,7 +92,7 @@ _ENOUGH = 2**23
 
 
 def slower_reason(x: Tensor, stages: Stages, weight: Tensor | None, conv: Conv | None = None) -> str | None:
-    """Returns why torch's two or three operations are no slower than one of ours; an LRN takes ten more."""
+    """Returns why plain torch is no slower: two or three operations, where with an LRN it has twelve."""
     if stages.lrn is not None or torch.cuda.is_current_stream_capturing():
         return None  # in a graph Python takes no time
     values = math.prod(x.shape)

@@ -68,7 +68,7 @@ def _pool(x: Tensor, pool: MaxPool, cuts: bool = False) -> tuple[Tensor, Tensor]
 
 
 def _sees(starts: Tensor, size: int, kernel: int, dilation: int) -> Tensor:
-    """Returns whether a window has a place inside; with padding and dilation it may have none."""
+    """Returns whether each window has a place inside; with padding and dilation one may have none."""
     at = starts.view(-1, 1) + torch.arange(kernel, device=starts.device) * dilation
     return ((at >= 0) & (at < size)).any(1)
 

@@ -101,7 +101,7 @@ def _first_verdict(name: str, check: Callable[[], None]) -> str | None:
 
 
 def _failure(check: Callable[[], None]) -> str | None:
-    """Runs a check in a thread of its own, without the caller's modes, autocast, transforms and streams."""
+    """Returns a check's error, or None. It runs in a new thread, without the caller's modes and streams."""
     raised: list[str] = []
 
     def run() -> None:

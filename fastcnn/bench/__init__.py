@@ -58,7 +58,7 @@ def _opened(path: Path | None) -> contextlib.AbstractContextManager[IO[bytes] | 
 
 
 def _measure(quick: bool, device: str, dtype: str) -> tuple[dict[str, Any], KeyboardInterrupt | None]:
-    """Measures and prints; returns the record to save, and Ctrl-C if that ended it."""
+    """Measures and prints; returns the record to save, and the KeyboardInterrupt that ended it, if any."""
     from rich.console import Console
 
     from . import contenders, machine

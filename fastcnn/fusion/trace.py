@@ -209,7 +209,7 @@ class Trace(TracerBase):
 
 
 class _Recorder(TorchFunctionMode):
-    """The roles of torch's functions in a trace."""
+    """Records calls of torch's functions as nodes of a trace."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()

@@ -144,7 +144,7 @@ def _refuse_to_overwrite(options: Options) -> None:
 
 
 def _head(options: Options, training: Training) -> Iterator[str]:
-    """Returns a line on what the training will do."""
+    """Yields lines on what the training will do."""
     data, recipe, count = training.plan.data, training.plan.recipe, training.processes.number
     weights = sum(p.numel() for p in training.model.parameters())
     kind = "fused" if options.fused else "plain"

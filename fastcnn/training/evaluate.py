@@ -28,7 +28,7 @@ class Evaluation(NamedTuple):
     unread: dict[str, str]
 
     def mistakes(self) -> list[tuple[int, int, int]]:
-        """Yields (class, class that it was taken for, how often), the most frequent first."""
+        """Returns (class, class that it was taken for, how often), the most frequent first."""
         wrong = self.confusion.clone().fill_diagonal_(0)
         found = [(i, j, int(wrong[i, j])) for i, j in wrong.nonzero().tolist()]
         return sorted(found, key=lambda mistake: -mistake[2])

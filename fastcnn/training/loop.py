@@ -206,7 +206,7 @@ class Training:
         checkpoint.save(self.plan.path, state)
 
     def _kept(self) -> list[str]:
-        """Yields the names of the weight files to write at this step."""
+        """Returns the names of the weight files to write at this step."""
         errors = [epoch.error for epoch in self.history]
         ended = self.step == len(errors) * self.steps.per_epoch
         best = ended and self.plan.keep != "last" and min(errors) not in errors[:-1]

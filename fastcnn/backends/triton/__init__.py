@@ -62,7 +62,7 @@ def sources() -> str:
 
 
 def declined_reason(x: Tensor, stages: Stages, weight: Tensor | None) -> str | None:
-    """Returns why ``auto`` declines: no LRN, only general kernels, or not known to be right here.
+    """Returns why ``auto`` declines: no LRN, no fast kernels, or kernels not known to be right on this GPU.
 
     Without an LRN plain torch has two or three operations, and the Python of a launch of Triton's may take
     longer than they do; with one it has nine and more (tests/counting.py).

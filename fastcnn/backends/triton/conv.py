@@ -42,7 +42,7 @@ INTERPRETED_PROGRAMS = 2  # few, so that tests come to reuse scratch
 
 
 class Limits(NamedTuple):
-    """The largest tiles that spill no registers on a GPU."""
+    """The largest sizes with which a kernel spills no registers."""
 
     values: int  # of the convolution in a tile
     bytes: int  # of either factor's rows, taken at a time
