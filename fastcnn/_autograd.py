@@ -54,7 +54,7 @@ def save(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, how: H
 
 
 def _saved_of_block(ctx: Any, y: Tensor, r: Tensor | None) -> Tensor | None:
-    """The convolution's output, the stages' input, lives inside the block alone: there it is r."""
+    """Returns what backward needs. In a block the stages' input, the convolution's output, is r."""
     return saved_tensor(ctx.residual, r, y, r)
 
 

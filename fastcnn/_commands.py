@@ -63,28 +63,28 @@ def quiet() -> Iterator[None]:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parses a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, but got {text!r}")
     return int(text)
 
 
 def path(text: str) -> Path:
-    """A path. An empty one would mean the folder of the process, as where a variable is not set."""
+    """Parses a path. An empty one would mean the current folder, as where a shell variable is not set."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"must be a path, but got {text!r}")
     return Path(text)
 
 
 def count(text: str) -> int:
-    """A whole number of at least 0."""
+    """Parses a whole number of at least 0."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, but got {text!r}")
     return int(text)
 
 
 def rate(text: str) -> float:
-    """A number above 0."""
+    """Parses a number above 0."""
     try:
         rate = float(text)
     except ValueError:
@@ -95,7 +95,7 @@ def rate(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """A number from 0 to below 1."""
+    """Parses a number from 0 to below 1."""
     try:
         number = float(text)
     except ValueError:
@@ -106,7 +106,7 @@ def share(text: str) -> float:
 
 
 def seed(text: str) -> int:
-    """A whole number that torch takes as a seed."""
+    """Parses a whole number that torch takes as a seed."""
     if not text.isdecimal() or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"must be a whole number below 2**63, but got {text!r}")
     return int(text)

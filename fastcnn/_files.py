@@ -17,7 +17,7 @@ _LONGEST = 600  # characters of a message
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write; what was written becomes the content of ``path`` at the end of the block.
+    """Opens a file whose content replaces that of ``path`` at the end of the block.
 
     It is written aside, under a name of its own, synced to the disk, then renamed. Whatever stops it, a full
     disk, Ctrl-C or a loss of power, ``path`` is as it was; only kill -9 leaves the file aside behind, see
@@ -51,19 +51,19 @@ def unfinished(folder: Path) -> list[Path]:
 
 
 def check_regular(path: Path) -> None:
-    """RuntimeError for a FIFO, a device or a folder: one may wait for ever, another has no end."""
+    """Raises RuntimeError for a FIFO, a device or a folder: one may wait for ever, another has no end."""
     if path.exists() and not path.is_file():
         raise RuntimeError(f"{path}: no regular file")
 
 
 def check_not_an_input(option: str, out: Path, inputs: Iterable[Path]) -> None:
-    """ValueError where a file is to be written over one that is read."""
+    """Raises ValueError where a file would be written over one that is read."""
     if out.exists() and any(path.exists() and out.samefile(path) for path in inputs):
         raise ValueError(f"{option} must be another file than what is read, but got {out}")
 
 
 def shown(text: object) -> str:
-    """A file's name, or what else comes from outside, without what would move a terminal's cursor."""
+    """Returns text from outside, such as a file's name, with control characters escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
@@ -74,13 +74,13 @@ def message(error: object) -> str:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Make ``data`` the content of ``path``, see :func:`replacing`."""
+    """Replaces the content of ``path`` by ``data``, see :func:`replacing`."""
     with replacing(path) as file:
         file.write(data)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Else the new name, too, could be lost with the power."""
+    """Syncs a folder to the disk: a renamed file's new name could be lost with the power otherwise."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -90,7 +90,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep others that write to a folder out of it, and remove what one that was killed had begun.
+    """Locks a folder against other writers, and removes what a killed process left unfinished.
 
     The lock is this process's: it ends with it, however that ends, and forked workers have no share in it.
 

@@ -12,7 +12,7 @@ import torch  # noqa: F401  its OpenMP runtime must be in the process before the
 
 @functools.cache
 def missing_reason() -> str | None:
-    """None where the extension is there; one that is there but broken raises ImportError from load()."""
+    """Returns None where the extension is there; a broken one raises ImportError from load()."""
     if importlib.util.find_spec("fastcnn._C") is None:
         return "built without the native extension; reinstall with a C++17 compiler on the PATH"
     return None

@@ -48,7 +48,7 @@ _library.define(
 
 
 def _empty_for_none(like: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-    """An op can't return None: an empty tensor stands for it."""
+    """Replaces each None by an empty tensor, since an op can't return None."""
     return tuple(like.new_empty(0) if t is None else t for t in tensors)
 
 
@@ -215,7 +215,7 @@ def _conv2d_block(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) ->
 
 
 def _vmap(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
-    """Fold a mapped input into the batch; with mapped weights or bias, one call for each."""
+    """Returns a vmap rule: a mapped input is folded into the batch; mapped weights take one call each."""
 
     def rule(info: Any, dims: tuple[Any, ...], x: Tensor, *args: Any) -> tuple[Tensor, int]:
         if not any(isinstance(d, int) for d in dims[1:]):
@@ -236,7 +236,7 @@ torch.library.register_vmap("fastcnn::conv2d_block", _vmap(_ops.conv2d_block), l
 
 
 def _register_autocast(device: str, key: str) -> None:
-    """The block runs in autocast's dtype, as a convolution does; the epilogue keeps its input's."""
+    """Registers autocast rules: a block runs in autocast's dtype, an epilogue keeps its input's dtype."""
 
     def lower(t: Tensor | None) -> Tensor | None:
         eligible = t is not None and t.is_floating_point() and t.dtype != torch.float64

@@ -15,7 +15,7 @@ from ._commands import SIZES, count, path, positive, rate, seed, share, told
 
 
 def pack_options(command: argparse.ArgumentParser) -> None:
-    """Of ``pack``."""
+    """Adds the options of ``pack``."""
     add = command.add_argument
     add("pictures", type=path, metavar="SRC", help="folder of pictures, as train's --data")
     add("out", type=path, metavar="OUT", help="folder for images.npy, labels.npy, pack.json")
@@ -25,7 +25,7 @@ def pack_options(command: argparse.ArgumentParser) -> None:
 
 
 def pack(args: argparse.Namespace) -> int:
-    """Pack; 1 where that can't be done or go on, 130 on Ctrl-C. The same command goes on after a stop."""
+    """Runs ``pack``; returns 1 if it fails, 130 on Ctrl-C. The same command continues after a stop."""
     return told("pack", lambda: _pack(args), ["numpy", "pillow", "rich"], "the same command goes on")
 
 
@@ -52,7 +52,7 @@ _ACCUMULATE = (
 
 
 def train_options(command: argparse.ArgumentParser) -> None:
-    """Of ``train``."""
+    """Adds the options of ``train``."""
     add = command.add_argument
     add(
         "--data",
@@ -140,7 +140,7 @@ _MODEL_OPTIONS = ("norm", "towers", "overlap", "adaptive", "dropout")
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train; 1 where that can't be done or go on, 130 on Ctrl-C, 143 on SIGTERM."""
+    """Runs ``train``; returns 1 if it fails, 130 on Ctrl-C, 143 on SIGTERM."""
     from . import training
 
     first = os.environ.get("RANK", "0") == "0"  # of several processes, one says that they were stopped

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_options(command: argparse.ArgumentParser) -> None:
-    """Of ``evaluate``."""
+    """Adds the options of ``evaluate``."""
     add = command.add_argument
     add(
         "trained",
@@ -38,7 +38,7 @@ def evaluate_options(command: argparse.ArgumentParser) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Print errors and loss on the images to test with; 1 where that can't be done."""
+    """Prints errors and loss on the test images; returns 1 if it fails."""
     return told("evaluate", lambda: _evaluate(args), ["safetensors", *["matplotlib"] * bool(args.confusion)])
 
 
@@ -88,7 +88,7 @@ def _lines(network: Trained, found: Evaluation) -> list[str]:
 
 
 def predict_options(command: argparse.ArgumentParser) -> None:
-    """Of ``predict``."""
+    """Adds the options of ``predict``."""
     command.usage = "%(prog)s [-h] [--top N] [--json] [--sheet PNG] [RUN] PICTURE ..."
     add = command.add_argument
     add(
@@ -105,7 +105,7 @@ def predict_options(command: argparse.ArgumentParser) -> None:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Print the best answers to each picture; 1 where the network or a picture can't be read."""
+    """Prints the best answers to each picture; returns 1 if the network or a picture can't be read."""
     return told(
         "predict", lambda: _predict(args), ["safetensors", "pillow", *["matplotlib"] * bool(args.sheet)]
     )
@@ -150,7 +150,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def export_options(command: argparse.ArgumentParser) -> None:
-    """Of ``export``."""
+    """Adds the options of ``export``."""
     add = command.add_argument
     add("trained", type=a_path, metavar="RUN", help="a training's --out, or a file of its weights")
     add("--to", choices=("onnx", "pt2", "safetensors"), required=True, help="pt2: torch.export's")
@@ -158,7 +158,7 @@ def export_options(command: argparse.ArgumentParser) -> None:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write the file, and say how it was checked; 1 where that can't be done."""
+    """Writes the file, and says how it was checked; returns 1 if it fails."""
     return told("export", lambda: _export(args), ["safetensors", *["onnxscript"] * (args.to == "onnx")])
 
 

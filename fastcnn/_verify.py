@@ -30,14 +30,14 @@ FAMILIES = {
 def example(
     shape: tuple[int, int, int, int], dtype: torch.dtype, format: torch.memory_format, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """An input (N, C, H, W) and a bias (C,), the same ones every time."""
+    """Returns an input (N, C, H, W) and a bias (C,), always the same ones."""
     generator = torch.Generator().manual_seed(0)
     x, bias = (torch.randn(size, generator=generator) for size in (shape, shape[1:2]))
     return x.to(device, dtype).contiguous(memory_format=format), bias.to(device, dtype)
 
 
 def verify(backend: Any, x: Tensor, bias: Tensor | None, stages: Stages) -> None:
-    """Inference, forward for training, offsets and backward, each twice for the same bits.
+    """Checks inference, training's forward, argmax and backward; each runs twice, for the same bits.
 
     Raises:
         AssertionError: what was wrong.
@@ -82,7 +82,7 @@ def check_forward(backend: Any, x: Tensor, bias: Tensor | None, stages: Stages) 
 def check_backward(
     backend: Any, x: Tensor, bias: Tensor | None, stages: Stages, saved: Saved, grad: Tensor
 ) -> None:
-    """With the forward's own r and offsets, so that no near-tie in a window decides for one side."""
+    """Checks backward with the forward's own r and argmax, so that near-ties in a window don't matter."""
     y, r, offsets = saved
     kept = saved_tensor(stages.residual(bias is not None), x, y, r)
     size = list(x.shape)
@@ -126,7 +126,7 @@ def _terms(
 
 
 def check_offsets(x: Tensor, bias: Tensor | None, stages: Stages, offsets: Tensor) -> None:
-    """Each offset names a place that holds the window's maximum, to rounding, unless the ReLU cut that."""
+    """Checks that each argmax is a place of the window's maximum, to rounding, unless the ReLU cut that."""
     assert stages.pool
     before = Stages(stages.relu, None if stages.pool_first else stages.lrn)
     full = plain_epilogue(x.double(), _wide(bias), before)

@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
 
 
 def run(device: str, as_json: bool) -> int:
-    """Print a row for each kernel; 0 if all are right, 1 if one is not, 2 if there is no such device."""
+    """Prints a row for each kernel; returns 0 if all are right, 1 if one is not, 2 without such a device."""
     missing = _missing_reason(device)
     if missing is not None:
         print(f"check: {missing}", file=sys.stderr)
@@ -87,7 +87,7 @@ def _cases(device: str) -> Iterator[Case]:
 
 
 def attempt(case: Case) -> Outcome:
-    """Check the kernels, and time them if they are right."""
+    """Checks the kernels, and times them if they are right."""
     backend, stages, device = module(case.backend), FAMILIES[case.family], torch.device(case.device)
     format = _FORMATS[case.layout]
     try:
@@ -104,7 +104,7 @@ def attempt(case: Case) -> Outcome:
 
 
 def in_process(attempt: Callable[[Case], Outcome], case: Case) -> Outcome:
-    """The outcome of an attempt in a process of its own, its end included."""
+    """Runs an attempt in a process of its own; returns its outcome, even if the process dies."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     receiving, sending = context.Pipe(duplex=False)

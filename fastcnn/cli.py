@@ -28,7 +28,7 @@ from .stages import DTYPES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; its exit status, 2 for a wrong command line as argparse has it."""
+    """Runs a command; returns its exit status, 2 for a wrong command line."""
     parser = argparse.ArgumentParser(prog="python -m fastcnn", description="Fused CNN kernels for PyTorch.")
     parser.add_argument("--version", action="version", version=f"fastcnn {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
@@ -95,7 +95,7 @@ def _add(
 
 
 def info(args: argparse.Namespace) -> int:
-    """Print what a report of a problem should carry."""
+    """Prints what a bug report should contain."""
     facts = dict(_facts())
     print(json.dumps(facts, indent=1) if args.json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
     return 0
@@ -125,7 +125,7 @@ def _facts() -> Iterator[tuple[str, str]]:
 
 
 def _taken_by_auto(device: str) -> str:
-    """The backends that ``auto`` takes on a device, and why not its first choice where that declines."""
+    """Returns which backends ``auto`` uses on a device, and why its first choice declines."""
     from ._verify import FAMILIES
 
     taken, lines = set[str](), list[str]()
@@ -160,14 +160,14 @@ def _gpus() -> list[str]:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Try every kernel; 0 if all are right, 1 if one is not, 2 where there is no such device."""
+    """Tries every kernel; returns 0 if all are right, 1 if one is not, 2 without such a device."""
     from .check import run
 
     return run(args.device, args.json)
 
 
 def demo(args: argparse.Namespace) -> int:
-    """Run the demo; 1 where something is missing or can't be written, 130 on Ctrl-C."""
+    """Runs the demo; returns 1 if it fails, 130 on Ctrl-C."""
     from . import demo as demonstration
 
     run = partial(demonstration.run, args.out, args.epochs, args.seed)
@@ -183,7 +183,7 @@ def _bench_options(command: argparse.ArgumentParser) -> None:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Run the benchmark; 1 where something is missing or can't be written, 130 on Ctrl-C."""
+    """Runs the benchmark; returns 1 if it fails, 130 on Ctrl-C."""
     from . import bench as benchmark
 
     run = partial(benchmark.run, args.quick, args.device, args.dtype, args.save)
@@ -191,7 +191,7 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def receptive_field(args: argparse.Namespace) -> int:
-    """Print the table of an untrained model, then draw it if asked to; 1 where that can't be done."""
+    """Prints the table of an untrained model, then draws it if asked to; returns 1 if it fails."""
     if args.image and not args.plot:
         print("receptive-field: --image needs --plot", file=sys.stderr)
         return 2

@@ -62,7 +62,7 @@ def epilogue(
 def local_response_norm(
     input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> Tensor:
-    """:func:`torch.nn.functional.local_response_norm`, in one pass and in float32 inside.
+    """Computes :func:`torch.nn.functional.local_response_norm` in one pass, in float32 inside.
 
     float16 and bfloat16 don't overflow at abs(x) >= 256, and backward is deterministic.
 
@@ -100,7 +100,7 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """:func:`torch.nn.functional.max_pool2d`, keeping one byte per output for backward, not eight.
+    """Computes :func:`torch.nn.functional.max_pool2d`, keeping one byte per output for backward, not eight.
 
     Few values on the CPU are torch's own, if its gradients are right: it keeps eight bytes for each then.
 
@@ -150,7 +150,7 @@ def conv2d_block(
     order: str = "lrn_pool",
     recompute: bool = False,
 ) -> Tensor:
-    """A convolution and its epilogue: :func:`torch.nn.functional.conv2d`, then :func:`epilogue`.
+    """Computes a convolution and its epilogue: :func:`torch.nn.functional.conv2d`, then :func:`epilogue`.
 
     Args:
         input: (N, C, H, W) or (C, H, W).

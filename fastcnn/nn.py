@@ -130,7 +130,7 @@ class ConvBlock2d(torch.nn.Module):
         torch.nn.Conv2d.reset_parameters(self)  # type: ignore[arg-type]
 
     def forward(self, input: Tensor, margins: list[int] = ()) -> Tensor:  # type: ignore[assignment]
-        """margins: rows and columns of zeros, besides padding, at the top, left, bottom and right."""
+        """Runs the block; margins: zeros besides padding, at the top, left, bottom, right."""
         if is_scripting():
             if len(margins) == 4:
                 top, left, bottom, right = margins

@@ -69,7 +69,7 @@ def numbers(value: Any) -> tuple[int, ...]:
 
 
 def pair(name: str, value: Pair) -> tuple[int, int]:
-    """``value`` as (height, width); torch's errors for anything that is not one int or two."""
+    """Returns ``value`` as (height, width); raises torch's errors for anything but one int or two."""
     try:
         items = numbers(value)
     except TypeError:
@@ -200,7 +200,7 @@ class MaxPool:
         return [i for p in self.pairs for i in p] + [int(self.ceil_mode)]
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """(rows, columns) of the pooled map; RuntimeError where there would be none."""
+        """Returns (rows, columns) of the pooled map; raises RuntimeError where there would be none."""
         rows = self.windows(height, 0)
         columns = self.windows(width, 1)
         if height < 1 or width < 1 or rows < 1 or columns < 1:
@@ -279,7 +279,7 @@ class Stages:
         return _unflat(relu, tuple(lrn or ()), tuple(pool or ()), order)
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """(N, C, H, W) of the input to (N, C, H', W') of the output."""
+        """Returns (N, C, H', W') of the output for (N, C, H, W) of the input."""
         n, c, h, w = shape
         return (n, c, h, w) if self.pool is None else (n, c, *self.pool.output_size(h, w))
 
@@ -307,7 +307,7 @@ class Stages:
         return self.lrn is not None if in_block else self.residual(has_bias) == "r"
 
     def block_residual(self, device: str) -> str | None:
-        """The same as :meth:`residual` for a block.
+        """Returns the same as :meth:`residual` for a block.
 
         On a GPU (a torch.device's type "cuda"), which waits for memory, that is kept, as "input": with the
         bias, backward makes r again, and forward need not write it. The CPU's kernels write r while it is in
@@ -336,7 +336,7 @@ def _unflat(relu: bool, lrn: tuple[float, ...], pool: tuple[int, ...], order: st
 
 
 def memory_format(x: torch.Tensor) -> torch.memory_format:
-    """The format of ``x`` (N, C, H, W), which its output keeps; contiguous where both fit."""
+    """Returns the format of ``x`` (N, C, H, W), which its output keeps; contiguous where both fit."""
     _, c, h, w = x.stride()
     is_last = c == 1 and x.shape[1] > 1 and w >= x.shape[1] and h >= w
     if is_last and (x.shape[2] > 1 or x.shape[3] > 1):
@@ -345,7 +345,7 @@ def memory_format(x: torch.Tensor) -> torch.memory_format:
 
 
 def check(x: torch.Tensor, bias: torch.Tensor | None, stages: Stages) -> None:
-    """Refuse what no backend may see; every epilogue op comes through here, fake or real.
+    """Checks an epilogue's arguments, for every op, fake or real.
 
     Raises:
         RuntimeError: naming the argument and what it was, as torch does.

@@ -29,24 +29,24 @@ TOLERANCES = {
 
 
 def devices() -> list[str]:
-    """The devices of this machine that fastcnn knows."""
+    """Returns this machine's devices that fastcnn supports."""
     return ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
 def backends(device: str = "cpu") -> list[str]:
-    """The backends that run on a device here."""
+    """Returns the backends that run on a device here."""
     probe, stages = torch.empty(1, 1, 1, 1, device=device), Stages()
     return [name for name in BACKENDS if module(name).unsupported_reason(probe, stages) is None]
 
 
 def assert_close(actual: Tensor, expected: Tensor, factor: float = 1.0) -> None:
-    """Equal shape, dtype and device; values within the dtype's TOLERANCES times factor; NaN equals NaN."""
+    """Asserts equal shape, dtype, device, and values within TOLERANCES times factor; NaN equals NaN."""
     rtol, atol = TOLERANCES.get(actual.dtype, (0.0, 0.0))
     torch.testing.assert_close(actual, expected, rtol=factor * rtol, atol=factor * atol, equal_nan=True)
 
 
 def assert_within_twice(actual: Tensor, plain: Tensor, exact: Tensor, terms: Tensor | None = None) -> None:
-    """The error rule: against ``exact`` (float64), at most twice the error of plain torch.
+    """Asserts the error rule: against ``exact`` (float64), at most twice the error of plain torch.
 
     Both errors are the largest over the tensor, where all three are finite; one unit in the last place
     of the largest value (or of the largest of ``terms``, where the result is a difference of those) is
@@ -71,6 +71,6 @@ def assert_within_twice(actual: Tensor, plain: Tensor, exact: Tensor, terms: Ten
 
 
 def require(condition: object, message: str) -> None:
-    """An assertion that ``python -O`` keeps, too."""
+    """Asserts, under ``python -O`` too."""
     if not condition:
         raise AssertionError(message)

@@ -35,7 +35,7 @@ def module(name: str) -> ModuleType:
 
 
 def available_backends() -> dict[str, str | None]:
-    """Each backend's name with None where it can be used here, else the reason why it can't."""
+    """Returns for each backend's name None where it can be used here, else the reason why not."""
     return {name: module(name).missing_reason() for name in BACKENDS}
 
 
@@ -49,12 +49,12 @@ get_current = _current.get  # C++ calls it, too (small.py)
 
 
 def current_backend() -> str:
-    """The name set in this context; "auto" unless told."""
+    """Returns the backend's name set in this context; "auto" by default."""
     return _current.get()
 
 
 def set_backend(name: str) -> None:
-    """Choose the backend of this context (thread or task): a name, or "auto" for the fastest that can.
+    """Sets the backend of this context (thread or task): a name, or "auto" for the fastest one.
 
     A backend asked for by name raises RuntimeError, with the reason, for what it can't do.
 
@@ -66,7 +66,7 @@ def set_backend(name: str) -> None:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """:func:`set_backend` for the length of a with block."""
+    """Sets the backend, as :func:`set_backend`, inside a with block."""
     token = _current.set(_check_name(name))
     try:
         yield
@@ -86,7 +86,7 @@ def choose(
     conv: Conv | None = None,
     inside_op: bool = False,
 ) -> ModuleType:
-    """The backend that will run these stages on x (N, C, H, W), or on its convolution with weight.
+    """Returns the backend that runs these stages on x (N, C, H, W), or on its convolution with weight.
 
     conv: how that is. inside_op: whether an op of ours was called already, so that no call is saved by
     torch's own functions.

@@ -29,7 +29,7 @@ def _dtype(dtype: torch.dtype) -> Any:
 
 
 def address(t: Tensor | None) -> tuple[int, tuple[int, ...]] | None:
-    """A tensor's address and strides."""
+    """Returns a tensor's address and strides."""
     return None if t is None else (t.data_ptr(), t.stride())
 
 
@@ -102,9 +102,10 @@ def params(
     threads: int = 1,
     r_bias: Tensor | None = None,
 ) -> Any:
-    """x and y: the input and output, or in backward their gradients; bias likewise.
+    """Returns the native kernels' parameters.
 
-    x: its shape, where it is not in memory. Every tensor was checked, or allocated, by the caller: x, y
+    x, y, bias: input, output and bias; in backward their gradients.
+    x may be a shape, where it is not in memory. Every tensor was checked, or allocated, by the caller: x, y
     (N, C, ., .), bias and r_bias (C,) contiguous.
     threads: of the CPU. r_bias: what a GPU's backward has still to add to r.
     """

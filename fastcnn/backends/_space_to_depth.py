@@ -29,7 +29,7 @@ def space_to_depth(x: Tensor, side: int, padding: Sequence[int] = (0, 0, 0, 0)) 
 
 
 def by_torch(x: Tensor, side: int, padding: Sequence[int]) -> Tensor:
-    """The same by torch's own functions, which copy x up to three times."""
+    """Computes the same by torch's own functions, which copy x up to three times."""
     (top, left), (rows, columns) = padding[:2], squares(x, side, padding)
     bottom, right = rows * side - top - x.shape[2], columns * side - left - x.shape[3]
     padded = F.pad(x, (left, right, top, bottom))

@@ -135,7 +135,7 @@ def _run(
     r: Tensor | None,
     offsets: Tensor | None,
 ) -> None:
-    """Fill y, r and offsets, which are laid out in this format; x and bias may have any strides."""
+    """Fills y, r and offsets, which are laid out in this format; x and bias may have any strides."""
     if x.numel() == 0:
         return
     bias = bias if bias is None else bias.contiguous()
@@ -179,7 +179,7 @@ _NATIVE = {
 
 @functools.cache
 def _convolves_in(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which convolutions of this dtype are fastest here; sums are float32 in either."""
+    """Returns the dtype in which convolutions of ``dtype`` are fastest here; both sum in float32."""
     known = _capabilities()
     emulated = dtype in _NATIVE and known and not any(known.get(name) for name in _NATIVE[dtype])
     return torch.float32 if emulated else dtype
@@ -201,7 +201,7 @@ def prefers_channels_last(dtype: torch.dtype) -> bool:
 
 
 def _images_at_once(values: int, dtype: torch.dtype) -> int:
-    """values: of one image's convolution."""
+    """Returns how many images fit into a chunk; values: of one image's convolution."""
     return max(1, _CHUNK_BYTES // max(1, values * dtype.itemsize))
 
 

@@ -55,7 +55,7 @@ def _no_code_reason(device: int) -> str | None:
 
 
 def _load(device: int) -> str | None:
-    """Load the kernels for a device, or say why not."""
+    """Loads the kernels for a device; returns None, or the reason why it can't."""
     native = _native.load()
     with torch.cuda.device(device):
         if native.cuda_runs_on(device):
@@ -69,7 +69,7 @@ def _load(device: int) -> str | None:
 
 @functools.cache
 def sources() -> str:
-    """A hash of the sources that the extension's kernels were compiled from."""
+    """Returns a hash of the sources that the extension's kernels were compiled from."""
     return str(_native.load().build_info().get("cuda sources", ""))
 
 
@@ -128,7 +128,7 @@ _raw_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream
 
 
 def _where(x: Tensor) -> tuple[int, int]:
-    """x's device, and torch's current stream there."""
+    """Returns x's device, and torch's current stream there."""
     device = x.get_device()
     return device, _raw_stream(device)
 
@@ -151,7 +151,7 @@ def _run(
     r: Tensor | None,
     offsets: Tensor | None,
 ) -> None:
-    """Fill y, r and offsets, which are laid out in this format; x and bias may have any strides."""
+    """Fills y, r and offsets, which are laid out in this format; x and bias may have any strides."""
     if x.numel() == 0:
         return
     bias = bias if bias is None else bias.contiguous()
@@ -201,7 +201,7 @@ def copies(x: Tensor, side: int) -> bool:
 
 
 def _check_copy(like: Tensor, side: int) -> None:
-    """Against torch's own copies, on a small image of the same dtype, format and device."""
+    """Checks the kernel against torch's own copies, on a small image of like's dtype, format and device."""
     x = (
         torch.arange(2 * 3 * 21 * 19)
         .view(2, 3, 21, 19)
@@ -215,7 +215,7 @@ def _check_copy(like: Tensor, side: int) -> None:
 
 
 def space_to_depth(x: Tensor, side: int, padding: Sequence[int]) -> Tensor:
-    """:func:`._space_to_depth.space_to_depth`, in one kernel."""
+    """Computes :func:`._space_to_depth.space_to_depth` in one kernel."""
     format, (rows, columns) = memory_format(x), squares(x, side, padding)
     y = empty_on(x.device)((x.shape[0], x.shape[1] * side**2, rows, columns), x.dtype, format)
     if y.numel():
@@ -231,5 +231,5 @@ def space_to_depth(x: Tensor, side: int, padding: Sequence[int]) -> Tensor:
 def conv_block_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: Sequence[Any], stages: Stages, save: bool
 ) -> Results:
-    """All images at once: in parts that stay in L2, AlexNet's blocks take 1.1 to 1.2 times as long (H200)."""
+    """Computes all images at once; parts that stay in L2 take 1.1 to 1.2 times as long (AlexNet, H200)."""
     return convolve_then(epilogue_forward, x, weight, bias, conv, stages, save, convolve_fastest)

@@ -34,7 +34,7 @@ def unsupported_reason(x: Tensor, stages: Stages) -> str | None:
 
 
 def epilogue(x: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
-    """The stages on x (N, C, H, W)."""
+    """Applies the stages to x (N, C, H, W)."""
     if bias is None:
         return after_bias(x, stages)
     return after_bias(x + bias.view(-1, 1, 1), stages, overwrite=True)
@@ -48,7 +48,7 @@ def conv2d_block(
     stages: Stages,
     recompute: bool,
 ) -> Tensor:
-    """The stages on the convolution of x (N, C, H, W); conv: stride, padding, dilation, groups."""
+    """Applies the stages to the convolution of x (N, C, H, W); conv: stride, padding, dilation, groups."""
     if recompute and torch.is_grad_enabled() and not torch.onnx.is_in_onnx_export():
         again = (x, weight, bias, conv, stages, False)
         return checkpoint.checkpoint(conv2d_block, *again, use_reentrant=False, preserve_rng_state=False)
@@ -108,7 +108,7 @@ def scripted(v: Tensor, relu: bool, lrn: list[float], pool: list[int], order: st
 
 
 def local_response_norm(x: Tensor, lrn: LRN) -> Tensor:
-    """o = x (k + alpha/size * sum of x^2 over the window)^-beta, for (N, C, H, W) or (C, H, W).
+    """Computes o = x (k + alpha/size * sum of x^2 over the window)^-beta, for (N, C, H, W) or (C, H, W).
 
     :func:`torch.nn.functional.local_response_norm`, to the same bits; but float16 and bfloat16 are computed
     in float32, where squares don't overflow, and neither groups nor an odd window cost a copy.
@@ -127,7 +127,7 @@ def local_response_norm(x: Tensor, lrn: LRN) -> Tensor:
 
 
 def _onnx_local_response_norm(x: Tensor, lrn: LRN) -> Tensor:
-    """ONNX's LRN, a group of channels as an image of its own."""
+    """Calls ONNX's LRN; a group of channels counts as an image of its own."""
     towers = x.unflatten(-3, (lrn.groups, -1)).flatten(end_dim=-4)
     attributes: dict[str, Any] = {
         "size": lrn.size,

@@ -27,19 +27,19 @@ def _acc(dtype: torch.dtype) -> torch.dtype:
 
 
 def _window_sum(x: Tensor, before: int, after: int, groups: int) -> Tensor:
-    """x: (N, C, H, W); sums over channels c-before..c+after of c's group."""
+    """Sums x (N, C, H, W) over channels c-before..c+after of c's group."""
     grouped = x.unflatten(1, (groups, x.shape[1] // groups))
     padded = F.pad(grouped, (0, 0, 0, 0, before, after))
     return padded.unfold(2, before + after + 1, 1).sum(-1).flatten(1, 2)
 
 
 def _denominator(r: Tensor, lrn: LRN) -> Tensor:
-    """d = k + alpha/size * sum of r**2 over the window."""
+    """Computes d = k + alpha/size * sum of r**2 over the window."""
     return lrn.k + lrn.alpha / lrn.size * _window_sum(r * r, lrn.before, lrn.after, lrn.groups)
 
 
 def _normalise(r: Tensor, lrn: LRN) -> Tensor:
-    """o = r / d**beta"""
+    """Computes o = r / d**beta."""
     return r / _denominator(r, lrn).pow(lrn.beta)
 
 
@@ -51,7 +51,7 @@ def _normalise_backward(g: Tensor, r: Tensor, lrn: LRN) -> Tensor:
 
 
 def _pool(x: Tensor, pool: MaxPool, cuts: bool = False) -> tuple[Tensor, Tensor]:
-    """Pooled values, and each one's place in its window (row-major), from torch's flat indices.
+    """Returns pooled values, and each one's argmax in its window (row-major), from torch's flat indices.
 
     cuts: there is none where a ReLU made x, and cut the maximum.
     """
@@ -74,7 +74,7 @@ def _sees(starts: Tensor, size: int, kernel: int, dilation: int) -> Tensor:
 
 
 def _pool_backward(g: Tensor, offsets: Tensor, size: Sequence[int], pool: MaxPool) -> Tensor:
-    """Each place of the window in turn gives its pooled gradients to the inputs it stands on."""
+    """Adds, for each place of the window in turn, its pooled gradients to the inputs that it covers."""
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = pool.pairs
     height = max(size[2] + 2 * ph, (g.shape[2] - 1) * sh + (kh - 1) * dh + 1)
     width = max(size[3] + 2 * pw, (g.shape[3] - 1) * sw + (kw - 1) * dw + 1)
@@ -119,7 +119,7 @@ def epilogue_forward(
 
 
 def lrn_input(r: Tensor | None, bias: Tensor | None, stages: Stages) -> Tensor | None:
-    """max(r + bias, 0), as it would have been kept, of an r that is the stages' input; of a whole r, r."""
+    """Computes max(r + bias, 0) of an r that is the stages' input; returns any other r as it is."""
     if r is None or not stages.lrn_first:
         return r
     v = r if bias is None else r + bias.view(-1, 1, 1)
@@ -136,8 +136,9 @@ def epilogue_backward(
     need_bias: bool,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """r: what :meth:`Stages.residual` names; size: the input's (N, C, H, W); format: its memory format.
+    """Returns the gradients of the stages' input and, if ``need_bias``, of the bias.
 
+    r: what :meth:`Stages.residual` names; size: the input's (N, C, H, W); format: its memory format.
     bias: (C,), where r is the stages' input and the LRN's is to be made from both.
     """
     acc = _acc(grad_y.dtype)
@@ -167,5 +168,5 @@ def conv_block_forward(
 
 
 def epilogue(x: Tensor, bias: Tensor | None, stages: Stages) -> Tensor:
-    """The forward alone, as one differentiable composition of torch's own functions."""
+    """Computes the forward alone, as one differentiable composition of torch's own functions."""
     return epilogue_forward(x, bias, stages, save=False)[0]

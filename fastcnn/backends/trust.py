@@ -30,7 +30,7 @@ _lock = threading.Lock()
 
 
 def verdicts() -> dict[str, str | None]:
-    """This process's verdicts: None if a kernel is right, else what was wrong."""
+    """Returns this process's verdicts: None if a kernel is right, else what was wrong."""
     return dict(_verdicts)
 
 
@@ -42,7 +42,7 @@ def epilogue_reason(
     format: torch.memory_format,
     channels: int,
 ) -> str | None:
-    """:func:`reason` for a backend's kernels of these stages, dtype and format, tried on so many channels."""
+    """Returns :func:`reason` for a backend's kernels of these stages, dtype and format."""
     from . import module
 
     sources = module(backend).sources()

@@ -39,7 +39,7 @@ class Held:
 
 
 def _padded(parts: Sequence[tuple[Tensor, Tensor]], names: Sequence[str], size: int | None) -> Data:
-    """Images (N, H, W) and labels, for training and for testing; zeros around them."""
+    """Returns images (N, H, W), padded with zeros, and labels, for training and for testing."""
     height, width = parts[0][0].shape[1:]
     size = max(height, width) if size is None else size
     side = size + _MARGIN
@@ -52,7 +52,7 @@ def _padded(parts: Sequence[tuple[Tensor, Tensor]], names: Sequence[str], size: 
 
 
 def digits(size: int | None) -> Data:
-    """The demo's."""
+    """Returns the demo's digits."""
     from ..demo import data
 
     if importlib.util.find_spec("numpy") is None:
@@ -64,12 +64,12 @@ def digits(size: int | None) -> Data:
 
 
 def idx_files(folder: Path) -> list[Path | None]:
-    """Images and labels for training, then for testing, where they are there."""
+    """Returns the files of images and labels for training, then for testing; None where one is missing."""
     return [_idx_file(folder, part, kind) for part in ("train", "t10k") for kind in ("images", "labels")]
 
 
 def _idx_file(folder: Path, part: str, kind: str) -> Path | None:
-    """MNIST's name for it, with a dot or a hyphen, packed or not."""
+    """Finds MNIST's file by its names, with a dot or a hyphen, gzip or not."""
     dimensions = 3 if kind == "images" else 1
     names = [f"{part}-{kind}{dot}idx{dimensions}-ubyte{gz}" for dot in "-." for gz in ("", ".gz")]
     return next((folder / name for name in names if (folder / name).is_file()), None)

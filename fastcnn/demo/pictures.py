@@ -30,7 +30,7 @@ def png(figure: Figure) -> bytes:
 
 
 def digits(images: Tensor, labels: Tensor, probabilities: Tensor, seed: int = 0) -> Figure:
-    """Of each class three drawn digits and the least sure right one; then the surest mistakes.
+    """Draws three random digits of each class and its least sure right one; then the surest mistakes.
 
     Args:
         images: (N, 1, H, W); labels: (N,); probabilities: (N, 10), the network's.
@@ -67,7 +67,7 @@ def digits(images: Tensor, labels: Tensor, probabilities: Tensor, seed: int = 0)
 def _shown(
     labels: Tensor, answers: Tensor, confidence: Tensor, label: int, seed: int
 ) -> list[tuple[int, int]]:
-    """(row, index) of one class's digits: drawn ones, and last the least sure that is right."""
+    """Returns (row, index) of one class's digits: random ones, and last the least sure that is right."""
     members = (labels == label).nonzero().flatten()
     order = torch.randperm(len(members), generator=torch.Generator().manual_seed(seed))
     drawn, rest = members[order].tensor_split([_ROWS - 1])
@@ -92,7 +92,7 @@ def _note(figure: Figure, text: str, y: float) -> None:
 
 
 def _digit(axes: Axes, image: Tensor, label: int, answer: int, confidence: float) -> None:
-    """One digit; under it a bar of confidence and the answer, in red with the truth if wrong."""
+    """Draws one digit; under it a bar of confidence and the answer, in red with the truth if wrong."""
     right = answer == label
     colour = _RIGHT if right else _WRONG
     axes.imshow(image.squeeze(0).numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
@@ -109,7 +109,7 @@ def _digit(axes: Axes, image: Tensor, label: int, answer: int, confidence: float
 
 
 def filters(weight: Tensor, image: Tensor, maps: Tensor) -> Figure:
-    """The first layer's filters above what each makes of one digit.
+    """Draws the first layer's filters above what each makes of one digit.
 
     Args:
         weight: (C, 1, k, k); image: (1, H, W); maps: (C, h, w), the layer's output for the image.
@@ -144,7 +144,7 @@ def _picture(axes: Axes, values: Tensor, cmap: str, limits: tuple[float, float])
 
 
 def training(history: Sequence[Epoch]) -> Figure:
-    """The loss of each step and its mean by epoch, above the test accuracy after each epoch."""
+    """Draws the loss of each step and its mean by epoch, above the test accuracy after each epoch."""
     figure = Figure(figsize=(8, 5.6))
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1])
     figure.subplots_adjust(left=0.1, right=0.9, top=0.86, bottom=0.1, hspace=0.14)
@@ -174,7 +174,7 @@ def training(history: Sequence[Epoch]) -> Figure:
 
 
 def _end_label(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
-    """The last value, beside the end of its line."""
+    """Writes the last value beside the end of its line."""
     axes.annotate(
         text,
         (x, y),

@@ -34,7 +34,7 @@ class Epoch(NamedTuple):
 
 
 def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
-    """One gradient step on (N, 1, 28, 28) and (N,); the loss before it."""
+    """Makes one gradient step on (N, 1, 28, 28) and (N,); returns the loss before it."""
     optimizer.zero_grad()
     loss = F.cross_entropy(model(images), labels, label_smoothing=_SMOOTHING)
     loss.backward()
@@ -55,7 +55,7 @@ def accuracy(model: torch.nn.Module, images: Tensor, labels: Tensor) -> float:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """LeNet gains little from a second core, and loses much where others use the cores too."""
+    """Sets one thread: LeNet gains little from a second core, and loses much where others use the cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -72,7 +72,7 @@ def fit(
     seed: int,
     after: Callable[[Epoch], None] = lambda epoch: None,
 ) -> list[Epoch]:
-    """Train with AdamW and one rise and fall of its rate, on digits shifted anew each time.
+    """Trains with AdamW and one rise and fall of its rate, on digits shifted anew each time.
 
     ``seed`` draws batches and shifts; ``after`` is called with each epoch as it ends.
     """
@@ -95,7 +95,7 @@ def fit(
 
 
 def save(model: torch.nn.Module, path: Path) -> None:
-    """The model's weights as safetensors; whole or not at all, see :func:`fastcnn._files.replace`."""
+    """Saves the model's weights as safetensors; whole or not at all, see :func:`fastcnn._files.replace`."""
     from safetensors.torch import save as serialise
 
     _files.replace(path, serialise(model.state_dict()))

@@ -129,7 +129,7 @@ def _chains(model: nn.Module) -> list[Chain]:
 
 @torch.no_grad()
 def _evaluated(model: nn.Module, inputs: Tensor | Sequence[Any]) -> list[Any]:
-    """The tensors in what the model gives in evaluation."""
+    """Returns the tensors in the model's output in evaluation."""
     inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
     modes = [(m, m.training) for m in model.modules()]
     try:

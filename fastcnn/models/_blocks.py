@@ -79,7 +79,7 @@ class Sizes(NamedTuple):
 
 
 def sizes(table: Table) -> Sizes:
-    """Worked out from the rows of the table."""
+    """Computes the sizes from the rows of the table."""
     published = " or ".join(map(str, table.published))
     if not (table.near or table.adaptive):
         return Sizes(partial(contains, table.published), published)
@@ -114,7 +114,7 @@ def _fill(layer: ConvBlock2d | torch.nn.Conv2d | torch.nn.Linear, row: Conv | De
 
 
 def block(row: Conv, in_channels: int, fused: bool) -> Named:
-    """One row as a ConvBlock2d, or as plain layers of which the convolution has the same name."""
+    """Builds one row as a ConvBlock2d, or as plain layers whose convolution has the same name."""
     conv = (in_channels, row.channels, row.kernel, row.stride, row.padding, 1, row.groups)
     fused = fused and not row.batch_norm
     layer = (
@@ -144,7 +144,7 @@ def _plain_pool(pool: MaxPool) -> torch.nn.MaxPool2d:
 
 
 def dense(row: Dense, in_features: int, num_classes: int, dropout: float) -> Named:
-    """One row as plain layers, whichever way the convolutions are built."""
+    """Builds one row as plain layers, the same for fused and plain networks."""
     last = row.features is None
     layer = torch.nn.Linear(in_features, num_classes if row.features is None else row.features)
     _fill(layer, row)
@@ -215,12 +215,12 @@ class ConvNet(Unscriptable):
         return self.classifier(self.avgpool(maps).flatten(-3))
 
     def with_margins(self, input: Tensor) -> Tensor:
-        """The image with the zeros that the network puts around it; a size that is not taken is refused."""
+        """Pads the image with the network's own zeros; raises for a size that it does not take."""
         top, left, bottom, right = self.margins(input)
         return F.pad(input, (left, right, top, bottom)) if top or left or bottom or right else input
 
     def split(self, first: torch.device | str, second: torch.device | str) -> torch.nn.Module:
-        """The paper's network on two devices, half of each layer on either (``alexnet("2012")`` alone).
+        """Splits ``alexnet("2012")`` over two devices, half of each layer on either, as the paper does.
 
         conv3 and the dense layers see both halves, and only there activations cross: ``crossing(images)``
         of what is returned counts the bytes. It has the same outputs and gradients; state dicts load both

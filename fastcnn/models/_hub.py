@@ -44,7 +44,7 @@ def cached(url: str, progress: bool) -> Path:
 
 
 def _check_hash(path: Path, prefix: str) -> None:
-    """RuntimeError unless the file's SHA-256 begins with ``prefix``; torch.hub checks downloads alone."""
+    """Raises RuntimeError unless the file's SHA-256 begins with ``prefix``, as torch.hub does on download."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
@@ -69,7 +69,7 @@ def _download(url: str, path: Path, prefix: str, progress: bool) -> None:
 
 
 def _explained(error: Exception, url: str, path: Path) -> Exception:
-    """The error with a message that names both ends and says what to do; http.client's own as a URLError."""
+    """Returns the error with both ends named and what to do; http.client's own become a URLError."""
     advice = "Set TORCH_HOME to another folder" if _local(error) else "Try again"
     reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
     if isinstance(error, RuntimeError):  # torch.hub's, about the SHA-256; it does not look at the length

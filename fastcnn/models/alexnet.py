@@ -16,7 +16,7 @@ _LRN_CAFFE = LRN(5, 1e-4, 0.75, k=1)
 
 
 def _towers(lrn: LRN, bias: float, order: str = "lrn_pool") -> tuple[Conv, ...]:
-    """Two half-width towers that meet in conv3 (Krizhevsky, Sutskever & Hinton 2012, §3.5)."""
+    """Builds two half-width towers that meet in conv3 (Krizhevsky, Sutskever & Hinton 2012, §3.5)."""
     return (  # channels, kernel, stride, padding, groups
         Conv("conv1", 96, 11, 4, 0, 1, lrn, _POOL, order, std=0.01),
         Conv("conv2", 256, 5, 1, 2, 2, lrn, _POOL, order, std=0.01, bias=bias),
@@ -92,7 +92,7 @@ NORMS = ("published", "lrn", "batch", None)
 
 
 def _with_norm(table: Table, norm: str | None) -> Table:
-    """The network with another normalisation, or none, in place of its own."""
+    """Returns the network with another normalisation, or none, in place of its own."""
     if norm not in NORMS:
         raise ValueError(f"alexnet: norm must be one of {NORMS}, but got {norm!r}")
     if norm == "published" or (norm == "lrn" and table.convs[0].lrn):
@@ -106,7 +106,7 @@ def _with_norm(table: Table, norm: str | None) -> Table:
 
 
 def _in_one_tower(table: Table) -> Table:
-    """Half as many kernels, but for the last convolution (Krizhevsky et al. 2012, §3.2, footnote 2)."""
+    """Halves the kernels of all but the last convolution (Krizhevsky et al. 2012, §3.2, footnote 2)."""
     *halved, last = table.convs
     convs = [
         replace(conv, channels=conv.channels // 2, groups=1, lrn=conv.lrn and replace(conv.lrn, groups=1))
@@ -134,7 +134,7 @@ def alexnet(
     fused: bool = True,
     weights: str | None = None,
 ) -> ConvNet:
-    """AlexNet: (N, in_channels, H, W) images to (N, num_classes).
+    """Builds AlexNet: (N, in_channels, H, W) images to (N, num_classes).
 
     - "2012": Krizhevsky, Sutskever & Hinton 2012, 60,965,224 parameters. Two towers; LRN within
       each (§3.3, k = 2) after the ReLU and before the overlapping pooling (§3.4); the paper's

@@ -14,7 +14,7 @@ _POOL = MaxPool(2)
 
 
 def _margins(size: int) -> tuple[int, int]:
-    """MNIST's 28 pixels stand in the middle of 32 (LeCun et al. 1998, §II.B)."""
+    """Centres MNIST's 28 pixels in 32 (LeCun et al. 1998, §II.B)."""
     return (2, 2) if size == 28 else (0, 0)
 
 
@@ -46,7 +46,7 @@ def lenet5(
     in_channels: int = 1,
     fused: bool = True,
 ) -> torch.nn.Module:
-    """LeNet-5: (N, in_channels, H, W) images to (N, num_classes).
+    """Builds LeNet-5: (N, in_channels, H, W) images to (N, num_classes).
 
     - "relu": the widths of LeCun, Bottou, Bengio & Haffner 1998 (6, 16, 120, 84, 10), with ReLU,
       max pooling and every map connected to every other; 61,706 parameters. Takes 32 x 32, and

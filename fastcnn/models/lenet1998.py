@@ -44,7 +44,7 @@ DIGITS = """
 
 
 def bitmaps() -> Tensor:
-    """The digits (10, 84), each 12 rows of 7: 1 in the figure, -1 around it."""
+    """Returns the digits (10, 84), each 12 rows of 7: 1 in the figure, -1 around it."""
     rows = [line.split() for line in DIGITS.strip().splitlines()]
     halves = rows[:10], rows[11:]
     digits = ["." * 7 + "".join(row[i] for row in half) + "." * 7 for half in halves for i in range(5)]
@@ -154,7 +154,7 @@ class LeNet1998(Unscriptable):
 
 
 def map_loss(scores: Tensor, labels: Tensor, j: float = 0.1) -> Tensor:
-    """The paper's loss (equation 9): mean of y[D] + log(exp(-j) + sum over i of exp(-y[i])), y = -scores.
+    """Computes the paper's loss (eq. 9): mean of y[D] + log(exp(-j) + sum over i of exp(-y[i])), y = -scores.
 
     A rubbish class of penalty j is in the sum, beyond which wrong classes need not be pushed.
 

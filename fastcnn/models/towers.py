@@ -57,7 +57,7 @@ def _split(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> No
 
 
 def _half_of_block(block: ConvBlock2d) -> ConvBlock2d:
-    """One tower's part: a group of a convolution in two groups, half of the maps of another."""
+    """Builds one tower's part: a group of a convolution in two groups, else half of its maps."""
     groups = block.groups
     stages: Stages = block.stages
     lrn = stages.lrn and replace(stages.lrn, groups=1)
@@ -102,7 +102,7 @@ class TwoTowers(nn.Module):
         return self._run(input, {})
 
     def crossing(self, input: Tensor) -> dict[str, int]:
-        """Bytes that cross before each layer that sees both towers, for these images."""
+        """Counts the bytes that cross before each layer that sees both towers, for these images."""
         crossed: dict[str, int] = {}
         with torch.no_grad():
             self._run(input, crossed)
@@ -114,7 +114,7 @@ class TwoTowers(nn.Module):
         with ThreadPoolExecutor(2) as threads:
 
             def both(run: Callable[[int], Tensor]) -> Pair:
-                """A tower's part on each device, at the same time."""
+                """Runs a tower's part on each device, at the same time."""
                 if self.devices[0].type == "cuda":  # launches don't wait
                     return run(0), run(1)
                 return tuple(f.result() for f in [threads.submit(_here(run), i) for i in range(2)])  # type: ignore[return-value]
@@ -124,7 +124,7 @@ class TwoTowers(nn.Module):
                 return both(lambda i: torch.cat([h.to(self.devices[i]) for h in halves], 1))
 
             def dropped(halves: Pair) -> Pair:
-                """Drawn one after the other: threads would share out the random numbers by chance."""
+                """Drops out one tower after the other, so that random numbers do not depend on threads."""
                 return self.dropout(halves[0]), self.dropout(halves[1])
 
             maps = both(lambda i: features["conv2"](features["conv1"](images.to(self.devices[i]), i), i))
@@ -139,7 +139,7 @@ class TwoTowers(nn.Module):
 
 
 def _here(run: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
-    """``run`` for another thread, with this one's gradient mode, autocast and backend."""
+    """Wraps ``run`` for another thread, with this one's gradient mode, autocast and backend."""
     context, grad = contextvars.copy_context(), torch.is_grad_enabled()
     enabled, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 
@@ -151,7 +151,7 @@ def _here(run: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
 
 
 def split(net: ConvNet, first: torch.device | str, second: torch.device | str) -> TwoTowers:
-    """See :meth:`fastcnn.models._blocks.ConvNet.split`."""
+    """Splits a network, see :meth:`fastcnn.models._blocks.ConvNet.split`."""
     if net.name != "alexnet('2012')" or not isinstance(net.features[0], ConvBlock2d):
         raise ValueError(f"split: only alexnet('2012'), fused, has two towers, but this is {net.name}")
     return TwoTowers(net, torch.device(first), torch.device(second))

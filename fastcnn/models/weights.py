@@ -21,7 +21,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 
 def load_weights(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load a state dict from a file; torchvision's AlexNet checkpoint fits ``alexnet("2014")`` as it is.
+    """Loads a state dict from a file; torchvision's AlexNet checkpoint fits ``alexnet("2014")`` as it is.
 
     No code in the file is run. Everything is checked first: whatever is raised, the model is as it was.
     Of a training checkpoint, ``{"state_dict": {...}, "epoch": ...}``, "model_state_dict" or, as of
@@ -47,7 +47,7 @@ def load_weights(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def load_with_new_last_layer(model: torch.nn.Module, path: Path) -> tuple[str, int] | None:
-    """Load weights of a network with other classes: its last layer stays as it is.
+    """Loads weights of a network with other classes: its last layer stays as it is.
 
     Returns:
         That layer's name, and how many classes the file has; None where they are the model's: all is loaded.
@@ -69,7 +69,7 @@ def load_with_new_last_layer(model: torch.nn.Module, path: Path) -> tuple[str, i
 
 
 def load_caffe(model: ConvNet, blobs: Mapping[str, Sequence[Any]], *, channels: str = "BGR") -> None:
-    """Load Caffe's blobs into ``alexnet("caffenet")`` or ``alexnet("bvlc")``.
+    """Loads Caffe's blobs into ``alexnet("caffenet")`` or ``alexnet("bvlc")``.
 
     They are bvlc_reference_caffenet's and bvlc_alexnet's in Caffe's model zoo (Jia et al. 2014,
     https://caffe.berkeleyvision.org/model_zoo.html), whose names and shapes are the same: nothing tells
@@ -128,19 +128,19 @@ def _safetensors(source: str) -> Callable[[Path], object]:
 
 
 def _torch(path: Path) -> object:
-    """Mapped where torch can: of torchvision's 244 MB, no second copy is made in memory."""
+    """Loads, mapped where torch can: torchvision's 244 MB need no second copy in memory."""
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def reason(error: Exception) -> str:
-    """The error in a line, without the advice to load unsafely that torch puts around its own."""
+    """Returns the error in a line, without torch's own advice to load unsafely."""
     text = str(error).partition("\n\nCheck the documentation")[0]
     line = text.strip().rpartition("\n")[2].partition(" In PyTorch")[0].strip()
     return f"{type(error).__name__}: {line}".removesuffix(": ")
 
 
 def _state_dict(source: str, held: object) -> dict[str, Tensor]:
-    """``held``, or the state dict in it, if it is a dict of tensors."""
+    """Returns ``held``, or the state dict in it, if it is a dict of tensors."""
     found = [held[name] for name in _STATES if name in held] if isinstance(held, dict) else []
     held = next((state for state in found if isinstance(state, dict)), held)
     if not isinstance(held, dict):
@@ -162,7 +162,7 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check(source: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """RuntimeError unless every one of ``given`` can be copied into the model's ``own``, and none is left."""
+    """Raises RuntimeError unless ``given`` fits the model's ``own`` parameters, with none left over."""
     wrong = [f"{name} is missing" for name in own if name not in given]
     wrong += [f"{name} is not in the model" for name in given if name not in own]
     reasons = {name: _misfit(own[name], given[name]) for name in own if name in given}
@@ -188,7 +188,7 @@ def _misfit(own: Tensor, given: Tensor) -> str | None:
 
 
 def _by_caffes_names(model: ConvNet) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The model's own names, and its parameters, by Caffe's: "conv1.weight" to "fc8.bias"."""
+    """Returns the model's own names, and its parameters, by Caffe's: "conv1.weight" to "fc8.bias"."""
     name = getattr(model, "name", type(model).__name__)
     if name not in _CAFFE_MODELS:
         raise RuntimeError(f"load_caffe: model must be one of {_CAFFE_MODELS}, but got {name}")
@@ -198,7 +198,7 @@ def _by_caffes_names(model: ConvNet) -> tuple[dict[str, str], dict[str, Tensor]]
 
 
 def _named(blobs: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
-    """Each blob as a tensor, by "layer.weight" or "layer.bias"."""
+    """Returns each blob as a tensor, by "layer.weight" or "layer.bias"."""
     if not isinstance(blobs, Mapping):
         raise TypeError(f"load_caffe: blobs must be a mapping, but got {type(blobs).__name__}")
     named = {}
@@ -221,14 +221,14 @@ def _tensor(name: str, blob: Any) -> Tensor:
 
 
 def _without_leading_ones(blob: Tensor, own: Tensor | None) -> Tensor:
-    """Old files have four dimensions everywhere (Caffe's Blob::ShapeEquals)."""
+    """Drops leading dimensions of 1: old files have four everywhere (Caffe's Blob::ShapeEquals)."""
     if own is None or blob.shape != (1,) * (4 - own.dim()) + tuple(own.shape):
         return blob
     return blob.reshape(own.shape)
 
 
 def _turned_round(weight: Tensor) -> Tensor:
-    """conv1's weight (O, 3, kernel rows, kernel columns) for the other order of its input channels."""
+    """Reorders conv1's weight (O, 3, rows, columns) for the other order of its input channels."""
     if weight.shape[1] != 3:
         raise RuntimeError(f"load_caffe: channels='RGB' takes 3 channels, but conv1 has {weight.shape[1]}")
     return weight.flip(1)

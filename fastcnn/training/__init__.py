@@ -35,7 +35,7 @@ _CHECKPOINT = "checkpoint.pt"
 
 
 def run(options: Options) -> None:
-    """Train, and write weights, checkpoint.pt, log.csv and log.jsonl into the folder ``options.out``.
+    """Trains, and writes weights, checkpoint.pt, log.csv and log.jsonl into the folder ``options.out``.
 
     Meant for a process of its own: it seeds torch's generators, and on a GPU sets
     ``torch.backends.cudnn.benchmark`` until it returns.

@@ -20,7 +20,7 @@ _NAMED = 30  # classes that have room for their names
 
 
 def sheet(title: str, pictures: Sequence[tuple[Path, list[tuple[str, float]]]]) -> Figure:
-    """Each picture with its best answers under it, and a bar as long as each one's probability."""
+    """Draws each picture with its best answers under it, and a bar as long as each one's probability."""
     columns = min(_COLUMNS, len(pictures))
     rows = math.ceil(len(pictures) / columns)
     figure = Figure(figsize=(2.6 * columns + 0.4, 3.6 * rows + 0.6), layout="constrained")
@@ -42,7 +42,7 @@ def sheet(title: str, pictures: Sequence[tuple[Path, list[tuple[str, float]]]]) 
 
 
 def confusion(title: str, evaluation: Evaluation, classes: Sequence[str]) -> Figure:
-    """Of each class's images, by row, the share that got each answer, by column."""
+    """Draws the share of each class's images (row) that got each answer (column)."""
     counts = evaluation.confusion
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     side = 4.5 + 0.22 * min(len(classes), _NAMED)
@@ -63,6 +63,6 @@ def confusion(title: str, evaluation: Evaluation, classes: Sequence[str]) -> Fig
 
 
 def _short(name: str, length: int) -> str:
-    """As it may be drawn: no control characters, and no mathematics between dollars."""
+    """Returns text for a figure: no control characters, and no mathematics between dollars."""
     name = shown(name).replace("$", r"\$")
     return name if len(name) <= length else name[: length - 1] + "…"

@@ -20,7 +20,7 @@ from .processes import Processes
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed for each combination of numbers, so that no state of chance needs keeping between steps."""
+    """Returns a seed for each combination of numbers, so that no random state is kept between steps."""
     digest = hashlib.sha256(repr(numbers).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -46,7 +46,7 @@ def _order(images: int, seed: int) -> Tensor:
 def training(
     source: Source, steps: Steps, start: int, stop: int, processes: Processes, workers: int
 ) -> Iterator[Batch]:
-    """This process's share of every step from ``start`` on."""
+    """Yields this process's share of every step from ``start`` on."""
     shares = (processes.share(steps.numbers(step)).tolist() for step in range(start, stop))
     return _reader(source, shares, processes, workers)
 
@@ -54,7 +54,7 @@ def training(
 def all_of(
     source: Source, numbers: Tensor, batch: int, processes: Processes, workers: int
 ) -> Iterator[Batch]:
-    """This process's share of the images with these numbers, once, in batches."""
+    """Yields this process's share of the images with these numbers, once, in batches."""
     share = processes.share(numbers)
     return _reader(source, [part.tolist() for part in share.split(batch)], processes, workers)
 
@@ -76,7 +76,7 @@ def _reader(source: Source, lists: Any, processes: Processes, workers: int) -> I
 
 
 def one_ahead(batches: Iterator[Batch], begin: Callable[[], None] | None = None) -> Iterator[Batch]:
-    """Each batch is read by a thread, after ``begin``, while the one before is worked on."""
+    """Yields batches; a thread prefetches the next one, after ``begin``."""
     with ThreadPoolExecutor(1, initializer=begin) as thread:
         coming = thread.submit(next, batches, None)
         while (batch := coming.result()) is not None:
@@ -86,7 +86,7 @@ def one_ahead(batches: Iterator[Batch], begin: Callable[[], None] | None = None)
 
 @contextlib.contextmanager
 def _sigterm_waits() -> Iterator[None]:
-    """Until the end of the block; for workers that are started in it, until :func:`_outlive_sigterm`."""
+    """Blocks SIGTERM inside the block; workers started in it unblock it in :func:`_outlive_sigterm`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
@@ -95,7 +95,7 @@ def _sigterm_waits() -> Iterator[None]:
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """The first SIGTERM is for training, which then saves, as where a whole process group gets it."""
+    """Ignores the first SIGTERM, sent to the whole process group: training saves and stops by itself."""
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 

@@ -19,7 +19,7 @@ _FORMAT = "fastcnn training, 2"
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a state of tensors, numbers, strings, lists and dicts; whole or not at all.
+    """Writes a state of tensors, numbers, strings, lists and dicts; whole or not at all.
 
     Raises:
         OSError: it can't be written, the disk is full: the file there before is as it was.
@@ -35,7 +35,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def copied(state: Any) -> Any:
-    """A state that training no longer changes, on the host."""
+    """Returns a copy of a state on the host, which training no longer changes."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
@@ -51,24 +51,24 @@ class Writer:
         self._error: BaseException | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begin with ``work``, when what was begun before is done."""
+        """Starts ``work`` once the work before is done."""
         self.wait()
         self._thread = threading.Thread(target=self._run, args=[work])
         self._thread.start()
 
     def join(self) -> None:
-        """Wait until nothing is being written."""
+        """Waits until nothing is being written."""
         if self._thread:
             self._thread.join()
         self._thread = None
 
     def wait(self) -> None:
-        """Wait, and raise what has gone wrong."""
+        """Waits, and raises the error of what was written."""
         self.join()
         self.check()
 
     def check(self) -> None:
-        """Raise what has gone wrong."""
+        """Raises the error of what was written, if any."""
         error, self._error = self._error, None
         if error:
             raise error
@@ -139,7 +139,7 @@ def check_optimizer(
     make: Callable[..., torch.optim.Optimizer],
     steps: int,
 ) -> None:
-    """ValueError unless it is what such an optimizer keeps of these parameters after so many steps."""
+    """Raises ValueError unless this is such an optimizer's state of these parameters after so many steps."""
     probe = torch.nn.Parameter(torch.zeros(1))
     probe.grad = torch.zeros(1)
     optimizer = make([probe], lr=0.0)
@@ -171,7 +171,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_epoch(number: int, value: object) -> bool:
-    """As loop.Epoch: numbers, errors from 0 to 1, of which the one among five may be missing."""
+    """Checks a loop.Epoch: numbers, errors from 0 to 1, of which the one among five may be missing."""
     if not isinstance(value, (tuple, list)) or len(value) != 8 or (type(value[0]), value[0]) != (int, number):
         return False
     numbers = [v for i, v in enumerate(value) if i and (i != 5 or v is not None)]
@@ -187,7 +187,7 @@ def _is_optimizer(value: object) -> bool:
 
 
 def _is_statistics(value: object) -> bool:
-    """As augment.Statistics."""
+    """Checks an augment.Statistics."""
     if not isinstance(value, (tuple, list)) or len(value) != 4:
         return False
     if not all(_is_finite(t, torch.float32) for t in value):
@@ -218,7 +218,7 @@ def _short(value: object) -> str:
 
 
 def _read(path: Path) -> object:
-    """The file is a zip archive, which has a checksum for each part of it: torch looks at none."""
+    """Loads a file, checking each part's checksum in the zip archive, which torch does not."""
     try:
         with zipfile.ZipFile(path) as archive:
             torn = archive.testzip()

@@ -37,7 +37,7 @@ class Evaluation(NamedTuple):
 def evaluate(
     network: Trained, data: Data, device: torch.device, workers: int, all_crops: bool, skip_bad: bool
 ) -> Evaluation:
-    """On the images to test with.
+    """Evaluates on the test images.
 
     Args:
         network: of as many channels, size and side as the images.

@@ -36,7 +36,7 @@ class Exported(torch.nn.Module):
 
 
 def export(run: Path, kind: str, out: Path) -> str:
-    """Write the network of a run, or of a file of weights, and compare what the file answers.
+    """Writes the network of a run, or of a weights file, and checks the outputs of the written file.
 
     Returns:
         What was compared.

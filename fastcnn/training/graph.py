@@ -41,7 +41,7 @@ def capture(work: Callable[[], None]) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def tuned(device: torch.device) -> Iterator[None]:
-    """On a GPU, lets cuDNN time its algorithms, and works on a stream of its own: the default has no graphs.
+    """Lets cuDNN time its algorithms on a GPU, and works on a side stream: graphs need one.
 
     ``torch.backends.cudnn.benchmark`` is the whole process's: other threads see it until the block ends.
     """

@@ -25,7 +25,7 @@ HEADER = "epoch   lr        loss     test loss   top-1 error   top-5 error   ima
 
 
 def row(epoch: Epoch) -> str:
-    """A line under :data:`HEADER`."""
+    """Returns an epoch as a line under :data:`HEADER`."""
     error5 = "" if epoch.error5 is None else f"{epoch.error5:.2%}"
     return (
         f"{epoch.epoch:5}   {epoch.rate:<8.2g} {epoch.loss:6.4f}   {epoch.test_loss:9.4f}   "
@@ -34,7 +34,7 @@ def row(epoch: Epoch) -> str:
 
 
 def write_csv(path: Path, history: Sequence[Epoch]) -> None:
-    """The whole history, a line for each epoch; whole or not at all."""
+    """Writes the whole history, a line for each epoch; whole or not at all."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Epoch._fields)
@@ -49,7 +49,7 @@ def _json(values: Mapping[str, Any]) -> str:
 
 
 def _past(path: Path, training: Training) -> Iterator[dict[str, Any]]:
-    """The moments in a file that are not beyond the checkpoint; what else is there, a torn line, is not."""
+    """Yields the file's records up to the checkpoint, without a torn line."""
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             values = json.loads(line)
@@ -64,7 +64,7 @@ def _epoch(epoch: Epoch, training: Training) -> dict[str, Any]:
 
 
 def _opened(path: Path, training: Training) -> IO[str]:
-    """log.jsonl, for what is to come: each line is written at once. Epochs are those of the checkpoint."""
+    """Opens log.jsonl to append, each line written at once, cut to the checkpoint's epochs."""
     past = [*_past(path, training), *(_epoch(epoch, training) for epoch in training.history)]
     _files.replace(path, "".join(map(_json, sorted(past, key=lambda values: values["step"]))).encode())
     return path.open("a", buffering=1)
@@ -89,7 +89,7 @@ def _bar(console: Console) -> Progress:
 
 
 def follow(training: Training, out: Path, console: Console, tensorboard: bool) -> None:
-    """Run a training to its end, saying how far it is; every process must, and the first one speaks."""
+    """Runs a training to its end with a progress line; every process calls it, and the first one prints."""
     if training.processes.rank:
         for _ in training.run():
             pass
@@ -122,7 +122,7 @@ def follow(training: Training, out: Path, console: Console, tensorboard: bool) -
 
 
 def _board(folder: Path, training: Training):  # type: ignore[no-untyped-def]
-    """TensorBoard's writer; what was written after the checkpoint is hidden."""
+    """Returns TensorBoard's writer; what was written after the checkpoint is hidden."""
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder), purge_step=len(training.history) + 1)

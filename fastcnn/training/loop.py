@@ -134,7 +134,7 @@ class Training:
         self._rate_there = torch.zeros((), device=processes.device) if reads else None
 
     def _resume(self) -> Statistics | None:
-        """Go to where the checkpoint is, if there is one."""
+        """Restores the checkpoint, if there is one."""
         state = checkpoint.load(self.plan.path, self.plan.settings)
         if state is None:
             return None
@@ -182,7 +182,7 @@ class Training:
             )
 
     def _save(self) -> None:
-        """By the first process, what is still sound; and what any process could not read is known to all."""
+        """Saves from the first process, if all is sound; shares which images could not be read."""
         sums = self._checked_sums()
         self._share_bad()
         if self.processes.rank == 0:
@@ -200,7 +200,7 @@ class Training:
             self._writer.start(partial(self._write, self._kept(), checkpoint.copied(state)))
 
     def _write(self, names: list[str], state: dict[str, Any]) -> None:
-        """The weights first: a training that goes on from the checkpoint would not write the best again."""
+        """Writes the weights before the checkpoint: a resumed training would not write the best again."""
         for name in names:
             self.plan.write(name, state["model"], Statistics(*state["statistics"]))
         checkpoint.save(self.plan.path, state)
@@ -214,7 +214,7 @@ class Training:
         return [LAST, *[BEST] * best, *[EVERY.format(len(errors))] * every]
 
     def _checked_sums(self) -> Tensor:
-        """Those of all processes, if they and the weights are numbers."""
+        """Sums over all processes; raises unless sums and weights are finite."""
         sums = self.processes.total(self._sums.clone())
         sound = [sums.isfinite().all(), *(p.isfinite().all() for p in self.model.parameters())]
         if not torch.stack(sound).all():
@@ -234,12 +234,12 @@ class Training:
         self._seen.copy_(self._sums, non_blocking=True)
 
     def so_far(self) -> Scores | None:
-        """Of this process's images in this epoch, on a GPU up to some steps ago; None: not known yet."""
+        """Returns this epoch's scores in this process, some steps late on a GPU; None: not known yet."""
         seen = self._sums if self.processes.device.type == "cpu" else self._seen
         return scores.means(seen, len(self.plan.data.classes)) if seen[1] else None
 
     def _stop(self) -> None:
-        """After a step, if any process was asked to; several ask each other now and then."""
+        """Stops after a step if any process was asked to; several ask each other now and then."""
         several = self.processes.number > 1
         if several and self.step % _WATCH:
             return
@@ -256,7 +256,7 @@ class Training:
         self._told = set(self.bad)
 
     def run(self) -> Iterator[Epoch | None]:
-        """To the end: None after each step, and the numbers of an epoch after its test.
+        """Trains to the end: yields None after each step, and the numbers of an epoch after its test.
 
         Raises:
             OSError: the checkpoint can't be written; the one before stays.
@@ -293,7 +293,7 @@ class Training:
             self._stop()
 
     def _end_of_epoch(self, steps: int, start: float) -> Epoch:
-        """The numbers of an epoch, of which this run has made some steps since the time ``start``."""
+        """Returns the numbers of an epoch, of which this run has made some steps since the time ``start``."""
         sums = self._checked_sums()
         images = int(sums[1])
         seconds = time.perf_counter() - start  # only now is the device done with them
@@ -365,7 +365,7 @@ class Training:
 
     @torch.no_grad()
     def test(self) -> Scores:
-        """Over all test images of all processes; the probabilities are averaged over the crops."""
+        """Tests on all processes' images; probabilities are averaged over the crops."""
         data, device = self.plan.data, self.processes.device
         sums = torch.zeros(4, dtype=torch.float64, device=device)
         self.processes.agree(self.model.buffers())  # each has statistics of its own, of batch norms
@@ -395,7 +395,7 @@ class Training:
             self.model.get_submodule(frozen).eval()
 
     def _statistics(self) -> Statistics:
-        """Of a sample of the training set: sums of whole numbers, which do not depend on who adds what."""
+        """Computes statistics of a sample of the training set: integer sums, the same in any order."""
         channels, device = self.plan.data.channels, self.processes.device
         sums = torch.zeros(1 + channels + channels**2, dtype=torch.float64, device=device)
         images = len(self.plan.data.train)
@@ -420,7 +420,7 @@ class Training:
         return next((f"; {path}: {why}" for path, why in self.bad.items()), "")
 
     def _account_for(self, bad: dict[str, str]) -> None:
-        """Images that can't be read: an error, or said when processes next meet."""
+        """Raises for images that can't be read, or warns when processes next meet."""
         if bad and not self.plan.skip_bad:
             path, why = next(iter(bad.items()))
             raise RuntimeError(f"can't read {path}: {why}; --skip-bad goes on without such images")
@@ -428,6 +428,6 @@ class Training:
 
 
 def _parts(images: Tensor, labels: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
-    """``count`` parts, or as many as there are images; one that is empty where there are none."""
+    """Splits into ``count`` parts, fewer with fewer images; one empty part where there are none."""
     count = max(1, min(count, len(images)))
     return list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))

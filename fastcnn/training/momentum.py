@@ -36,7 +36,7 @@ class Momentum(Eager):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; the loss where a closure computes it."""
+        """Makes one step; returns the loss where a closure computes it."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

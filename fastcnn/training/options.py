@@ -53,19 +53,19 @@ class Options:
     seed: int = 0
 
     def completed_recipe(self) -> Recipe:
-        """The recipe, with what the command line says otherwise."""
+        """Returns the recipe with the command line's changes."""
         given = {name: getattr(self, name) for name in _RECIPES_OWN}
         recipe = replace(RECIPES[self.recipe], **{k: v for k, v in given.items() if v is not None})
         scale = recipe.batch / RECIPES[self.recipe].batch if self.scale_rate else 1
         return replace(recipe, rate=recipe.rate * scale)
 
     def kind(self, data: Data) -> str:
-        """The model's function in :mod:`..models`."""
+        """Returns the name of the model's function in :mod:`..models`."""
         return self.model or ("alexnet" if data.channels == 3 else "lenet5")
 
 
 def network(options: Options, recipe: Recipe, data: Data) -> tuple[torch.nn.Module, list[str]]:
-    """The network, with its initial weights, and what is to be said of them.
+    """Builds the network with its initial weights; returns it with notes to print.
 
     Raises:
         ValueError: an option that it does not have.

@@ -26,35 +26,35 @@ class Processes(NamedTuple):
     device: torch.device
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over all processes of a tensor, which is changed."""
+        """Sums a tensor over all processes, in place."""
         if self.number > 1:
             dist.all_reduce(values)
         return values
 
     def count(self, number: int) -> int:
-        """The sum over all processes of a number on the host, which no device has to be waited for."""
+        """Sums a host number over all processes, without waiting for the device."""
         return number if self.number == 1 else int(self.total(torch.tensor(number)))
 
     def agree(self, values: Iterable[Tensor]) -> None:
-        """The first process's values for all."""
+        """Broadcasts the first process's values to all."""
         for value in values if self.number > 1 else ():
             dist.broadcast(value, 0)
 
     def gathered(self, value: Any) -> list[Any]:
-        """Everybody's ``value``, by number."""
+        """Returns every process's ``value``, by rank."""
         values = [value] * self.number
         if self.number > 1:
             dist.all_gather_object(values, value)
         return values
 
     def share(self, numbers: Tensor) -> Tensor:
-        """This process's part of (n,): parts differ by one at most, and none overlap."""
+        """Returns this process's part of (n,): parts differ by one at most, and none overlap."""
         return numbers.tensor_split(self.number)[self.rank]
 
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Processes]:
-    """Meet the other processes, by gloo on the CPU and by NCCL on GPUs; alone without torchrun's environment.
+    """Joins the other processes, by gloo on CPUs and NCCL on GPUs; alone without torchrun's environment.
 
     Raises:
         RuntimeError: ``device`` is "cuda" and there is none for this process.

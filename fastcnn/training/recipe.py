@@ -65,7 +65,7 @@ _DROPS = 3
 
 
 def rate(recipe: Recipe, step: int, steps: int, errors: Sequence[float]) -> float:
-    """lr at a step of ``steps`` in all, after epochs that ended with these errors."""
+    """Returns the learning rate at a step of ``steps`` in all, after epochs that ended with these errors."""
     warm = round(recipe.warm_up * steps)
     if step < warm:
         return recipe.rate * (step + 1) / warm

@@ -13,13 +13,13 @@ TOP = 5  # answers among which the right one may be
 
 
 def averaged(scores: Iterable[Tensor]) -> Tensor:
-    """Log of the mean of several crops' probabilities (N, classes), in float64, from their scores."""
+    """Returns the log of the mean of several crops' probabilities (N, classes), in float64."""
     logs = torch.stack([crop.double().log_softmax(1) for crop in scores])
     return logs.logsumexp(0) - math.log(len(logs))
 
 
 def sums(loss: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-    """Of N images, in float64 (4,).
+    """Sums the scores of N images, in float64 (4,).
 
     The sum of their losses; how many images; of how many the right class has the highest score; of how many
     it is among the TOP.
@@ -38,6 +38,6 @@ class Scores(NamedTuple):
 
 
 def means(sums: Tensor, classes: int) -> Scores:
-    """Of :func:`sums`, of one image at least."""
+    """Returns the means of :func:`sums`, of one image at least."""
     loss, count, right, right5 = sums.tolist()
     return Scores(loss / count, 1 - right / count, 1 - right5 / count if classes > TOP else None)

@@ -44,12 +44,12 @@ class Trained(NamedTuple):
 
     @torch.no_grad()
     def scores(self, pixels: Tensor) -> Tensor:
-        """The classes' scores (N, classes) for pixels (N, size, size, C), 0 to 255."""
+        """Returns the classes' scores (N, classes) for pixels (N, size, size, C), 0 to 255."""
         mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
         return self.model(((pixels.float() - mean) / std).permute(0, 3, 1, 2))
 
     def answers(self, path: Path) -> Tensor:
-        """The classes' probabilities (classes,) for a file's picture.
+        """Returns the classes' probabilities (classes,) for a file's picture.
 
         Raises:
             OSError, ValueError: it can't be read as a picture.
@@ -60,7 +60,7 @@ class Trained(NamedTuple):
 
 
 def published(fused: bool = True) -> Trained:
-    """torchvision's AlexNet, trained on ImageNet; its weights are downloaded once, 244 MB.
+    """Returns torchvision's AlexNet, trained on ImageNet; its weights are downloaded once, 244 MB.
 
     Raises:
         OSError, RuntimeError: as of :func:`fastcnn.models.alexnet`.
@@ -131,7 +131,7 @@ def _network(name: str, told: Mapping[str, Any], fused: bool) -> Trained:
 
 
 def best(classes: tuple[str, ...], probabilities: Tensor, top: int) -> list[tuple[str, float]]:
-    """The most probable classes and their probabilities, the first one first."""
+    """Returns the most probable classes and their probabilities, the first one first."""
     found = probabilities.topk(min(top, len(classes)))
     return [
         (classes[i], share) for i, share in zip(found.indices.tolist(), found.values.tolist(), strict=True)
@@ -139,7 +139,7 @@ def best(classes: tuple[str, ...], probabilities: Tensor, top: int) -> list[tupl
 
 
 def table(path: Path, answers: Iterable[tuple[str, float]]) -> str:
-    """A picture's name, and a line with a bar for each answer."""
+    """Returns a picture's name, and a line with a bar for each answer."""
     answers = [(_files.shown(name), share) for name, share in answers]
     width = max(len(name) for name, _ in answers)
     bars = [f"  {share:6.1%}  {name:{width}}  {'#' * round(30 * share)}" for name, share in answers]

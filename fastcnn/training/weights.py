@@ -23,7 +23,7 @@ def save(
     classes: tuple[str, ...],
     **images: Any,
 ) -> None:
-    """Write a state dict with what :func:`trained.load` reads.
+    """Writes a state dict with what :func:`trained.load` reads.
 
     Args:
         path: the file, which is replaced.
@@ -40,7 +40,7 @@ def save(
 
 
 def usable(run: Path) -> Path:
-    """A run's weights, the best where they were kept; or the file itself."""
+    """Returns the path of a run's weights, the best where they were kept; or the file itself."""
     if not run.is_dir():
         return run
     return next((run / name for name in (BEST, LAST) if (run / name).exists()), run / LAST)
