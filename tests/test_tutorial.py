@@ -9,6 +9,7 @@ import torch
 
 from fastcnn import available_backends
 from fastcnn.demo import data
+from fastcnn.models import imagenet
 
 DOCS = Path(__file__).parents[1] / "docs"
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
@@ -70,3 +71,16 @@ def test_the_same_picture_has_the_same_bytes(tutorial, ran, tmp_path):
         tutorial.draw(path, ran[2])
         drawn.append(path.read_bytes())
     assert drawn[0] == drawn[1]
+
+
+def test_a_photograph(tutorial, tmp_path, monkeypatch, capsys):
+    """The block that runs where there is one, with initial weights in place of the download."""
+    pytest.importorskip("PIL.Image").new("RGB", (300, 400), "teal").save(tmp_path / "photograph.jpg")
+    monkeypatch.setattr(imagenet, "load", lambda model: None)
+    monkeypatch.chdir(tmp_path)
+    *_, block = re.findall(r"```python\n(.*?)```", tutorial.PAGE.read_text(), re.DOTALL)
+    exec(block, {})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "photograph.jpg"
+    assert len(printed) == 6
+    assert all("%" in line for line in printed[1:])
