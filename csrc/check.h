@@ -31,7 +31,7 @@ inline void check_params(const EpilogueParams& p) {
   check(p.x.data && p.y.data, "x and y must be given");
 }
 
-// What backward needs of the forward.
+// Checks that backward gets the tensors that forward saved for it.
 inline void check_saved(const EpilogueParams& p) {
   check(p.r.data || !(p.lrn.size || (p.relu && !p.pool.kh)), "r must be given");
   check(p.offsets.data || !p.pool.kh, "offsets must be given");

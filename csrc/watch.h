@@ -1,5 +1,5 @@
-// What a module's forward depends on, looked at again before each call that was prepared: objects
-// by identity, tensors by how they are laid out.
+// Guards of a prepared call: all that a module's forward depends on, checked before each call.
+// Objects are compared by identity, tensors by their layout.
 #pragma once
 
 #include <pybind11/pybind11.h>

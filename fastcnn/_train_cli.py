@@ -69,7 +69,7 @@ def train_options(command: argparse.ArgumentParser) -> None:
         dest="overlap",
         action="store_false",
         default=None,
-        help="alexnet's pools side by side",
+        help="alexnet: non-overlapping 2x2 pooling",
     )
     add("--adaptive", action="store_true", default=None, help="average the last maps: images of any size")
     add("--dropout", type=float, help="share that is dropped before dense layers; alexnet's is 0.5")

@@ -179,7 +179,7 @@ def test_sigterm_saves_and_ends_it(mnist, tmp_path, after, workers):
 def test_losses_that_are_no_numbers_are_noticed_within_an_epoch(mnist, tmp_path, capsys):
     assert train(mnist, tmp_path / "run", "--batch", "1", "--rate", "1e30") == 1
     error = capsys.readouterr().err
-    (step,) = re.findall(r"no numbers any more at step (\d+), at rate \S+; a lower --rate may help", error)
+    (step,) = re.findall(r"became NaN or infinite at step (\d+), at rate \S+; a lower --rate may help", error)
     assert int(step) <= 50
 
 

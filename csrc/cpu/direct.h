@@ -39,7 +39,7 @@ inline void for_taps(const ConvParams& p, const Tensor& weight, Run run) {
       for (int64_t j = 0; j < p.kw; ++j) run(c * weight.c + i * weight.h + j * weight.w);
 }
 
-// What a convolution's tasks share.
+// Shared by a convolution's tasks: its parameters and derived sizes.
 struct Direct {
   const ConvParams& p;
   int64_t group_in, group_out, taps;  // channels of a group; products in a value
@@ -128,8 +128,8 @@ struct Direct {
   }
 };
 
-// What these rows of the convolution see of group g's channels of image n: where they lie, or in
-// `out` with zeros around them.
+// The input rows that these output rows read, of group g's channels of image n: in place, or copied
+// to `out` with zero padding.
 template <class X>
 inline Input padded_input(const Direct& d, int64_t n, int64_t g, Rows of, float* out) {
   const ConvParams& p = d.p;
@@ -368,7 +368,7 @@ class DirectForward {
       row(tile, h * p.sh * in.pitch, sums_ + h * after_.W * VO * kLanes);
   }
 
-  // Of each window, n lanes side by side.
+  // Pools each window, n lanes at a time.
   void pool_pixels(int64_t n) {
     float* out = pooled_;
     int32_t* place = after_.offsets.data ? place_ : nullptr;
@@ -444,8 +444,8 @@ class DirectForward {
     }
   }
 
-  // Of the places from `from` on; at: from the band's first row in the offsets, which are laid
-  // out as y.
+  // Writes the argmax from place `from` on; at: the first one's position after the band's first
+  // row. The layout is y's.
   void write_places(int64_t from, int64_t stride, int64_t count, int64_t at) const {
     at += n_ * after_.offsets.n + out_.begin * after_.offsets.h;
     write_offsets(after_, at, place_ + from, count, stride);

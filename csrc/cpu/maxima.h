@@ -47,7 +47,7 @@ inline void maximum(const Candidates<A>& from, bool nans, int64_t n, A* out, Int
   });
 }
 
-// Of the n values at every stride-th place from in on, a vector of the first. STRIDE 0: any.
+// Loads a vector of every stride-th value from `in` on, at most n of them. STRIDE 0: any stride.
 template <class A, int STRIDE>
 inline Vec<A> load_strided(const A* in, int64_t stride, int64_t n) {
   if constexpr (STRIDE == 1) return load<Vec<A>>(in);

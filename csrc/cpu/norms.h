@@ -36,8 +36,8 @@ inline Vec<A> sum_of_squares(const Window& window, int64_t n, int64_t i) {
   return sum;
 }
 
-// out = r d^-beta, with r the window's middle. Returns whether there is no NaN in it, as far as it
-// knows.
+// out = r d^-beta, with r the window's middle. Returns true only if the output is guaranteed free
+// of NaN.
 template <class A, int SIZE, Beta KIND>
 bool normalise(const A* const* spans, Norm<A>& norm, int64_t n, A* out) {
   const Window<A, SIZE> window(spans, norm.size);

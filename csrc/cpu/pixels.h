@@ -13,7 +13,7 @@
 
 namespace fastcnn::FASTCNN_ISA {
 
-// What forward and backward share: the launch's constants, and rows of pixels in and out of
+// Shared by forward and backward: the launch's constants, and rows of pixels in and out of
 // scratch.
 template <class T>
 struct Pixels {
@@ -238,7 +238,7 @@ class PixelsForward : Pixels<T> {
     std::fill(pooled_ + p.OW * pixel, pooled_ + p.OW * pixel + lanes<A>, A(0));  // the last spill
   }
 
-  // Of the window whose first column is `left`.
+  // The candidates of the window whose first column is `left`.
   Candidates<A> candidates(int64_t left) {
     const Pool& pool = p.pool;
     int64_t count = 0;

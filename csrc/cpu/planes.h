@@ -13,7 +13,7 @@ namespace fastcnn::FASTCNN_ISA {
 // A task's spans stay within the L2 cache.
 constexpr int64_t kPlanesBudget = 128 * 1024;
 
-// What forward and backward share: the launch's constants, and rows of a channel in and out of
+// Shared by forward and backward: the launch's constants, and rows of a channel in and out of
 // scratch.
 template <class T>
 struct Planes {
@@ -310,7 +310,7 @@ class PlanesForward : Planes<T> {
     finite_ = functions.take_and_normalise(source, planes_[last % ring], window_, norm, normal_);
   }
 
-  // What backward needs of channel c.
+  // Saves what backward needs of channel c.
   void keep(int64_t c) const {
     const A* plane = planes_[c % ring];
     if (!p.r.data) return;

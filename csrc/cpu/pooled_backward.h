@@ -113,7 +113,7 @@ class PooledBackward {
     for (int64_t oh = 0; oh < after_.OH; ++oh)
       for (int64_t ow = 0; ow < after_.OW; ++ow, ++g) {
         const int64_t top = oh * pool.sh - pool.ph, left = ow * pool.sw - pool.pw;
-        // What a saved-tensor hook brought back may name any place.
+        // A saved-tensor hook may have changed the argmax: clamp it to a valid place.
         const uint32_t named = offsets[oh * after_.offsets.h + ow * after_.offsets.w];
         const Place& place = places_[std::min<size_t>(named, places_.size() - 1)];
         const int64_t h = top + place.h, w = left + place.w;

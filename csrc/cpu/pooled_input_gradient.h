@@ -20,7 +20,7 @@ struct Part {
   int64_t taps;  // at most kPart; with dilation one
 };
 
-// What a backward's tasks share: where the parts of a window lie, and the weights as (output
+// Shared by a backward's tasks: where the parts of a window lie, and the weights as (output
 // channel, part, lane), with zeros in the lanes that a part leaves.
 template <class T>
 struct Windows {
@@ -135,7 +135,7 @@ class PooledInputGradient {
     }
   }
 
-  // What no window reaches has no gradient.
+  // Inputs that no window covers have gradient 0.
   void write_row(int64_t n, int64_t c, int64_t h, const float* plane) {
     const Tensor& x = p.grad_x;
     T* to = static_cast<T*>(x.data) + n * x.n + c * x.c + h * x.h;

@@ -138,7 +138,7 @@ inline Vec<A> exact_inverse_power(Vec<A> d, double beta) {
   return d;
 }
 
-// What a near d gives: d^-beta, and g r d^(-beta-1).
+// The powers of d that backward needs: d^-beta, and g r d^(-beta-1).
 template <class A>
 struct Powers {
   Vec<A> power, next;

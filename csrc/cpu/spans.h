@@ -76,8 +76,8 @@ inline double total(const A* g, int64_t n) {
   return sum;
 }
 
-// By their sum, an addition a vector: it is a NaN if one of them is, or infinities of both signs
-// are among them or come about.
+// Checks the sum of all values, one addition a vector: it is NaN if any value is, or if infinities
+// of both signs occur.
 template <class A>
 inline bool may_have_nans(const A* in, int64_t n) {
   constexpr int L = lanes<A>, SUMS = 4;

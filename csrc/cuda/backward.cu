@@ -126,7 +126,8 @@ struct Backward : Lanes<T, Layout> {
     return Base::template load<R>(kLrn || p.relu ? p.r : p.y, n, h, w, of);
   }
 
-  // What an LRN that follows at once was given: max(r + bias, 0), which of r with both is r again.
+  // The input of an LRN that directly follows bias and ReLU: max(r + bias, 0). Applied twice, it is
+  // the same.
   __device__ Loaded<T, Layout, V, R> rectified(const Loaded<T, Layout, V, R>& r,
                                                const Loaded<T, Layout, V, R>& bias) const {
     if constexpr (kLrn)

@@ -202,8 +202,8 @@ struct Loaded {
   }
 };
 
-// Of N windows of five. Two neighbours share four values, and the next two share two of those: half
-// the additions.
+// The sums of N windows of five. Neighbours share four values, the next two share two of those:
+// half the additions.
 template <int N>
 __device__ void sums_of_five(const float (&x)[N + 4], float (&sums)[N]) {
   float two[N / 2 + 1];

@@ -55,11 +55,11 @@ def fits_bias(bias: Tensor | None, weight: Tensor) -> bool:
     return bias.shape == weight.shape[:1] and bias.dtype == weight.dtype and bias.device == weight.device
 
 
-# Products of a call up to which a library's set-up costs more than it saves: in half precision fewer, which a
-# library may have matrix units for.
+# Up to this many products a library's set-up costs more than it saves. Fewer in half precision, for which a
+# library may use matrix units.
 _FEW = {torch.float32: 4 << 20, torch.bfloat16: 1 << 20, torch.float16: 1 << 20}
-# Of a depthwise convolution, for which a library has kernels: of 128 channels of 56 x 56 ours has .6 of its
-# speed, .3 with stride 2; with 16 of 32 x 32 2.3 and 1.9 times.
+# The same of a depthwise convolution, for which a library has kernels of its own. With 128 channels of 56 x
+# 56 our kernel has 0.6 times its speed, 0.3 with stride 2; with 16 channels of 32 x 32, 2.3 and 1.9 times.
 _FEW_DEPTHWISE = {False: 3 << 16, True: 1 << 16}  # by whether it is strided
 _FEW_NARROW = 1 << 17  # for fewer columns than sums that go on side by side: each waits for itself
 

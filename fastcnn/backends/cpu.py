@@ -169,7 +169,7 @@ def epilogue_backward(
 # call; getting them back makes a block take up to 1.5 times as long (docs/cpu.md, "What was tried").
 _CHUNK_BYTES = 4 << 20
 
-# What makes a processor compute in the dtype itself. Without, oneDNN emulates it, and a convolution takes
+# Instruction sets that compute in the dtype itself. Without them oneDNN emulates it, and a convolution takes
 # several times as long as in float32.
 _NATIVE = {
     torch.bfloat16: ("amx_bf16", "avx512_bf16", "bf16"),

@@ -126,7 +126,7 @@ def load(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         if repr(theirs.get(name)) != repr(value)  # a tensor's != is a tensor
     ]
     if different:
-        raise RuntimeError(f"{path}: of a training with other settings: {'; '.join(different)}")
+        raise RuntimeError(f"{path}: was written with different settings: {'; '.join(different)}")
     for name, is_right in _FIELDS.items():
         if not is_right(state.get(name)):
             raise RuntimeError(f"{path}: damaged: its {name!r} is {_short(state.get(name))}")

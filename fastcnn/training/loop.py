@@ -218,19 +218,19 @@ class Training:
         sums = self.processes.total(self._sums.clone())
         sound = [sums.isfinite().all(), *(p.isfinite().all() for p in self.model.parameters())]
         if not torch.stack(sound).all():
-            raise self._no_numbers("the loss or weights are")
+            raise self._not_finite("the loss or weights")
         return sums
 
-    def _no_numbers(self, what: str) -> RuntimeError:
+    def _not_finite(self, what: str) -> RuntimeError:
         return RuntimeError(
-            f"{what} no numbers any more at step {self.step}, at rate {self.rate:.3g}; a lower --rate may "
-            f"help. {self.plan.path}, if it is there, is from before that"
+            f"{what} became NaN or infinite at step {self.step}, at rate {self.rate:.3g}; a lower --rate may "
+            f"help. {self.plan.path}, if it exists, was written before that"
         )
 
     def _watch(self) -> None:
         """Looks at the losses of some steps ago, without waiting for a GPU."""
         if not self._seen.isfinite().all():
-            raise self._no_numbers("the loss or weights are")
+            raise self._not_finite("the loss or weights")
         self._seen.copy_(self._sums, non_blocking=True)
 
     def so_far(self) -> Scores | None:
@@ -304,7 +304,7 @@ class Training:
         self._seen.zero_()
         tested = self.test()
         if not math.isfinite(tested.loss):
-            raise self._no_numbers("the scores of the test images are")
+            raise self._not_finite("the test loss")
         speed = steps / seconds * images / self.steps.per_epoch
         return Epoch(len(self.history) + 1, self.rate, loss, *tested, speed, seconds)
 
