@@ -20,8 +20,8 @@ def pack_options(command: argparse.ArgumentParser) -> None:
     add("pictures", type=path, metavar="SRC", help="folder of pictures, as train's --data")
     add("out", type=path, metavar="OUT", help="folder for images.npy, labels.npy, pack.json")
     add("--size", type=positive, default=256, help="rows and columns of the packed images")
-    add("--workers", type=count, metavar="N", help="processes; default: one a processor")
-    add("--skip-bad", action="store_true", help="leave out pictures that can't be read")
+    add("--workers", type=count, metavar="N", help="number of processes; default: one per processor")
+    add("--skip-bad", action="store_true", help="skip pictures that can't be read")
 
 
 def pack(args: argparse.Namespace) -> int:
@@ -45,9 +45,9 @@ _RECIPES = (
     "alexnet2012 tests them with 5 crops. default: modern"
 )
 _ACCUMULATE = (
-    "compute a step's gradients in N parts, in less memory. Without dropout and batch norms, another N or "
-    "another number of processes changes the weights by rounding only; with them, by more: dropout draws "
-    "other masks, batch norms see each part, and each process's share, by itself"
+    "accumulate a step's gradients over N parts, in less memory. Without dropout and batch norms, N and the "
+    "number of processes change the weights by rounding only. With them by more: dropout draws other masks, "
+    "and batch norms see each part alone"
 )
 
 
@@ -57,13 +57,13 @@ def train_options(command: argparse.ArgumentParser) -> None:
     add(
         "--data",
         required=True,
-        help="folder of class folders, of IDX files, of ImageNet, or packed; or: digits",
+        help="folder of class folders, of IDX files, of ImageNet, or by pack; or: digits",
     )
     add("--out", type=path, default=Path("run"), help="folder for weights, checkpoint and logs")
-    add("--model", choices=SIZES, help="default: alexnet for pictures, lenet5 for the others")
+    add("--model", choices=SIZES, help="default: alexnet for pictures, lenet5 for IDX files and digits")
     add("--variant", help="alexnet: 2012, 2014, caffenet, bvlc; lenet5: relu, caffe, 1998")
     add("--norm", choices=("published", "lrn", "batch", "none"), help="alexnet's normalisation")
-    add("--towers", type=positive, choices=(1, 2), help="alexnet in one tower of half the width, or in two")
+    add("--towers", type=positive, choices=(1, 2), help="alexnet: one tower of half the width, or two")
     add(
         "--no-overlap",
         dest="overlap",
@@ -71,29 +71,22 @@ def train_options(command: argparse.ArgumentParser) -> None:
         default=None,
         help="alexnet: non-overlapping 2x2 pooling",
     )
-    add("--adaptive", action="store_true", default=None, help="average the last maps: images of any size")
-    add("--dropout", type=float, help="share that is dropped before dense layers; alexnet's is 0.5")
-    add("--size", type=positive, help="height and width of the model's images; the paper's 224 for pictures")
-    add(
-        "--recipe",
-        choices=("alexnet2012", "modern"),
-        default="modern",
-        help=_RECIPES,
-    )
+    add("--adaptive", action="store_true", default=None, help="adaptive average pooling: images of any size")
+    add("--dropout", type=float, help="dropout probability before dense layers; alexnet: 0.5")
+    add("--size", type=positive, help="height and width of the crops; for pictures 224, as in the paper")
+    add("--recipe", choices=("alexnet2012", "modern"), default="modern", help=_RECIPES)
     add(
         "--epochs",
         type=positive,
-        help="passes over the images; this and what follows, to --dtype: the recipe's",
+        help="passes over the training set; default, as of the options down to --dtype: the recipe's",
     )
-    add("--batch", type=positive, help="images in a step, of all processes together")
+    add("--batch", type=positive, help="images per step, over all processes")
     add("--rate", type=rate, help="learning rate")
-    add("--scale-rate", action="store_true", help="times --batch over the recipe's (Goyal et al. 2017)")
-    add("--warm-up", type=share, metavar="SHARE", help="of all steps, in which the rate rises from 0")
-    add(
-        "--weight-decay", type=share, metavar="SHARE", help="of the weights, as the recipe's optimizer has it"
-    )
-    add("--smoothing", type=share, metavar="SHARE", help="of the labels, spread over all classes")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the products; weights stay float32")
+    add("--scale-rate", action="store_true", help="scale the learning rate with --batch (Goyal et al. 2017)")
+    add("--warm-up", type=share, metavar="SHARE", help="share of the steps with a rising learning rate")
+    add("--weight-decay", type=share, metavar="SHARE", help="weight decay of the recipe's optimizer")
+    add("--smoothing", type=share, metavar="SHARE", help="label smoothing")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the arithmetic; weights stay float32")
     add("--accumulate", type=positive, default=1, metavar="N", help=_ACCUMULATE)
     kind = command.add_mutually_exclusive_group()
     kind.add_argument("--fused", action="store_true", default=True, help="fastcnn's blocks (default)")
@@ -102,38 +95,38 @@ def train_options(command: argparse.ArgumentParser) -> None:
         "--backend",
         choices=("auto", *backends.BACKENDS),
         default="auto",
-        help="what runs fused blocks; auto: the fastest",
+        help="backend of fused blocks; auto: the fastest",
     )
     add(
         "--device",
         choices=("cpu", "cuda"),
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="default: cuda where there is a GPU; of several processes each has its own",
+        help="default: cuda where there is a GPU",
     )
     add(
         "--workers",
         type=count,
         metavar="N",
-        help="processes that decode pictures; default: one a processor",
+        help="processes that decode pictures; default: one per processor",
     )
     add(
         "--weights",
         type=path,
         metavar="FILE",
-        help="start from these; if they have other classes, with all but the last layer of them",
+        help="initial weights; of other classes: all but the last layer",
     )
-    add("--freeze", choices=("features",), help="leave the convolutions' weights as they are")
+    add("--freeze", choices=("features",), help="don't train the convolutions")
     add(
         "--keep",
         choices=("best", "last", "all"),
         default="best",
-        help="weights beside the last ones, model.safetensors: best.safetensors, none, or all epochs'",
+        help="weights to keep besides the last epoch's: the best, none, or all epochs'",
     )
-    add("--resume", action="store_true", help="go on from the checkpoint in --out; more --epochs extend it")
-    add("--save-every", type=positive, metavar="N", help="steps between checkpoints; one ends each epoch")
-    add("--skip-bad", action="store_true", help="leave out images that can't be read, and name them")
-    add("--tensorboard", action="store_true", help="write TensorBoard's files, too")
-    add("--seed", type=seed, default=0, help="draws weights, batches, crops and dropout")
+    add("--resume", action="store_true", help="continue from the checkpoint in --out")
+    add("--save-every", type=positive, metavar="N", help="steps between checkpoints, besides each epoch's")
+    add("--skip-bad", action="store_true", help="skip images that can't be read, and name them")
+    add("--tensorboard", action="store_true", help="also write TensorBoard's files")
+    add("--seed", type=seed, default=0, help="of the random weights, batches, crops and dropout")
 
 
 _MODEL_OPTIONS = ("norm", "towers", "overlap", "adaptive", "dropout")

@@ -26,15 +26,26 @@ def evaluate_options(command: argparse.ArgumentParser) -> None:
         "trained",
         type=a_path,
         metavar="RUN",
-        help="a training's --out, or a file of its weights; or: imagenet",
+        help="the --out folder of a training, or a weights file; or: imagenet",
     )
-    add("--data", required=True, help="as of train; its images for testing are taken")
-    add("--crops", type=int, choices=(1, 10), default=1, help="the middle, or the paper's ten averaged")
-    add("--confusion", type=a_path, metavar="PNG", help="file to draw what is taken for what into")
+    add("--data", required=True, help="as for train; its test images are used")
+    add(
+        "--crops",
+        type=int,
+        choices=(1, 10),
+        default=1,
+        help="the centre crop, or the average over the paper's ten crops",
+    )
+    add("--confusion", type=a_path, metavar="PNG", help="PNG file for the confusion matrix")
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--workers", type=count, metavar="N", help="processes that decode pictures; default: one a processor")
-    add("--skip-bad", action="store_true", help="leave out images that can't be read")
-    add("--json", action="store_true", help="for a program")
+    add(
+        "--workers",
+        type=count,
+        metavar="N",
+        help="processes that decode pictures; default: one per processor",
+    )
+    add("--skip-bad", action="store_true", help="skip images that can't be read")
+    add("--json", action="store_true", help="print JSON")
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -99,9 +110,9 @@ def predict_options(command: argparse.ArgumentParser) -> None:
         help="files of pictures, after RUN: a training's --out, or a file of its weights. Without RUN it is "
         "torchvision's AlexNet of ImageNet, which is downloaded once",
     )
-    add("--top", type=positive, default=5, metavar="N", help="answers, the best first")
-    add("--json", action="store_true", help="for a program")
-    add("--sheet", type=a_path, metavar="PNG", help="file to draw the pictures and their answers into")
+    add("--top", type=positive, default=5, metavar="N", help="number of answers")
+    add("--json", action="store_true", help="print JSON")
+    add("--sheet", type=a_path, metavar="PNG", help="PNG file of the pictures and their answers")
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -152,7 +163,7 @@ def _predict(args: argparse.Namespace) -> int:
 def export_options(command: argparse.ArgumentParser) -> None:
     """Adds the options of ``export``."""
     add = command.add_argument
-    add("trained", type=a_path, metavar="RUN", help="a training's --out, or a file of its weights")
+    add("trained", type=a_path, metavar="RUN", help="the --out folder of a training, or a weights file")
     add("--to", choices=("onnx", "pt2", "safetensors"), required=True, help="pt2: torch.export's")
     add("--out", type=a_path, metavar="FILE", help="default: model.onnx or model.pt2, in RUN's folder")
 

@@ -33,10 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"fastcnn {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     facts = _add(commands, info, "versions, backends, hardware")
-    facts.add_argument("--json", action="store_true", help="one object, for a program")
+    facts.add_argument("--json", action="store_true", help="print JSON")
     checking = _add(commands, check, "try every kernel on a device, each in a process of its own")
     checking.add_argument("--device", default="cpu", help="cpu, or a GPU as cuda:0")
-    checking.add_argument("--json", action="store_true", help="rows for a program")
+    checking.add_argument("--json", action="store_true", help="print JSON")
     demonstration = _add(commands, demo, "train LeNet-5 on real digits, then time fused against plain")
     demonstration.add_argument(
         "--out", type=path, default=Path("demo"), help="folder for weights and pictures"
@@ -49,15 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     fit.train_options(
         _add(commands, fit.train, "train a model on pictures, IDX files or the built-in digits")
     )
-    use.evaluate_options(_add(commands, use.evaluate, "how often a trained network is right"))
-    use.predict_options(_add(commands, use.predict, "what a trained network answers to pictures"))
-    use.export_options(_add(commands, use.export, "write a trained network for other programs"))
-    _bench_options(_add(commands, bench, "time fastcnn against what else is installed here"))
-    fields = _add(commands, receptive_field, "what part of an image each layer of a model sees")
+    use.evaluate_options(_add(commands, use.evaluate, "test a trained network: top-1 and top-5 error"))
+    use.predict_options(_add(commands, use.predict, "classify pictures by a trained network"))
+    use.export_options(
+        _add(commands, use.export, "export a trained network: ONNX, torch.export or safetensors")
+    )
+    _bench_options(_add(commands, bench, "time fastcnn against PyTorch and other installed runtimes"))
+    fields = _add(commands, receptive_field, "print and draw the receptive fields of a model's layers")
     fields.add_argument("model", choices=SIZES, help="the network")
     fields.add_argument("--variant", help="its variant, as in fastcnn.models")
     fields.add_argument("--size", type=positive, help="height and width of the image")
-    fields.add_argument("--plot", type=path, metavar="PNG", help="file to draw the fields into")
+    fields.add_argument("--plot", type=path, metavar="PNG", help="picture file for the fields")
     fields.add_argument("--image", type=path, help="photograph to draw them on")
     args = parser.parse_args(argv)
     try:
@@ -179,7 +181,7 @@ def _bench_options(command: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="six cases in minutes, instead of all of them")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    add("--save", type=path, metavar="JSON", help="file for all of the results")
+    add("--save", type=path, metavar="JSON", help="JSON file for the results")
 
 
 def bench(args: argparse.Namespace) -> int:
