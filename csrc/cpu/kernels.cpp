@@ -8,8 +8,8 @@
 
 #include "chain.h"
 #include "direct_backward.h"
-#include "pixels.h"
-#include "planes.h"
+#include "pixels_backward.h"
+#include "planes_backward.h"
 #include "pooled_backward.h"
 
 namespace fastcnn::FASTCNN_ISA {
