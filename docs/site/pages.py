@@ -12,14 +12,19 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *ROOT.glob("docs/**/*.md")]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *ROOT.glob("docs/**/*.md"),
+]
 OWN = [*ROOT.glob("docs/site/*.css"), *ROOT.glob("docs/site/*.js")]
 _LINK = re.compile(r"\]\(([^)\s#]+)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Returns the theme's files and these, instead of all that lies in docs."""
-    linked = {(page.parent / target).resolve() for page in PAGES for target in _LINK.findall(page.read_text())}
+    linked = {
+        (page.parent / target).resolve() for page in PAGES for target in _LINK.findall(page.read_text())
+    }
     paths = {*PAGES, *OWN, *filter(Path.is_file, linked)}
     places = sorted(path.relative_to(ROOT).as_posix() for path in paths)
     ours = [File(place, str(ROOT), config.site_dir, config.use_directory_urls) for place in places]
