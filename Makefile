@@ -101,7 +101,7 @@ sanitize: .venv/built  ## run the kernels, CUDA's too, on the CPU under AddressS
 	touch $@
 
 docs: .venv-docs/made  ## build the documentation site, build/site/index.html; no network is needed to read it
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 test-site: docs  ## open the site in a browser, headless: Debian's package chromium, or Chrome
 	.venv-docs/bin/python -m pytest -p no:cacheprovider docs/site $(ARGS)
