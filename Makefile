@@ -93,8 +93,8 @@ sanitize: .venv/built  ## run the kernels, CUDA's too, on the CPU under AddressS
 	    tests/test_convolution.py::test_the_first_block_of_2012_by_kernels_alone \
 	    -k "not test_epilogue_follows_the_reference and not triton" $(ARGS)
 
-# The site is made from sources: its environment has neither fastcnn nor torch. mkdocs-material names its successor
-# at each build, unless told not to; the versions that are pinned work together.
+# The site is built from sources: its environment has neither fastcnn nor torch. The variable leaves out
+# mkdocs-material's notice of its successor. With --quiet, --strict would pass warnings.
 .venv-docs/made: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv-docs
 	$(call pip,.venv-docs,constraints.txt) $$(sed -nE 's/^docs = \[(.*)\]/\1/p' pyproject.toml | tr -d '",')
