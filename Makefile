@@ -6,7 +6,7 @@ PIP := $(call pip,.venv,constraints.txt)
 NATIVE := $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help env demo test test-oldest test-newest lint format sanitize wheel bench-cpu growth input memory report sweep public gpu resources clean
+.PHONY: help env demo test test-oldest test-newest docs test-site lint format sanitize wheel bench-cpu growth input memory report sweep public gpu resources clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -93,6 +93,19 @@ sanitize: .venv/built  ## run the kernels, CUDA's too, on the CPU under AddressS
 	    tests/test_convolution.py::test_the_first_block_of_2012_by_kernels_alone \
 	    -k "not test_epilogue_follows_the_reference and not triton" $(ARGS)
 
+# The site is built from sources: its environment has neither fastcnn nor torch. The variable leaves out
+# mkdocs-material's notice of its successor. With --quiet, --strict would pass warnings.
+.venv-docs/made: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	$(call pip,.venv-docs,constraints.txt) $$(sed -nE 's/^docs = \[(.*)\]/\1/p' pyproject.toml | tr -d '",')
+	touch $@
+
+docs: .venv-docs/made  ## build the documentation site, build/site/index.html; no network is needed to read it
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+test-site: docs  ## open the site in a browser, headless: Debian's package chromium, or Chrome
+	.venv-docs/bin/python -m pytest -p no:cacheprovider docs/site $(ARGS)
+
 wheel: .venv/built  ## build the source distribution, and from it the wheel, into dist/
 	$(BIN)/python -m build --no-isolation
 
@@ -138,5 +151,5 @@ resources: .venv/built  ## write docs/cuda_resources.md and triton_resources.md 
 	$(BIN)/python bench/triton_resources.py
 
 clean:  ## remove everything that make made
-	rm -rf .venv .venv-oldest .venv-newest build dist fastcnn.egg-info fastcnn/_C.*.so
+	rm -rf .venv .venv-* build dist fastcnn.egg-info fastcnn/_C.*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +

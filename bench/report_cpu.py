@@ -159,6 +159,7 @@ def floors(results: dict[str, Result]) -> str:
 def introduction(data: dict) -> str:
     rate = {name: f"{each / 1e9:.0f}" for name, each in rates(data).items()}
     return f"""By `make bench-cpu` on {everyone(data)}.
+
 - Contenders take turns. A ratio is the median over the rounds of a contender's time divided by that of
   "fastcnn", which is fastcnn in NCHW.
 - "fastcnn again" is a second timing of fastcnn in each round: its distance from 1 is noise. A ratio is

@@ -126,7 +126,8 @@ def section(folder: Path) -> str:
     rows = {row["name"]: row for result in results for row in result["rows"]}
     lines = ["## GPU\n", "Measured beside what the kernels' pages predict for an H100:\n"]
     lines += [*(f"- {line.replace('|', '·')}" for line in compared(rows)), ""]
-    return "\n".join([*lines, *(line for result in results for line in measured(result)), ""])
+    parts = ["\n".join(measured(result)) for result in results]
+    return "\n".join([*lines, "\n\n".join(parts), ""])
 
 
 def allowed(folder: Path) -> str:

@@ -43,7 +43,7 @@ def epilogue(
         order: "lrn_pool" (AlexNet), or "pool_lrn" (CaffeNet, GoogLeNet).
 
     Returns:
-        (N, C, H', W'), or (C, H', W'): the pooled size, or the input's.
+        The pooled size, or the input's: (N, C, H', W'), or (C, H', W').
 
     Raises:
         RuntimeError: a shape, dtype or device that does not fit; the message names it.

@@ -38,3 +38,10 @@ def test_links(page):
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), target
         assert not anchor or anchor in headings(file), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_stand_apart(page):
+    """Without an empty line before it, a heading, list or table is one on a forge, but text on the site."""
+    text = re.sub(r"```.*?```|<!--.*?-->", "", page.read_text(), flags=re.S)
+    assert re.findall(r"^[^\n|# -].*\n(?:[#|]|- ).*|^\|.*\n[^\n|].*", text, re.M) == []

@@ -167,13 +167,11 @@ def alexnet(
         adaptive: True averages the last map to 6 x 6, False flattens it as it is; None: as the variant has
             it, True for "2014" alone. The sizes taken, of H and of W:
 
-            ========  =============  ==============
-            variant   adaptive=True  adaptive=False
-            ========  =============  ==============
-            "2012"    at least 36    196 to 227
-            "2014"    at least 63    223 to 254
-            Caffe's   at least 39    199 to 230
-            ========  =============  ==============
+            | variant | adaptive=True | adaptive=False |
+            |---|---|---|
+            | "2012" | at least 36 | 196 to 227 |
+            | "2014" | at least 63 | 223 to 254 |
+            | Caffe's | at least 39 | 199 to 230 |
 
             With overlap=False the same, but for "2014", which takes at least 35, or 195 to 226.
         dropout: probability that an input of the last two dense layers ("2014": of the first two)

@@ -63,7 +63,7 @@ def lenet5(
         variant: one of the above.
         num_classes: outputs of the last layer.
         adaptive: True averages the last map to the size that it has for the images above, so that any of at
-            least 16 x 16 are taken; see :func:`fastcnn.models.alexnet`.
+            least 16 x 16 are taken; see ``alexnet``.
         dropout: probability that an input of the last two layers is dropped in training.
         in_channels: channels of the images.
         fused: False builds the same network from torch's own layers, with the same state dict.

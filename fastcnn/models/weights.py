@@ -73,7 +73,7 @@ def load_caffe(model: ConvNet, blobs: Mapping[str, Sequence[Any]], *, channels: 
 
     They are bvlc_reference_caffenet's and bvlc_alexnet's in Caffe's model zoo (Jia et al. 2014,
     https://caffe.berkeleyvision.org/model_zoo.html), whose names and shapes are the same: nothing tells
-    which of the two models they belong to. With pycaffe::
+    which of the two models they belong to. With pycaffe:
 
         blobs = {layer: [blob.data for blob in pair] for layer, pair in net.params.items()}
 
