@@ -28,6 +28,7 @@ OPTIONS = {  # what a kernel's template arguments say, after the first, which is
     "squares": ("side {}", "channels_last"),
 }
 INPUTS, OUTPUTS = 128 * 96 * 55 * 55, 128 * 96 * 27 * 27  # values, before and after pooling
+COLUMNS = ["stages", "kernel", "MB", "µs to move", "instructions a value", "µs to issue", "of copy rate"]
 FLOORS = (  # kernel, its options; what it moves: values as the input has, as the output has, and places
     ("relu; inference", "each_output", "false 0 false", 2, 0, 0),
     ("relu, lrn; inference", "each_output", "true 0 false", 2, 0, 0),
@@ -50,33 +51,36 @@ class Kernel(NamedTuple):
         return f"`{self.name}` {', '.join(words)}"
 
 
-Turns = dict[Kernel, list[list[str]]]  # the instructions of one turn of each loop
-Needs = dict[Kernel, dict[int, dict[str, int]]]  # by architecture, how much of each resource
+Needs = dict[int, dict[str, int]]  # by architecture, how much of each resource
+Turns = list[list[str]]  # the instructions of one turn of each loop
 
 
-def needs(library: str) -> tuple[Needs, dict[str, Kernel]]:
-    """Returns what each kernel needs, and the kernels by symbol."""
-    used = []
-    for part in cuobjdump("-res-usage", library).split("arch = sm_")[1:]:
-        for symbol, text in re.findall(r"Function (\w+):\s+(.*)", part):
-            used.append(
-                (symbol, int(part.split()[0]), {k: int(n) for k, n in re.findall(r"(\w+):(\d+)", text)})
-            )
-    symbols = sorted({symbol for symbol, *_ in used})
+def usage(library: str) -> list[tuple[str, int, dict[str, int]]]:
+    """Returns a symbol, an architecture, and how much its kernel needs there of each resource."""
+    return [
+        (symbol, int(part.split()[0]), {name: int(n) for name, n in re.findall(r"(\w+):(\d+)", counts)})
+        for part in cuobjdump("-res-usage", library).split("arch = sm_")[1:]
+        for symbol, counts in re.findall(r"Function (\w+):\s+(.*)", part)
+    ]
+
+
+def kernels(library: str) -> tuple[dict[str, Kernel], dict[Kernel, Needs]]:
+    """Returns the kernels by symbol, and what they need. Exits where one uses local memory."""
+    used = usage(library)
+    symbols = sorted({symbol for symbol, _, _ in used})
     names = dict(zip(symbols, run("c++filt", input="\n".join(symbols)).splitlines(), strict=True))
-    found: Needs = {}
-    kernels: dict[str, Kernel] = {}
-    for symbol, architecture, counts in used:
-        if counts["LOCAL"] or counts["STACK"]:
-            sys.exit(f"local memory is used on sm_{architecture} by {names[symbol]}")
-        if match := re.search(r"(general::)?\(anonymous namespace\)::(\w+)<(.*?)>\(", names[symbol]):
+    if spilling := [f"sm_{a}: {names[symbol]}" for symbol, a, n in used if n["LOCAL"] or n["STACK"]]:
+        sys.exit("\n  ".join(["local memory is used by", *spilling]))
+    found, needs = {}, {}
+    for symbol, name in names.items():
+        if match := re.search(r"(general::)?\(anonymous namespace\)::(\w+)<(.*?)>\(", name):
             arguments = (word.split("::")[-1] for word in match[3].split(", "))
-            kernels[symbol] = kernel = Kernel((match[1] or "") + match[2], tuple(arguments))
-            found.setdefault(kernel, {})[architecture] = counts
-    return found, kernels
+            found[symbol] = Kernel((match[1] or "") + match[2], tuple(arguments))
+            needs[found[symbol]] = {a: counts for other, a, counts in used if other == symbol}
+    return found, needs
 
 
-def loops(library: str, kernels: dict[str, Kernel]) -> Turns:
+def loops(library: str, kernels: dict[str, Kernel]) -> dict[Kernel, Turns]:
     """Returns the loops of the kernels that the page lists."""
     found = {}
     for function in cuobjdump("-sass", "-arch", f"sm_{READ}", library).split("Function : ")[1:]:
@@ -86,13 +90,15 @@ def loops(library: str, kernels: dict[str, Kernel]) -> Turns:
     return found
 
 
-def row(kernel: Kernel, turns: list[list[str]], needs: dict[int, dict[str, int]]) -> list[str]:
+def row(kernel: Kernel, turns: Turns, needs: Needs) -> list[str]:
     body = [text for turn in turns for text in turn]
     counts = [*(needs[a]["REG"] for a in sorted(needs)), needs[READ]["SHARED"], max(map(in_flight, turns))]
     return [str(kernel), accesses(body, "LDG"), accesses(body, "STG"), *map(str, counts)]
 
 
-def floor(turns: Turns, dtype: str, stages: str, name: str, options: str, *moves: int) -> list[str]:
+def floor(
+    found: dict[Kernel, Turns], dtype: str, stages: str, name: str, options: str, *moves: int
+) -> list[str]:
     """Returns how long a kernel takes at least; moves: inputs, outputs and places."""
     (inputs, outputs, places), size = moves, DTYPES[dtype]
     kernel = Kernel(name, (dtype, "Pixels", *options.split()))
@@ -103,7 +109,7 @@ def floor(turns: Turns, dtype: str, stages: str, name: str, options: str, *moves
         "each_square": [1 / 4],
     }[name]
     # Other loops than these run once a block: the sums of the bias's gradient.
-    each = sum(len(turn) * times for turn, times in zip(turns[kernel], runs, strict=False)) / (16 // size)
+    each = sum(len(turn) * times for turn, times in zip(found[kernel], runs, strict=False)) / (16 // size)
     moved = size * (inputs * INPUTS + outputs * OUTPUTS) + places * OUTPUTS
     move, issue = moved / BYTES, each * INPUTS / 32 / INSTRUCTIONS
     counts = (f"{count:.0f}" for count in (moved / 1e6, 1e6 * move, each, 1e6 * issue))
@@ -118,24 +124,15 @@ def built() -> str:
 def page() -> str:
     """Returns the page as it should be."""
     library = _native.load().__file__
-    used, kernels = needs(library)
-    found = loops(library, kernels)
-    architectures = sorted({architecture for by in used.values() for architecture in by})
-    header = ["kernel", "loads", "stores", *(f"sm_{a}" for a in architectures), "shared", "in flight"]
-    floors = [
-        "stages",
-        "kernel",
-        "MB",
-        "µs to move",
-        "instructions a value",
-        "µs to issue",
-        "share of copy rate",
-    ]
+    named, needs = kernels(library)
+    found = loops(library, named)
+    architectures = (f"sm_{a}" for a in sorted(next(iter(needs.values()))))
+    header = ["kernel", "loads", "stores", *architectures, "shared", "in flight"]
     return marked(
         PAGE.read_text(),
         compiler=f"By nvcc {built()}.",
-        kernels=table(header, [row(k, found[k], used[k]) for k in sorted(found)], words=3),
-        floors=table(floors, [floor(found, dtype, *case) for dtype in DTYPES for case in FLOORS], words=2),
+        kernels=table(header, [row(k, found[k], needs[k]) for k in sorted(found)], words=3),
+        floors=table(COLUMNS, [floor(found, dtype, *case) for dtype in DTYPES for case in FLOORS], words=2),
     )
 
 
