@@ -24,6 +24,7 @@ import report_growth
 import report_memory
 import report_public
 import report_sweep
+from pages import marked
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -46,16 +47,6 @@ def read_cpu() -> tuple[dict, dict[str, report_cpu.Result]]:
     if lacking:
         sys.exit(f"cpu.json has not all of the benchmarks, {lacking[0]!r} for one: run make bench-cpu")
     return data, results
-
-
-def marked(path: str, **sections: str) -> str:
-    """A file with each section between the two marks of its name."""
-    text = (ROOT / path).read_text()
-    for name, section in sections.items():
-        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        before, rest = text.split(begin)
-        text = f"{before}{begin}\n{section}\n{end}{rest.split(end)[1]}"
-    return text
 
 
 def overview(cpu: dict, results: dict[str, report_cpu.Result]) -> str:
@@ -113,12 +104,12 @@ def files() -> dict[str, str]:
     growth, memory = read("growth", "make growth"), read("memory", "make memory")
     return {
         "README.md": marked(
-            "README.md",
+            (ROOT / "README.md").read_text(),
             summary="\n".join([*report_cpu.summary(cpu, results), report_gpu.summary(RESULTS)]),
             results=report_cpu.readme(cpu, results),
             gpu=report_gpu.readme(RESULTS),
         ),
-        "docs/cpu.md": marked("docs/cpu.md", results=report_cpu.floors(results)),
+        "docs/cpu.md": marked((ROOT / "docs/cpu.md").read_text(), results=report_cpu.floors(results)),
         "fastcnn/backends/trusted.json": report_gpu.allowed(RESULTS),
         "docs/benchmarks.md": document(cpu, results, growth, memory),
         "docs/sweep.md": report_sweep.page(read("sweep", "make sweep")),

@@ -1,4 +1,4 @@
-"""No CUDA kernel spills, and docs/cuda_resources.md says what the compiled ones need."""
+"""Checks that no CUDA kernel spills, and that docs/cuda_resources.md says what the compiled ones need."""
 
 import re
 import subprocess
@@ -10,16 +10,16 @@ import pytest
 from fastcnn import _native
 
 ROOT = Path(__file__).parents[1]
-TABLE = ROOT / "docs" / "cuda_resources.md"
+PAGE = ROOT / "docs" / "cuda_resources.md"
 
 
-def test_the_table_is_what_was_compiled():
-    if not TABLE.exists():
+def test_the_page_is_what_was_compiled():
+    if not PAGE.exists():
         pytest.skip("a copy of the package without its docs")
     built = _native.load().build_info()["cuda"] if _native.missing_reason() is None else "missing"
-    compiler = re.search(r"By nvcc (.*)\.$", TABLE.read_text(), re.MULTILINE)[1]
+    compiler = re.search(r"^By nvcc (.*)\.$", PAGE.read_text(), re.MULTILINE)[1]
     if not built.startswith(compiler):
-        pytest.skip(f"the table is of {compiler}; the extension's CUDA side is {built}")
+        pytest.skip(f"the page is of {compiler}; the extension's CUDA side is {built}")
     command = [sys.executable, ROOT / "bench" / "resources.py", "--check"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

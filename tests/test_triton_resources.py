@@ -1,4 +1,4 @@
-"""Triton's kernels compile without spilling, within their bounds, as docs/triton_resources.md says."""
+"""Checks that Triton's kernels don't spill, keep their bounds, and are as docs/triton_resources.md says."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_the_table_is_what_triton_compiles():
+def test_the_page_is_what_triton_compiles():
     if not (ROOT / "docs" / "triton_resources.md").exists():
         pytest.skip("a copy of the package without its docs")
     command = [sys.executable, ROOT / "bench" / "triton_resources.py", "--check"]

@@ -175,7 +175,7 @@ inline bool run_block(const std::function<void()>& body, std::vector<Fiber>& fib
 
 // CUDA's error for what no GPU launches. More than 48 KB a kernel would have to ask for, by
 // cudaFuncSetAttribute, as none here does. Not counted are __shared__ arrays, whose sizes a macro
-// does not see: nvcc refuses more than 48 KB of those, docs/cuda_resources.md has each kernel's.
+// does not see: nvcc refuses more than 48 KB of those, docs/cuda_resources.md has them.
 inline cudaError_t refusal(dim3 grid, dim3 block, size_t shared) {
   const auto within = [](dim3 size, unsigned x, unsigned y, unsigned z) {
     return size.x && size.y && size.z && size.x <= x && size.y <= y && size.z <= z;

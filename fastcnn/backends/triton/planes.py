@@ -1,6 +1,6 @@
 """Bias, ReLU, LRN and max pooling of contiguous NCHW tensors: which stages the kernels take, and launches.
 
-What they take is counted in docs/triton_resources.md.
+What AlexNet's takes is counted in docs/triton_resources.md.
 """
 
 from __future__ import annotations
