@@ -1,11 +1,10 @@
-"""A GPU's few minutes: `first` builds, checks and times what decides most, `full` all the rest.
+"""Builds, checks and times the kernels in a GPU's few minutes: `first` what decides most, `full` the rest.
 
     python bench/gpu.py first|full [--rehearse] [--only PART ...]
 
-A row is printed, and written to gpu_first.jsonl or gpu_full.jsonl, as soon as it is known. When it ends, in
-whatever way, all rows are in gpu_first.json or gpu_full.json. They lie in $OUT, or in bench/results where OUT
-is not set; what tools print is in a .log beside them. --rehearse does each part in small on a CPU, measuring
-nothing.
+Prints each row as soon as it is known. gpu_first.json or gpu_full.json, in $OUT or else in bench/results, is
+written after each group of parts and at the end, whatever ends it; beside it, a .log has rows and the output
+of tools as they come. --rehearse runs each part in small on a CPU, and measures nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import importlib
 import importlib.util
 import json
 import os
@@ -29,34 +27,33 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import gpu_summary
+from gpu_summary import CHECKS, RIGHT, summary
+from gpu_tools import METRICS, Tests, ncu_rows, sanitizer_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
 PYTHONPATH = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
 ENV = {**os.environ, "PATH": PATH, "PYTHONPATH": PYTHONPATH, "PYTHONUNBUFFERED": "1"}
-SMALL = {"PYTHONDONTWRITEBYTECODE": "", "TRITON_INTERPRET": "1"}  # of a rehearsal, whose bytecode is kept
 SECONDS = {"first": 240, "full": 300}
 TRITON = [f"triton, {d}, {f}" for d in ("bfloat16", "float32", "float16") for f in ("channels_last", "NCHW")]
 PLANS = {  # groups of parts that run at once, with the seconds that each may take
     "first": [
         {"machine": 15}, {"build": 110, **dict.fromkeys(TRITON[:4], 90)}, {"kernels": 20}, {"rates": 8},
-        {"epilogues": 30}, {"memcheck": 45, "racecheck": 45, "tests": 50}, {"blocks": 25}, {"networks": 45},
+        {"epilogues": 50}, {"memcheck": 45, "racecheck": 45, "tests": 50}, {"blocks": 25}, {"networks": 25},
         {"ncu": 25}, {"unsearched": 35},
     ],
     "full": [
         {"machine": 15}, {"build": 90, **dict.fromkeys(TRITON, 90)}, {"kernels": 20},
-        {"tests": 90, "memcheck": 90, "racecheck": 90}, {"initcheck": 60, "synccheck": 60, "other tests": 60},
+        {"tests": 90, "memcheck": 90, "racecheck": 90}, {"synccheck": 60, "other tests": 60},
         {"defaults": 20}, {"unsearched": 20}, {"peers": 75}, {"all epilogues": 60},
     ],
 }  # fmt: skip
-SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-LEAST, RESERVE = 4, 4  # seconds that a part needs to be begun, and that the end of it all needs
-STICKY = 3  # gpu_rows.STICKY: the device takes no more in that process
+RESERVE = 4  # seconds that the end needs
+STICKY, OVER = 3, 4  # gpu_part.py's exit statuses: the device takes no more in that process; no time left
 
 
 def end(process: subprocess.Popen) -> None:
-    """And all that it started."""
+    """Ends a process and all that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
@@ -65,62 +62,61 @@ def which(program: str) -> str | None:
     return shutil.which(program, path=PATH)
 
 
-def told(*words: str) -> str:
-    """What a program prints; nothing where it is not there."""
+def output(*words: str) -> str:
+    """Returns what a program prints; nothing where it is not there."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(words, capture_output=True, text=True, timeout=20).stdout.strip()
     return ""
 
 
 def smi(query: str) -> list[str]:
-    return told("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "--id=0").split(", ")
-
-
-Call = Callable[[str], None]
+    return output("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "--id=0").split(", ")
 
 
 class Run:
-    """One command's rows and processes."""
+    """A command's rows and processes."""
 
     def __init__(self, command: str, rehearse: bool, out: Path) -> None:
         self.command, self.rehearse, self.began = command, rehearse, time.monotonic()
         self.deadline = self.began + SECONDS[command] - RESERVE
         out.mkdir(parents=True, exist_ok=True)
-        self.json, self.stream = out / f"gpu_{command}.json", (out / f"gpu_{command}.jsonl").open("w")
-        self.log, self.lock = (out / f"gpu_{command}.log").open("w"), threading.Lock()
+        self.json, self.log = out / f"gpu_{command}.json", (out / f"gpu_{command}.log").open("w")
+        self.lock, self.ended = threading.RLock(), False
         self.rows: list[dict[str, Any]] = []
-        self.counted: dict[str, Any] = {}  # by part, of tests and sanitizers
-        self.live: list[subprocess.Popen] = []
-        self.folder = tempfile.TemporaryDirectory()
-        self.env = {"PYTHONPYCACHEPREFIX": self.folder.name} | ENV | SMALL if rehearse else ENV
-        self.ended = False
+        self.processes: list[subprocess.Popen] = []
+        self.threads: list[threading.Thread] = []
+        self.bytecode = tempfile.TemporaryDirectory()  # of a rehearsal, in which many processes start
+        kept = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": self.bytecode.name}
+        self.env = ENV | kept | {"TRITON_INTERPRET": "1"} if rehearse else ENV
+
+    def note(self, line: str) -> None:
+        with self.lock:
+            self.log.write(line + "\n")
+            self.log.flush()
 
     def say(self, part: str, name: str, **values: Any) -> None:
         row = {"s": round(time.monotonic() - self.began, 1), "part": part, "name": name, **values}
         with self.lock:
-            if self.stream.closed:
-                return
             self.rows.append(row)
-            self.stream.write(json.dumps(row) + "\n")
-            self.stream.flush()
-            told = ", ".join(f"{k} {v}" for k, v in values.items())
-            print(f"{row['s']:6.1f} {part} | {name} | {told}"[:300], flush=True)
+            self.note(json.dumps(row))
+            what = ", ".join(f"{k} {v}" for k, v in values.items())
+            print(f"{row['s']:6.1f} {part} | {name} | {what}"[:300], flush=True)
 
-    def watch(self, part: str, words: list[str], until: float, each: Call, **env: str) -> Any:
-        """Runs a program, and gives its lines to `each`; its exit status, "not here" or "limit"."""
-        if which(words[0]) is None:
-            return "not here"
+    def watch(
+        self, part: str, words: list[str], until: float, each: Callable[[str], None], **env: str
+    ) -> int | str:
+        """Runs a program, and calls `each` with its lines; returns its exit status, or "limit"."""
         process = subprocess.Popen(
             words, cwd=ROOT, env=self.env | env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
-        self.live.append(process)
+        self.processes.append(process)
         timer = threading.Timer(0 if self.ended else max(0, until - time.monotonic()), end, [process])
         timer.start()
-        for line in process.stdout:
-            self.log.write(f"{part} | {line}")
-            self.log.flush()
-            each(line.rstrip("\n"))
+        for line in map(str.rstrip, process.stdout):
+            if not line.startswith("{"):  # not a row, which is noted when it is said
+                self.note(f"{part} | {line}")
+            each(line)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # its number stays its own until wait()
         timer.cancel()
         end(process)
@@ -128,32 +124,33 @@ class Run:
         return "limit" if self.ended or time.monotonic() >= until else status
 
     def work(self, part: str, until: float, tool: Sequence[str] = (), **env: str) -> list[str]:
-        """All rows of a part, under a tool if given; after a crash, a new process goes on with the next one.
+        """Runs all rows of a part, under a tool if given, and returns what else was printed.
 
-        Returns what else was printed.
+        After a crash, a new process goes on with the next row; two in a row that come to none are enough.
         """
         first, fruitless, others, current = 0, 0, [], ""
+        flags = ["--rehearse"] * self.rehearse + ["--thorough"] * (self.command == "full")
 
         def each(line: str) -> None:
-            nonlocal seen, current
+            nonlocal first, fruitless, current
             if line.startswith("begins "):
                 current = line.removeprefix("begins ")
             elif line.startswith("{"):
-                self.say(part, **json.loads(line))
-                seen += 1
+                row = json.loads(line)
+                self.say(part, **row)
+                first, fruitless, current = first + 1, 0, f"what follows {row['name']}"
             else:
                 others.append(line)
 
         while fruitless < 2:
-            seen, words = 0, [sys.executable, __file__, self.command, "--part", part, "--from", str(first)]
-            words += ["--until", str(until - 2)] + ["--rehearse"] * self.rehearse
+            fruitless, current = fruitless + 1, f"the start of {part}"
+            words = [sys.executable, "bench/gpu_part.py", part, str(first), str(until - 2), *flags]
             status = self.watch(part, [*tool, *words], until, each, **env)
             if status == 0:
                 break
-            if status == "limit":
-                self.say(part, f"{part}, the rest", error=f"ended at its limit, in {current}")
+            if status in ("limit", OVER):
+                self.say(part, f"{part}, the rest", error=f"no time left, in {current}")
                 break
-            first, fruitless = first + seen, 0 if seen else fruitless + 1
             if status != STICKY:
                 self.say(part, current, verdict="died", error=f"exit status {status}; see the log")
                 first += 1
@@ -166,24 +163,17 @@ class Run:
         self.say(part, "tools", cpus=os.cpu_count(), **{tool: which(tool) or "not here" for tool in tools})
 
     def build(self, part: str, until: float) -> None:
-        """In place, for this GPU alone: by pip, else by CMake itself; in a rehearsal neither builds."""
+        """Builds in place, for this GPU alone, unless that is there; in a rehearsal pip only prepares it."""
         if self.command == "full" and self.built(until):
             return
-        folder, define = self.folder.name, f"-DFASTCNN_CUDA={'ON' if which('nvcc') else 'OFF'}"
-        env = {"CUDAARCHS": smi("compute_cap")[0].replace(".", "") or "90", "CMAKE_ARGS": define}
-        found = told(sys.executable, "-m", "pybind11", "--cmakedir")
-        cmake = ["cmake", "-S", ".", "-B", folder, define, f"-DPython_EXECUTABLE={sys.executable}"]
-        cmake += [f"-Dpybind11_DIR={found}"] + ["-GNinja"] * bool(which("ninja"))
-        pip = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index"]
-        pip += ["--dry-run"] * self.rehearse + ["-e", "."]
-        steps = [cmake, ["cmake", "--build", folder], ["cmake", "--install", folder, "--prefix", "."]]
-        for way, commands in {"pip": [pip], "CMake": steps[:1] if self.rehearse else steps}.items():
-            start, status = time.monotonic(), 0
-            for words in commands:
-                status = status or self.watch(part, words, until, lambda line: None, **env)
-            self.say(part, way, seconds=round(time.monotonic() - start, 1), status=status, **env)
-            if not self.rehearse and self.built(until):
-                return
+        env = {"CUDAARCHS": smi("compute_cap")[0].replace(".", "") or "90"}
+        env["CMAKE_ARGS"] = f"-DFASTCNN_CUDA={'ON' if which('nvcc') else 'OFF'}"
+        words = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index"]
+        words += ["--dry-run"] * self.rehearse + ["-e", "."]
+        start = time.monotonic()
+        status = self.watch(part, words, until, lambda line: None, **env)
+        failed = {"error": "pip did not build it; see the log"} if status != 0 else {}
+        self.say(part, "pip", seconds=round(time.monotonic() - start, 1), status=status, **env, **failed)
         self.built(until)
 
     def built(self, until: float) -> bool:
@@ -191,114 +181,115 @@ class Run:
         return any(row.get("has code for this GPU") for row in self.rows)
 
     def sanitize(self, part: str, until: float) -> None:
-        """Over our kernels alone, of which Triton's have short names; the filter is of mangled names."""
-        option = re.search(r"--kernel-(?:name|regex)(?= )", told("compute-sanitizer", "--help"))
+        """Watches our kernels alone, of which Triton's have short names; the filter is of mangled names."""
+        option = re.search(r"--kernel-(?:name|regex)(?= )", output("compute-sanitizer", "--help"))
         tool = ["compute-sanitizer", "--tool", part, "--print-limit", "20"]
         tool += [option[0], "kns=fastcnn", option[0], "kns=block_kernel"] if option else []
-        # In a large cached block no access is out of bounds, and nothing uninitialised.
-        env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if part in ("memcheck", "initcheck") else {}
+        # In a large cached block no access is out of bounds.
+        env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if part == "memcheck" else {}
         printed = self.work(part, until, tool if which(tool[0]) else [], **env)
-        errors = gpu_summary.sanitizer_errors("\n".join(printed))
-        self.counted[part] = {"errors": errors, **self.verdicts(part)}
-        self.say(part, part, **self.counted[part])
+        self.say(part, part, errors=sanitizer_errors("\n".join(printed)), **self.verdicts(part))
 
     def verdicts(self, part: str) -> dict[str, int]:
-        """What did not run is wrong, too."""
+        """Counts a part's rows; what did not run is wrong, too."""
         rows = [row for row in self.rows if row["part"] == part]
         said = [row.get("verdict", "not run") for row in rows if "verdict" in row or "error" in row]
-        right = {"ok": said.count("ok"), "does not fit": said.count("does not fit")}
+        right = {verdict: said.count(verdict) for verdict in RIGHT}
         return {**right, "wrong": len(said) - sum(right.values())}
 
     def ncu(self, part: str, until: float) -> None:
         tool = ["ncu", "--clock-control", "none", "--csv", "--page", "raw", "--print-units", "base"]
         tool += ["--kernel-name-base", "mangled", "--kernel-name", "regex:fastcnn", "--launch-count", "18"]
-        tool += ["--metrics", ",".join(gpu_summary.METRICS)]
-        for name, values in gpu_summary.ncu_rows(self.work(part, until, tool if which("ncu") else [])):
+        tool += ["--metrics", ",".join(METRICS)]
+        for name, values in ncu_rows(self.work(part, until, tool if which("ncu") else [])):
             self.say(part, name, **values)
 
     def test(self, part: str, until: float) -> None:
-        """tests/test_cuda.py, or the others that know of a GPU; by xdist's processes where it is there."""
-        compiling = ("triton_conv", "triton_pixels", "triton_planes")  # anew for each shape that is drawn
-        left_out = ("cuda", "gpu_harness", *compiling)
-        files = [f for f in sorted((ROOT / "tests").glob("test_*.py")) if f.stem[5:] not in left_out]
-        others = [str(f.relative_to(ROOT)) for f in files if "cuda" in f.read_text()]
-        others += ["-n8"] if importlib.util.find_spec("xdist") else []
-        others = ["tests/test_space_to_depth.py"] if self.rehearse else others
+        """Runs tests/test_cuda.py, or the other tests that name cuda, in parallel where xdist is there."""
         words = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short"]
-        words += ["tests/test_cuda.py"] if part == "tests" else others
-        tests = gpu_summary.Tests()
+        if part == "tests":
+            words.append("tests/test_cuda.py")
+        elif self.rehearse:
+            words.append("tests/test_space_to_depth.py")
+        else:
+            compiling = ("triton_conv", "triton_pixels", "triton_planes")  # anew for each shape that is drawn
+            files = [f for f in (ROOT / "tests").glob("test_*.py") if "cuda" in f.read_text()]
+            words += sorted(str(f) for f in files if f.stem[5:] not in ("cuda", "gpu_harness", *compiling))
+            words += ["-n8"] if importlib.util.find_spec("xdist") else []
+        tests = Tests()
 
         def each(line: str) -> None:
             if failed := tests.read(line):
                 self.say(part, failed, verdict="failed")
-            self.counted[part] = tests.counts()
 
         status = self.watch(part, words, until, each)
         self.say(part, part, status=status, **tests.counts())
 
     def part(self, part: str, until: float) -> None:
         special = {"machine": self.machine, "build": self.build, "ncu": self.ncu, "tests": self.test}
-        special |= {"other tests": self.test, **dict.fromkeys(SANITIZERS, self.sanitize)}
+        special |= {"other tests": self.test}
+        special |= dict.fromkeys(("memcheck", "racecheck", "synccheck"), self.sanitize)
         try:
-            if until - time.monotonic() < LEAST:
-                self.say(part, f"{part}, all of it", error="no time left")
-            else:
-                special.get(part, self.work)(part, until)
+            special.get(part, self.work)(part, until)
         except Exception as error:
             self.say(part, f"{part}, the rest", error=f"{type(error).__name__}: {error}")
 
     def group(self, parts: dict[str, float]) -> None:
         now = time.monotonic()
         deadlines = {part: min(now + limit, self.deadline) for part, limit in parts.items()}
-        threads = [threading.Thread(target=self.part, args=item, daemon=True) for item in deadlines.items()]
-        for thread in threads:
+        self.threads = [threading.Thread(target=self.part, args=i, daemon=True) for i in deadlines.items()]
+        for thread in self.threads:
             thread.start()
-        for thread in threads:
-            thread.join(max(deadlines.values()) + 2 - now)
+        for thread in self.threads:
+            thread.join(max(0, max(deadlines.values()) + 2 - time.monotonic()))
+        self.save()
 
-    def result(self) -> dict[str, Any]:
-        rows = {row["name"]: row for row in self.rows}
-        card, versions = rows.get("nvidia-smi", {}).get("told", {}), rows.get("versions", {})
-        return {
-            "command": self.command,
-            "rehearsal": self.rehearse,
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "device": card.get("name"),
-            "compute capability": card.get("compute_cap"),
-            "driver": card.get("driver_version"),
-            "versions": {k: v for k, v in versions.items() if k not in ("s", "part", "name")},
-            "extension": rows.get("extension", {}).get("build_info"),
-            "kernels": self.verdicts("kernels"),
-            **self.counted,
-            "rows": self.rows,
-        }
+    def save(self) -> dict[str, Any]:
+        """Writes the one file, whole or not at all, and returns what is in it."""
+        with self.lock:
+            rows = {row["name"]: row for row in self.rows}
+            card = rows.get("nvidia-smi", {}).get("told", {})
+            result = {
+                "command": self.command,
+                "rehearsal": self.rehearse,
+                "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                "device": card.get("name"),
+                "compute capability": card.get("compute_cap"),
+                "driver": card.get("driver_version"),
+                "versions": told(rows.get("versions", {})),
+                "extension": rows.get("extension", {}).get("build_info"),
+                "kernels": self.verdicts("kernels"),
+                **{check: told(rows[check]) for check in CHECKS if check in rows},
+                "rows": self.rows,
+            }
+            new = self.json.with_suffix(".new")
+            new.write_text(json.dumps(result, indent=1) + "\n")
+            new.replace(self.json)
+        return result
 
     def finish(self) -> None:
-        """Ends what still runs; writes the one file, in place of the rows as they came, and what it says."""
+        """Ends what still runs, and waits for its last rows."""
         self.ended = True
-        for process in self.live:
+        for process in self.processes:
             if process.poll() is None:
                 end(process)
-        with self.lock:
-            result = self.result()
-            self.json.write_text(json.dumps(result, indent=1) + "\n")
-            self.stream.close()
-            Path(self.stream.name).unlink()
-            print(gpu_summary.summary(result), flush=True)
+        last = time.monotonic() + 2
+        for thread in self.threads:
+            thread.join(max(0, last - time.monotonic()))
+        print(summary(self.save()), flush=True)
 
 
-def main() -> int:
+def told(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a row says, without when and of what."""
+    return {key: value for key, value in row.items() if key not in ("s", "part", "name", "status")}
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=PLANS)
     parser.add_argument("--rehearse", action="store_true", help="in small, on a CPU")
     parser.add_argument("--only", nargs="+", metavar="PART", help="some of its parts")
-    for name, kind in (("part", str), ("from", int), ("until", float)):
-        parser.add_argument(f"--{name}", type=kind, dest=f"row_{name}", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.row_part:
-        rows = importlib.import_module("gpu_rows")
-        rows.run(args.row_part, args.row_from, args.row_until, args.rehearse, args.command == "full")
-        return 0
     if not args.rehearse and not smi("name")[0]:
         parser.error("nvidia-smi names no GPU; --rehearse needs none")
     plan = PLANS[args.command]
@@ -318,8 +309,7 @@ def main() -> int:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         run.finish()
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

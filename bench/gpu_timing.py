@@ -1,4 +1,4 @@
-"""Times of the GPU alone, not of Python: a CUDA graph's replay, or launches behind a delay on the device."""
+"""Times the GPU alone, not Python: replays of a CUDA graph, or launches behind a delay on the device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ CYCLES, LEAST_DELAY = 2e9, 50e-6  # a second's at most; seconds
 
 
 class Times(NamedTuple):
-    """Quartiles in microseconds; how: from a "graph", or behind a "delay" where nothing could be captured."""
+    """Quartiles in microseconds; how: of a "graph", or behind a "delay" where nothing could be captured."""
 
     low: float
     median: float
@@ -26,23 +25,16 @@ class Times(NamedTuple):
     how: str
 
 
-def double() -> Any:
-    """Stands in for torch.cuda where there is none: takes what that takes, and does nothing."""
-    cuda = mock.MagicMock(spec=torch.cuda)
-    cuda.CUDAGraph.return_value = mock.MagicMock(spec=torch.cuda.CUDAGraph)
-    cuda.Event.return_value = mock.MagicMock(spec=torch.cuda.Event)
-    cuda.Event.return_value.elapsed_time.return_value = 1.0
-    cuda.memory_allocated.return_value = cuda.max_memory_allocated.return_value = 0
-    cuda.get_device_properties.return_value.L2_cache_size = 16 << 10
-    return cuda
+class Launches(NamedTuple):
+    """A graph's replay, or the function itself; cycles: how long the device waits until all is launched."""
+
+    run: Call
+    how: str
+    cycles: int
 
 
-def peak_bytes(fn: Call, cuda: Any = torch.cuda) -> int:
-    """How much more memory than before is allocated while fn runs, at most."""
-    cuda.reset_peak_memory_stats()
-    before = cuda.memory_allocated()
-    fn()
-    return cuda.max_memory_allocated() - before
+def quartiles(us: list[float], how: str) -> Times:
+    return Times(*statistics.quantiles(us, n=4, method="inclusive"), how)
 
 
 def describe(error: BaseException) -> str:
@@ -50,58 +42,70 @@ def describe(error: BaseException) -> str:
 
 
 def distance(actual: Tensor, expected: Tensor) -> float:
-    """The norm of their difference over that of what is expected."""
+    """Returns the norm of the difference, relative to that of what is expected."""
     a, e = actual.detach().float(), expected.detach().float()
     return ((a - e).norm() / e.norm()).item()
 
 
 class Clock:
-    """cuda: torch.cuda or its double, whose current stream must not be the default one."""
+    """Times launches with the L2 cache flushed.
+
+    Args:
+        cuda: torch.cuda or a double of it; the current stream must not be the default one.
+        warm_ups: calls before a function is captured.
+        repeats: times that each is timed.
+        flushed: bytes that are read to flush the L2 cache.
+    """
 
     def __init__(self, cuda: Any, device: str, warm_ups: int, repeats: int, flushed: int = FLUSHED) -> None:
         self.cuda, self.device, self.warm_ups, self.repeats = cuda, device, warm_ups, repeats
         self.flusher = torch.zeros(flushed // 4, device=device)
         self.copies: dict[int, Times] = {}
 
-    def captured(self, fn: Call) -> Call:
-        """The replay of fn's launches; captured on the current stream, which backward runs on, too."""
-        graph = self.cuda.CUDAGraph()
-        graph.capture_begin()
-        try:
-            fn()
-        finally:
-            graph.capture_end()
-        return graph.replay
-
-    def time(self, fn: Call) -> Times:
+    def prepare(self, fn: Call) -> Launches:
+        """Warms fn up and captures it, on the current stream, which its backward runs on, too."""
         for _ in range(self.warm_ups):
             fn()
         self.cuda.synchronize()
+        graph = self.cuda.CUDAGraph()
         try:
-            run, how = self.captured(fn), "graph"
+            graph.capture_begin()
+            try:
+                fn()
+            finally:
+                graph.capture_end()
+            run, how = graph.replay, "graph"
         except RuntimeError:
             self.cuda.synchronize()
             run, how = fn, "delay"
-        pairs = []
         for _ in range(2):  # the first replay brings the graph to the device, which may take seconds
             start = time.perf_counter()
             run()
             launching = time.perf_counter() - start
             self.cuda.synchronize()
-        for _ in range(self.repeats):
-            self.flusher.sum()  # by reading: what a fill leaves in L2 has to be written back first
-            self.cuda._sleep(int(CYCLES * max(LEAST_DELAY, 3 * launching)))  # Python is done before the start
-            start, end = (self.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            run()
-            end.record()
-            pairs.append((start, end))
+        return Launches(run, how, int(CYCLES * max(LEAST_DELAY, 3 * launching)))
+
+    def seconds(self, launches: Launches) -> float:
+        """Returns the device's time for what was prepared."""
+        start, end = (self.cuda.Event(enable_timing=True) for _ in range(2))
+        self.flusher.sum()  # by reading: what a fill leaves in L2 has to be written back first
+        self.cuda._sleep(launches.cycles)  # Python is done before the start
+        start.record()
+        launches.run()
+        end.record()
         self.cuda.synchronize()
-        taken = [1e3 * start.elapsed_time(end) for start, end in pairs]
-        return Times(*statistics.quantiles(taken, n=4, method="inclusive"), how)
+        return start.elapsed_time(end) / 1e3
+
+    def compare(self, launches: dict[str, Launches]) -> dict[str, Times]:
+        """Returns each one's times; they take turns."""
+        rounds = [{name: self.seconds(one) for name, one in launches.items()} for _ in range(self.repeats)]
+        return {n: quartiles([1e6 * r[n] for r in rounds], one.how) for n, one in launches.items()}
+
+    def time(self, fn: Call) -> Times:
+        return self.compare({"fn": self.prepare(fn)})["fn"]
 
     def copy(self, moved: int) -> Times:
-        """A copy that reads and writes so many bytes together."""
+        """Returns the times of a copy that reads and writes so many bytes together."""
         if moved not in self.copies:
             a = torch.ones(max(1, moved // 2), dtype=torch.uint8, device=self.device)
             b = torch.empty_like(a)
@@ -109,8 +113,11 @@ class Clock:
         return self.copies[moved]
 
     def race(self, calls: dict[str, Call], limit: float | None = None) -> dict[str, Any]:
-        """Everyone's times; who fails, or with a limit is further than that from the first, is told why."""
-        us, out, seconds, expected = {}, {}, {}, None
+        """Returns times in "us", and in "seconds" what each took to be prepared: compiled, mostly.
+
+        Whoever fails, or has values further than limit from the first's, is "left out", with the reason.
+        """
+        ready, out, seconds, expected = {}, {}, {}, None
         for name, fn in calls.items():
             start = time.perf_counter()
             try:
@@ -119,7 +126,7 @@ class Clock:
                     expected = values if expected is None else expected
                     if not (off := distance(values, expected)) <= limit:  # nor is NaN
                         raise ValueError(f"its values are off by {off:.2g}, not {limit:g}")
-                us[name] = self.time(fn)
+                ready[name] = self.prepare(fn)
             except Exception as error:
                 out[name] = describe(error)
                 try:
@@ -127,4 +134,4 @@ class Clock:
                 except Exception as broken:  # nothing runs any more: this is the row's, too
                     raise type(broken)(f"in {name}: {broken}") from error
             seconds[name] = round(time.perf_counter() - start, 2)
-        return {"us": us, "seconds": seconds} | ({"left out": out} if out else {})
+        return {"us": self.compare(ready), "seconds": seconds} | ({"left out": out} if out else {})
