@@ -93,11 +93,11 @@ sanitize: .venv/built  ## run the kernels, CUDA's too, on the CPU under AddressS
 	    tests/test_convolution.py::test_the_first_block_of_2012_by_kernels_alone \
 	    -k "not test_epilogue_follows_the_reference and not triton" $(ARGS)
 
-wheel: .venv/built  ## build the source distribution, and from it the wheel, into dist/
+wheel: .venv/built  ## build the source distribution, and from it this machine's wheel, into dist/
 	$(BIN)/python -m build --no-isolation
 
 .venv/bench: .venv/built
-	$(PIP) -e ".[bench]" --no-build-isolation
+	$(PIP) -e ".[bench,peers]" --no-build-isolation
 	touch $@
 
 bench-cpu: .venv/bench  ## time the CPU kernels against every peer, half an hour; write bench/results and README's table
