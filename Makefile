@@ -6,7 +6,7 @@ PIP := $(call pip,.venv,constraints.txt)
 NATIVE := $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help env demo test test-oldest test-newest docs test-site lint format sanitize wheel bench-cpu growth input memory report sweep public gpu resources clean
+.PHONY: help env demo test test-oldest test-newest test-other docs test-site lint format sanitize wheel bench-cpu growth input memory report sweep public gpu resources clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -44,14 +44,17 @@ TESTED := from importlib.metadata import requires; \
 
 test-oldest: .venv-oldest/made  ## run the tests with the oldest torch that is supported, 5 GB
 test-newest: .venv-newest/made  ## run the tests with the newest torch that was tried, 6 GB
-test-newest: SAME += gpu_harness triton_conv triton_pixels triton_planes
-test-oldest test-newest: test-%: .venv/built
+test-other: .venv-other/made  ## the same with the latest, or PINS="torch==2.12.1 triton==3.7.0"
+test-newest test-other: SAME += gpu_harness triton_conv triton_pixels triton_planes
+test-oldest test-newest test-other: test-%: .venv/built
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) .venv-$*/bin/python -m pytest -p no:cacheprovider \
 	  $(SAME:%=--ignore=tests/test_%.py) $(ARGS)
 
 .venv-oldest/made: PINS := torch==2.11.0 triton==3.6.0
 .venv-newest/made: PINS := torch==2.14.1 triton==3.8.0
-.venv-oldest/made .venv-newest/made: .venv-%/made: constraints.txt | .venv/built
+.venv-other/made: PINS ?= torch triton
+.PHONY: .venv-other/made
+.venv-oldest/made .venv-newest/made .venv-other/made: .venv-%/made: constraints.txt | .venv/built
 	$(PYTHON) -m venv .venv-$*
 	(grep -vE '^(setuptools|torch|triton)==' constraints.txt; printf '%s\n' $(PINS)) >.venv-$*/constraints.txt
 	$(call pip,.venv-$*,.venv-$*/constraints.txt) $(PINS) $$($(BIN)/python -c '$(TESTED)')
@@ -106,11 +109,11 @@ docs: .venv-docs/made  ## build the documentation site, build/site/index.html; n
 test-site: docs  ## open the site in a browser, headless: Debian's package chromium, or Chrome
 	.venv-docs/bin/python -m pytest -p no:cacheprovider docs/site $(ARGS)
 
-wheel: .venv/built  ## build the source distribution, and from it the wheel, into dist/
+wheel: .venv/built  ## build the source distribution, and from it this machine's wheel, into dist/
 	$(BIN)/python -m build --no-isolation
 
 .venv/bench: .venv/built
-	$(PIP) -e ".[bench]" --no-build-isolation
+	$(PIP) -e ".[bench,peers]" --no-build-isolation
 	touch $@
 
 bench-cpu: .venv/bench  ## time the CPU kernels against every peer, half an hour; write bench/results and README's table

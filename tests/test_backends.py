@@ -1,5 +1,6 @@
 """The registry: what there is, why not, and who chooses."""
 
+import importlib.util
 import threading
 
 import pytest
@@ -34,6 +35,13 @@ def test_each_backend_is_there_or_says_why_not():
     assert reasons["reference"] is None
     assert reasons["cpu"] is None
     assert all(r is None or (isinstance(r, str) and r) for r in reasons.values())
+
+
+def test_backends_say_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    reason = backends.module("triton").missing_reason.__wrapped__()
+    assert "not installed" in reason
+    assert "pip install 'fastcnn[triton]'" in reason
 
 
 def test_auto_takes_the_fastest_and_a_name_takes_that(ran):

@@ -1,6 +1,7 @@
 """What an installed fastcnn promises besides its results."""
 
 import importlib.metadata
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,18 +11,21 @@ import pytest
 import fastcnn
 from fastcnn.testing import backends
 
+ROOT = Path(__file__).parents[1]
+
 
 def run(code: str) -> str:
     """What code prints in a Python of its own, where no other test has imported anything."""
     return subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def test_version_is_the_installed_one():
+def test_version_is_the_declared_one():
     try:
-        installed = importlib.metadata.version("fastcnn")
+        importlib.metadata.version("fastcnn")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("fastcnn is not installed, only on the path")
-    assert fastcnn.__version__ == installed
+    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert fastcnn.__version__ == declared[1]
 
 
 def test_types_are_declared():

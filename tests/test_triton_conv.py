@@ -9,13 +9,13 @@ from torch.nn import functional as TF
 import fastcnn
 from fastcnn import LRN, MaxPool
 from fastcnn.backends import reference, triton
-from fastcnn.backends.triton import conv as conv_kernels
 from fastcnn.stages import Stages
 from fastcnn.testing import assert_within_twice, devices, plain_epilogue
 
-pytestmark = pytest.mark.skipif(
-    triton.missing_reason() is not None, reason=f"no Triton: {triton.missing_reason()}"
-)
+if triton.missing_reason() is not None:
+    pytest.skip(f"no Triton: {triton.missing_reason()}", allow_module_level=True)
+
+from fastcnn.backends.triton import conv as conv_kernels
 
 DEVICE = devices()[-1]
 CONVOLUTIONS = {  # image, kernel, stride, padding, dilation, groups

@@ -12,15 +12,13 @@ from fastcnn import LRN, MaxPool
 from fastcnn.backends import triton
 from fastcnn.stages import ORDERS, Stages
 
-pytestmark = pytest.mark.skipif(
-    triton.missing_reason() is not None, reason=f"no Triton: {triton.missing_reason()}"
-)
+if triton.missing_reason() is not None:
+    pytest.skip(f"no Triton: {triton.missing_reason()}", allow_module_level=True)
 
-if triton.missing_reason() is None:
-    import triton as compiler
-    import triton.language as tl
+import triton as compiler
+import triton.language as tl
 
-    from fastcnn.backends.triton import lanes, pixels, pixels_kernels
+from fastcnn.backends.triton import lanes, pixels, pixels_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHANNELS = (1, 3, 6, 8, 12, 13, 16, 24, 40, 52)  # a lane, part of one, several, with a last that is not full
@@ -82,30 +80,31 @@ FULL = Case(
 POOL_FIRST = dataclasses.replace(FULL, stages=dataclasses.replace(FULL.stages, order="pool_lrn"))
 
 
-if triton.missing_reason() is None:
+@compiler.jit
+def halo_off_by_one(p, at, c, ok, spec):
+    _, own, after = halo(p, at, c, ok, spec)
+    return lanes.load(p, at, c, ok & (c % spec.group > 0), 0, spec, -4, 2).to(tl.float32), own, after
 
-    @compiler.jit
-    def halo_off_by_one(p, at, c, ok, spec):
-        _, own, after = halo(p, at, c, ok, spec)
-        return lanes.load(p, at, c, ok & (c % spec.group > 0), 0, spec, -4, 2).to(tl.float32), own, after
 
-    @compiler.jit
-    def halo_without_mask(p, at, c, ok, spec):
-        before, own, _ = halo(p, at, c, ok, spec)
-        return before, own, lanes.load(p, at, c, ok & (c > 0), 0, spec, 8, 2).to(tl.float32)
+@compiler.jit
+def halo_without_mask(p, at, c, ok, spec):
+    before, own, _ = halo(p, at, c, ok, spec)
+    return before, own, lanes.load(p, at, c, ok & (c > 0), 0, spec, 8, 2).to(tl.float32)
 
-    @compiler.jit
-    def neighbours_the_other_way(t, c, spec):
-        s0, s1, s2, s3 = neighbours(t, c, spec)
-        return s1, s0, s2, s3
 
-    halo, neighbours = lanes.with_halo, lanes.neighbours
-    PLANTED = [
-        (lanes, "with_halo", halo_off_by_one, FULL),
-        (lanes, "with_halo", halo_without_mask, FULL),
-        (pixels_kernels, "neighbours", neighbours_the_other_way, FULL),
-        (pixels_kernels, "neighbours", neighbours_the_other_way, POOL_FIRST),
-    ]
+@compiler.jit
+def neighbours_the_other_way(t, c, spec):
+    s0, s1, s2, s3 = neighbours(t, c, spec)
+    return s1, s0, s2, s3
+
+
+halo, neighbours = lanes.with_halo, lanes.neighbours
+PLANTED = [
+    (lanes, "with_halo", halo_off_by_one, FULL),
+    (lanes, "with_halo", halo_without_mask, FULL),
+    (pixels_kernels, "neighbours", neighbours_the_other_way, FULL),
+    (pixels_kernels, "neighbours", neighbours_the_other_way, POOL_FIRST),
+]
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="compiled kernels do not look up a function again")

@@ -8,11 +8,10 @@ from fastcnn.backends import reference, triton
 from fastcnn.stages import NO_PLACE, Stages, saved_tensor
 from fastcnn.testing import assert_within_twice, devices, plain_epilogue
 
-pytestmark = pytest.mark.skipif(
-    triton.missing_reason() is not None, reason=f"no Triton: {triton.missing_reason()}"
-)
-if triton.missing_reason() is None:
-    from fastcnn.backends.triton import planes
+if triton.missing_reason() is not None:
+    pytest.skip(f"no Triton: {triton.missing_reason()}", allow_module_level=True)
+
+from fastcnn.backends.triton import planes
 
 DEVICE = devices()[-1]
 FORMAT = torch.contiguous_format

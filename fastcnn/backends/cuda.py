@@ -24,7 +24,7 @@ def missing_reason() -> str | None:
     if reason is not None:
         return reason
     if not hasattr(_native.load(), "cuda_epilogue_forward"):
-        return "built without CUDA; reinstall with nvcc on the PATH"
+        return "built without CUDA; build from source with nvcc on the PATH"
     return None if torch.cuda.is_available() else "torch sees no GPU"
 
 

@@ -29,7 +29,7 @@ def _interprets() -> bool:
 @functools.cache
 def missing_reason() -> str | None:
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
+        return "triton is not installed; on a machine with a GPU: pip install 'fastcnn[triton]'"
     if torch.cuda.is_available() or _interprets():
         return None
     return (
