@@ -9,9 +9,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ._follow import Layer, follow
-from ._reach import NOTHING, distinct, even_step
-from .nn import ConvBlock2d
+from ..nn import ConvBlock2d
+from .follow import Layer, follow
+from .rules import NOTHING, distinct, even_step
 
 Pair: TypeAlias = tuple[int, int]  # rows, columns
 Box: TypeAlias = tuple[int, int, int, int]  # top, left, bottom, right, of which the last two are outside

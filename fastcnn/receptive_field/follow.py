@@ -2,7 +2,7 @@
 
 A mode of torch's shows the operations that the run comes down to, in whatever style the model is written.
 They are few, and torch marks the elementwise ones; a graph of torch.fx holds whatever Python can call, and of
-a forward that decides by values there is none. What has no rule in ``_reach.py`` is refused by name.
+a forward that decides by values there is none. What has no rule in ``rules.py`` is refused by name.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ._reach import Call, Reach, Refused, of_pixels
-from .backends._convolution import convolve
+from ..backends._convolution import convolve
+from .rules import Call, Reach, Refused, of_pixels
 
 _own = torch.ops.fastcnn
 
