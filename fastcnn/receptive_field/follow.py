@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..backends._convolution import convolve
-from .rules import Call, Reach, Refused, of_pixels
+from .reach import Reach, of_pixels
+from .rules import Call, Refused
 
 _own = torch.ops.fastcnn
 
@@ -148,7 +149,7 @@ class _Follow(TorchDispatchMode):
 
     def _keep(self, outputs: Sequence[Tensor], reaches: Sequence[Reach], written: bool) -> None:
         for output, reach in zip(outputs, reaches, strict=False):
-            if output.shape != reach.far[0].shape:  # statistics of a norm
+            if output.shape != reach.shape:  # statistics of a norm
                 continue
             if written:
                 self._check_write(output, reach)
@@ -157,7 +158,7 @@ class _Follow(TorchDispatchMode):
     def _check_write(self, written: Tensor, reach: Reach) -> None:
         """Refuse a write that changes what other tensors see too."""
         before, storage = self.reach_of(written), written.untyped_storage()._cdata
-        if before is not None and all(map(torch.equal, before.far, reach.far)):
+        if before is not None and before.same_as(reach):
             return
         shared = any(t is not written and t.untyped_storage()._cdata == storage for t in self.reaches)
         if shared or written._is_view() or written.is_inference():
