@@ -478,6 +478,30 @@ def test_a_unit_that_sees_none_of_the_image():
     assert row.box == row.measured_box == (0, 0, 0, 0)
 
 
+def beside_zeros(x, dim):
+    first = x.narrow(dim, 0, 1)
+    return torch.cat([first, torch.zeros_like(first)], dim)
+
+
+@pytest.mark.parametrize(("dim", "size"), [(2, (1, 2)), (3, (2, 1))])
+def test_a_line_of_constants_beside_one_of_the_image(dim, size):
+    model = nn.Sequential(Forward(lambda x: beside_zeros(x, dim)), conv(3, 4, 2))
+    assert_measured(model, 8)
+    (row,) = receptive_field(model, 8)
+    assert row.size == size
+
+
+def test_a_layer_on_constants_alone_has_no_row():
+    layers = nn.MaxPool2d(2), conv(3, 4, 1), conv(3, 4, 1)
+
+    def forward(x, pool, seen, unseen):
+        x = pool(x)
+        return seen(x) + unseen(torch.cat([x, torch.zeros_like(x)], 1)[:, 3:])
+
+    assert_measured(Forward(forward, *layers), 2)
+    assert [row.name for row in receptive_field(Forward(forward, *layers), 2)] == ["layers.0", "layers.1"]
+
+
 def test_the_effective_field_is_smaller():
     """Luo et al. 2016: the gradient falls off from the middle, like a Gaussian."""
     model = nn.Sequential(*itertools.chain(*((conv(8 if i else 3, 8, 3), nn.ReLU()) for i in range(6))))

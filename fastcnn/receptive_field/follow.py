@@ -131,7 +131,8 @@ class _Follow(TorchDispatchMode):
         return self.reaches.get(value) if isinstance(value, Tensor) else None
 
     def note(self, kind: str, reach: Reach, weight: Tensor | None) -> None:
-        self.layers.append(Layer(self.running.owner(weight) or kind, kind, reach))
+        if not reach.empty:
+            self.layers.append(Layer(self.running.owner(weight) or kind, kind, reach))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -62,6 +62,11 @@ class Reach:
     def shape(self) -> torch.Size:
         return self.padded.up.shape
 
+    @property
+    def empty(self) -> bool:
+        """Whether no element sees the image."""
+        return bool((self.padded.up == NOTHING).all())
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Reach:
         return Reach(self.padded.map(change), self.inside.map(change), self.jump)
 
@@ -85,12 +90,12 @@ def distinct(far: Tensor, kept: int) -> Tensor:
 
 
 def even_step(far: Tensor, dim: int, single: int) -> Tensor | None:
-    """By how much it grows along a dimension, ``single`` where that has size 1; None if unevenly."""
+    """Returns the step along a dimension, ``single`` where that has size 1; None if uneven or infinite."""
     if far.shape[dim] == 1:
         return far.new_tensor(single)
     steps = far.diff(dim=dim)
     first = steps.narrow(dim, 0, 1)
-    return first if bool((steps == first).all()) else None
+    return first if bool((steps - first == 0).all()) else None  # a difference of infinities is NaN
 
 
 def through(reach: Reach, windows: Sequence[Window], sizes: Sequence[int]) -> Reach:
