@@ -19,7 +19,7 @@ from fastcnn.data import find
 from fastcnn.training import eager, live, log
 from fastcnn.training.batches import Steps
 from fastcnn.training.live import Moment, Watch
-from fastcnn.training.loop import Epoch
+from fastcnn.training.plan import Epoch
 from fastcnn.training.processes import report
 from fastcnn.training.scores import Scores
 
