@@ -7,9 +7,12 @@ import sys
 
 import pytest
 import torch
-import zoo
 from torch import nn
 from torch.nn import functional as F
+from zoo import ENTRIES
+from zoo.flow import FrozenTrunk
+from zoo.layers import RawParameters, SharedConv
+from zoo.styles import Functional, NormAndPool
 
 import fastcnn
 from fastcnn import LRN, MaxPool, receptive_field
@@ -172,20 +175,20 @@ def test_needs_no_compiler():
 def test_names_are_of_the_module_that_calls_or_owns_the_weight():
     model = Forward(lambda x, layer: F.conv2d(x, layer.weight), nn.Conv2d(3, 4, 3))
     assert receptive_field(model, 16)[0].name == "layers.0"
-    assert [row.name for row in receptive_field(zoo.RawParameters(), 20)] == [
+    assert [row.name for row in receptive_field(RawParameters(), 20)] == [
         "conv2d",
         "max_pool2d",
         "conv2d",
         "conv2d",
     ]
-    assert [row.name for row in receptive_field(zoo.Functional(), 32)] == [
+    assert [row.name for row in receptive_field(Functional(), 32)] == [
         "conv1",
         "max_pool2d",
         "conv2",
         "max_pool2d",
         "fc",
     ]
-    assert [row.name for row in receptive_field(zoo.SharedConv(), (8, 24, 24))][::2] == 3 * ["conv"]
+    assert [row.name for row in receptive_field(SharedConv(), (8, 24, 24))][::2] == 3 * ["conv"]
     assert receptive_field(nn.Conv2d(3, 4, 3), 16)[0].name == "conv2d"
 
 
@@ -339,7 +342,7 @@ def test_gradients_of_models_reach_as_far_and_no_farther(model, size):
 UNMEASURED = {"UNet", "SegNet", "Autoencoder", "FrozenTrunk", "c3d", "lambdas", "TextCNN"}
 
 
-@pytest.mark.parametrize("entry", zoo.ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_models_as_people_write_them(entry):
     torch.manual_seed(0)
     if entry.name not in UNMEASURED:
@@ -355,7 +358,7 @@ def test_models_as_people_write_them(entry):
     ],
 )
 def test_what_cannot_be_followed_is_named(name, operation, place):
-    entry = next(entry for entry in zoo.ENTRIES if entry.name == name)
+    entry = next(entry for entry in ENTRIES if entry.name == name)
     with pytest.raises(RuntimeError, match=f"can't follow {operation}, called in {place}"):
         receptive_field(entry.build(), entry.size[1:])
 
@@ -412,7 +415,7 @@ def test_nothing_is_silently_wrong(function, message):
 
 def test_what_has_no_gradient_cannot_be_measured():
     with pytest.raises(RuntimeError, match=r"features.0 \(conv2d\) can't be measured: it has no gradient"):
-        receptive_field(zoo.FrozenTrunk(), 24, measure=True)
+        receptive_field(FrozenTrunk(), 24, measure=True)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +439,7 @@ def test_bad_arguments(arguments, error, message):
 def test_channels_are_the_first_convolutions_or_given():
     assert receptive_field(nn.Sequential(nn.Conv2d(5, 4, 3)), 8)
     assert receptive_field(nn.Sequential(nn.LazyConv2d(4, 3)), 8)
-    assert receptive_field(zoo.NormAndPool(), (6, 13, 13))
+    assert receptive_field(NormAndPool(), (6, 13, 13))
 
 
 def test_the_model_is_left_as_it_was():
