@@ -1,13 +1,23 @@
-"""Where there is no GPU, Triton's kernels are tested in its interpreter: it must know before its import."""
+"""Triton's interpreter where there is no GPU, which must know before its import; fixtures for many tests."""
 
 import functools
 import os
 import sys
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def one_thread():
+    """Keeps small convolutions from waiting for threads of a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def pytest_runtest_setup(item):
