@@ -20,6 +20,14 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def mnist(tmp_path):
+    """Three classes of digits in files as MNIST's."""
+    from trainings import write_mnist
+
+    return write_mnist(tmp_path / "data")
+
+
 def pytest_runtest_setup(item):
     interpreter = sys.modules.get("triton.runtime.interpreter")
     if hasattr(interpreter, "GridExecutor") and hasattr(interpreter, "_patch_lang"):
