@@ -303,7 +303,7 @@ def test_a_training_goes_on_with_the_same_images_alone(tmp_path, capsys):
     assert train(data, tmp_path / "run", *options) == 0
     (data / "blue").rename(data / "zebra")
     assert train(data, tmp_path / "run", *options, "--resume") == 1
-    assert "other settings: names or values in --data" in capsys.readouterr().err
+    assert "different settings: names or values in --data" in capsys.readouterr().err
 
 
 def test_classes_must_be_those_of_training(tmp_path, capsys):

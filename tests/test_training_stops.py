@@ -190,11 +190,11 @@ def test_no_checkpoint_is_said_and_a_foreign_one_refused(mnist, tmp_path, capsys
     assert f"no checkpoint in {out} yet: starting from the beginning" in capsys.readouterr().out
     assert train(mnist, out, "--resume", "--seed", "1", "--variant", "caffe") == 1
     error = capsys.readouterr().err
-    assert "other settings: --model \"lenet5('relu')\", now \"lenet5('caffe')\"; --seed 0, now 1" in error
+    assert "different settings: --model \"lenet5('relu')\", now \"lenet5('caffe')\"; --seed 0, now 1" in error
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     torch.save(state | {"settings": {"--size": torch.ones(2)}}, out / "checkpoint.pt")
     assert train(mnist, out, "--resume") == 1
-    assert "other settings: " in capsys.readouterr().err
+    assert "different settings: " in capsys.readouterr().err
     for foreign in ({"model": {}}, [1, 2], {"format": "something"}):
         torch.save(foreign, out / "checkpoint.pt")
         assert train(mnist, out, "--resume") == 1
