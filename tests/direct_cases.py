@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 from test_properties import ISAS, LAYOUTS, laid_out, pools
 
-from fastcnn import small
+from fastcnn import _making, small
 from fastcnn.backends import _direct
 from fastcnn.backends._convolution import conv_output_size
 from fastcnn.stages import Stages
@@ -98,7 +98,7 @@ def with_isa(monkeypatch, isa):
         p.variant = ISAS.index(isa)
         return p
 
-    for module in (_direct, small):
+    for module in (_direct, _making, small):
         monkeypatch.setattr(module, "params", params)
 
 
