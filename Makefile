@@ -37,8 +37,8 @@ test: .venv/built  ## run the tests; ARGS="-k lrn" for some of them
 # shapes and what compilers made of them; pages that the pinned versions wrote; processes killed in training.
 # The GPU's harness runs with the oldest, which that machine has.
 # torch 2.11 takes no setuptools from 82 on, so that is left open.
-SAME := assembly collection compare cuda_on_host cuda_resources direct epilogue fuse_inplace fuse_lrn properties \
-  report strides training_stops tutorial
+SAME := assembly collection compare cuda_on_host cuda_resources direct direct_functions epilogue fuse_inplace \
+  fuse_lrn properties report strides training_damage training_shared training_stops tutorial
 TESTED := from importlib.metadata import requires; \
   print(*(r.split(";")[0].replace(" ", "") for r in requires("fastcnn") if "extra == \"test\"" in r))
 
@@ -92,7 +92,8 @@ sanitize: .venv/built  ## run the kernels, CUDA's too, on the CPU under AddressS
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" && \
 	  $(abspath $(BIN)/python) -c "from fastcnn._native import load; assert 'sanitize' in load().__file__" && \
 	  $(abspath $(BIN)/python) -m pytest tests/test_epilogue.py tests/test_properties.py tests/test_direct.py \
-	    tests/test_cuda_on_host.py tests/test_space_to_depth.py tests/test_residual.py tests/test_written_outputs.py \
+	    tests/test_direct_functions.py tests/test_cuda_on_host.py tests/test_space_to_depth.py \
+	    tests/test_residual.py tests/test_written_outputs.py \
 	    tests/test_convolution.py::test_the_first_block_of_2012_by_kernels_alone \
 	    -k "not test_epilogue_follows_the_reference and not triton" $(ARGS)
 

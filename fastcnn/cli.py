@@ -215,8 +215,8 @@ def _receptive_field(args: argparse.Namespace) -> None:
 def _plot(path: Path, photograph: Path | None, size: int, title: str, rows: Sequence[Row]) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise ModuleNotFoundError("--plot needs matplotlib; install with: pip install matplotlib")
-    from . import _field_picture as pictures
     from .demo.pictures import png
+    from .receptive_field import plot
 
-    image = pictures.read(photograph, size) if photograph else pictures.leaves(size)
-    _files.replace(path, png(pictures.picture(title, rows, image)))
+    image = plot.read(photograph, size) if photograph else plot.leaves(size)
+    _files.replace(path, png(plot.picture(title, rows, image)))

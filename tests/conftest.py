@@ -1,13 +1,44 @@
-"""Where there is no GPU, Triton's kernels are tested in its interpreter: it must know before its import."""
+"""Triton's interpreter where there is no GPU, which must know before its import; fixtures for many tests."""
 
 import functools
 import os
 import sys
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def one_thread():
+    """Keeps small convolutions from waiting for threads of a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    """Three classes of digits in files as MNIST's."""
+    from trainings import write_mnist
+
+    return write_mnist(tmp_path / "data")
+
+
+@pytest.fixture
+def directly(monkeypatch):
+    """Makes the direct convolution take all that its kernels can do, however fast."""
+    from fastcnn.backends import _direct
+
+    def geometry(x, weight, conv, stages, *_, **__):
+        fits = not stages.lrn and x.dtype == weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        fits = fits and _direct._fits(x.shape, weight.shape, conv)
+        return _direct.Geometry(x.shape, weight.shape, conv) if fits else None
+
+    monkeypatch.setattr(_direct, "geometry", geometry)
 
 
 def pytest_runtest_setup(item):

@@ -1,13 +1,14 @@
 """Holds modules beside plain twins of the same parameters, and compares the results of both.
 
-A module may remember, after some calls, that its checks passed. The tests of test_prepared.py and
-test_prepared_calls.py call a module until it could, change something, and expect what the twin gives.
+A module may remember, after some calls, that its checks passed. The tests in test_prepared*.py
+call a module until it could, change something, and expect what the twin gives.
 """
 
 import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -195,3 +196,12 @@ def reset(get, put, value):
 
 def shifted(x, by=1):
     return torch.cat([x.new_ones(by), x.flatten()])[by:].view(x.shape)
+
+
+def cases(names, table, failing):
+    """Returns all pairs as parameters; those that fail today are expected to, with the reason."""
+    for name in names:
+        for key in table:
+            reason = failing.get((name, key))
+            marks = pytest.mark.xfail(reason=reason, strict=False) if reason else ()
+            yield pytest.param(name, key, id=f"{name}-{key}", marks=marks)

@@ -15,8 +15,8 @@ from http.client import IncompleteRead
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 
+import published
 import pytest
-import test_weights
 import torch
 
 from fastcnn.models import _hub, alexnet, imagenet, lenet5
@@ -78,7 +78,7 @@ def saved(state):
 def alexnets():
     """A state dict of torchvision's shapes, each tensor one value that is stored once."""
     with torch.device("meta"):
-        shapes = {name: p.shape for name, p in test_weights.torchvisions_alexnet().named_parameters()}
+        shapes = {name: p.shape for name, p in published.torchvisions_alexnet().named_parameters()}
     return {name: torch.tensor(i + 0.5).expand(shape) for i, (name, shape) in enumerate(shapes.items())}
 
 
@@ -265,7 +265,7 @@ def test_one_changed_byte_in_the_cache(server, file, model):
 
 
 def test_no_code_in_the_file_is_run(server, model, tmp_path, monkeypatch):
-    code = test_weights.Code(tmp_path / "w.pth")
+    code = published.Code(tmp_path / "w.pth")
     serve(server, saved({"features.0.weight": code}), monkeypatch)
     with pytest.raises(RuntimeError, match=rf"{place()} is damaged or no checkpoint of tensors.*mkdir"):
         imagenet.load(model, progress=False)

@@ -4,8 +4,8 @@ import hashlib
 import re
 from pathlib import Path
 
+import published
 import pytest
-import test_weights
 import torch
 from torch.nn import functional as F
 
@@ -230,7 +230,7 @@ def test_tensorflows_images_are_not_copied():
 def test_torchvisions_model(row, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    theirs, images = test_weights.torchvisions_alexnet(), torch.randn(1, 3, 224, 224)
+    theirs, images = published.torchvisions_alexnet(), torch.randn(1, 3, 224, 224)
     torch.save(theirs.state_dict(), "w.pth")
     path = Path(TORCHVISION[row].format(hashlib.sha256(Path("w.pth").read_bytes()).hexdigest()[:8]))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -238,30 +238,30 @@ def test_torchvisions_model(row, tmp_path, monkeypatch):
     monkeypatch.setattr(imagenet, "URL", f"http://nowhere.invalid/{path.name}")  # the cache is enough
     ours = model(row)
     path.unlink()  # pytest would keep its 244 MB
-    test_weights.assert_same_outputs(ours(images), theirs(images))
+    published.assert_same_outputs(ours(images), theirs(images))
 
 
 @pytest.fixture(scope="module")
 def blobs():
-    return test_weights.draw_blobs()
+    return published.draw_blobs()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("row", POOL_FIRST)
 def test_caffes_model(row, blobs):
-    images = test_weights.draw_images()
-    theirs = test_weights.caffes_network(blobs, images, POOL_FIRST[row], caffes_norm)
-    test_weights.assert_same_outputs(model(row, blobs=blobs)(images), theirs)
+    images = published.draw_images()
+    theirs = published.caffes_network(blobs, images, POOL_FIRST[row], caffes_norm)
+    published.assert_same_outputs(model(row, blobs=blobs)(images), theirs)
 
 
 @torch.no_grad()
 def test_the_papers_model(blobs):
-    ours, images = model(TOWERS), test_weights.draw_images()[..., :224, :224]
+    ours, images = model(TOWERS), published.draw_images()[..., :224, :224]
     for p, blob in zip(ours.parameters(), (blob for pair in blobs.values() for blob in pair), strict=True):
         p.copy_(blob)
     padded = F.pad(images, (0, 3, 0, 3))
-    theirs = test_weights.caffes_network(blobs, padded, False, lambda x: within_towers(x, 1e-4 / 5))
-    test_weights.assert_same_outputs(ours(images), theirs)
+    theirs = published.caffes_network(blobs, padded, False, lambda x: within_towers(x, 1e-4 / 5))
+    published.assert_same_outputs(ours(images), theirs)
 
 
 @torch.no_grad()

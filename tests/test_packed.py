@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_training import log_of, one_thread, train, weights_of, write_pictures
+from trainings import log_of, train, weights_of, write_pictures
 
 from fastcnn.cli import main
 from fastcnn.data import find, folders, pictures
 from fastcnn.data import pack as packing
 
-__all__ = ["one_thread"]  # a fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDE = 32
 
 

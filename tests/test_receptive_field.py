@@ -7,38 +7,19 @@ import sys
 
 import pytest
 import torch
-import zoo
+from receptive_models import MEASURED, Forward, conv
 from torch import nn
 from torch.nn import functional as F
+from zoo import ENTRIES
+from zoo.flow import FrozenTrunk
+from zoo.layers import RawParameters, SharedConv
+from zoo.styles import Functional, NormAndPool
 
 import fastcnn
-from fastcnn import LRN, MaxPool, receptive_field
+from fastcnn import receptive_field
 from fastcnn.models import alexnet, lenet5
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Thousands of operations on a few numbers each: more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-class Forward(nn.Module):
-    """A function of an image and layers."""
-
-    def __init__(self, function, *layers):
-        super().__init__()
-        self.function, self.layers = function, nn.ModuleList(layers)
-
-    def forward(self, x):
-        return self.function(x, *self.layers)
-
-
-def conv(inputs, outputs, kernel, **kwargs):
-    torch.manual_seed(0)
-    return nn.Conv2d(inputs, outputs, kernel, **kwargs)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def vgg16(width=4):
@@ -59,6 +40,8 @@ def squares(table, kind=""):
 
 
 ALEXNET = [(11, 4, 0), (19, 8, 0), (51, 8, 16), (67, 16, 16), (99, 16, 32), (131, 16, 48), (163, 16, 64)]
+
+
 ALEXNET += [(195, 32, 64), *3 * [(355, 32, 64)]]
 
 
@@ -172,139 +155,21 @@ def test_needs_no_compiler():
 def test_names_are_of_the_module_that_calls_or_owns_the_weight():
     model = Forward(lambda x, layer: F.conv2d(x, layer.weight), nn.Conv2d(3, 4, 3))
     assert receptive_field(model, 16)[0].name == "layers.0"
-    assert [row.name for row in receptive_field(zoo.RawParameters(), 20)] == [
+    assert [row.name for row in receptive_field(RawParameters(), 20)] == [
         "conv2d",
         "max_pool2d",
         "conv2d",
         "conv2d",
     ]
-    assert [row.name for row in receptive_field(zoo.Functional(), 32)] == [
+    assert [row.name for row in receptive_field(Functional(), 32)] == [
         "conv1",
         "max_pool2d",
         "conv2",
         "max_pool2d",
         "fc",
     ]
-    assert [row.name for row in receptive_field(zoo.SharedConv(), (8, 24, 24))][::2] == 3 * ["conv"]
+    assert [row.name for row in receptive_field(SharedConv(), (8, 24, 24))][::2] == 3 * ["conv"]
     assert receptive_field(nn.Conv2d(3, 4, 3), 16)[0].name == "conv2d"
-
-
-def epilogue(x):
-    x = fastcnn.functional.epilogue(x, lrn=LRN(3), pool=MaxPool(3, 2), order="pool_lrn")
-    return fastcnn.functional.local_response_norm(fastcnn.functional.max_pool2d(x, 2), 3)
-
-
-def squeeze_and_excite(x, stem, gate, after):
-    x = stem(x)
-    return after(x * torch.sigmoid(gate(x.mean((2, 3), keepdim=True))))
-
-
-def atrous_pyramid(x, stem, wide, narrow, after):
-    x = stem(x)
-    return after(torch.cat([wide(x), narrow(x), F.adaptive_avg_pool2d(x, 1).expand_as(x)], 1))
-
-
-def channels_last(x, stem, norm, linear, after):
-    return after(linear(norm(stem(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2))
-
-
-def attention(x, stem, after):
-    x = stem(x)
-    tokens = x.flatten(2).transpose(1, 2)
-    weights = torch.softmax(tokens @ tokens.transpose(1, 2), -1)
-    return after((weights @ tokens).transpose(1, 2).reshape(x.shape))
-
-
-def shuffle(x, stem, branch, after):
-    left, right = stem(x).chunk(2, 1)
-    return after(F.channel_shuffle(torch.cat([left, branch(right)], 1), 2))
-
-
-def crop(x, stem, after):
-    return after(F.pad(stem(x), (-1, 2, 3, -2))[:, :, 1:, ::2])
-
-
-def added_in_place(x, narrow, wide):
-    y = narrow(x)
-    y += wide(x)
-    return wide(y.relu_())
-
-
-MEASURED = {
-    "dilated": (lambda: [conv(3 if d == 1 else 8, 8, 3, dilation=d, padding=d) for d in (1, 2, 4)], 40),
-    "rectangular": (
-        lambda: [
-            conv(3, 8, (3, 5), stride=(2, 1), padding=(1, 0), dilation=(1, 2)),
-            nn.ReLU(),
-            nn.AvgPool2d((2, 3), 2),
-        ],
-        (40, 52),
-    ),
-    "remainders that no window reads": (
-        lambda: [conv(3, 8, 3, stride=2), nn.MaxPool2d(3, 2), conv(8, 8, 5, padding=2)],
-        24,
-    ),
-    "ceil_mode": (lambda: [conv(3, 8, 3), nn.MaxPool2d(3, 2, ceil_mode=True), conv(8, 8, 3, padding=1)], 12),
-    "a map of one unit": (
-        lambda: [conv(3, 4, 3, stride=2), conv(4, 4, 3, stride=2), conv(4, 4, 3, padding=1)],
-        7,
-    ),
-    "mirrors": (
-        lambda: [
-            conv(3, 4, 5, padding=4, padding_mode="reflect"),
-            conv(4, 4, 3, padding=1, padding_mode="replicate"),
-        ],
-        9,
-    ),
-    "group norm": (lambda: [conv(3, 4, 3), nn.GroupNorm(2, 4), conv(4, 4, 3)], 12),
-    "adaptive pooling": (
-        lambda: [conv(3, 8, 3), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 4)],
-        12,
-    ),
-    "depthwise": (lambda: [conv(3, 6, 3, groups=3), conv(6, 6, 3, groups=6), conv(6, 8, 1)], 12),
-    "groups that see different columns": (
-        lambda: [
-            Forward(lambda x: torch.cat([x[:, :2, :, 1:], F.avg_pool2d(x[:, 2:], (1, 2), 1)], 1)),
-            conv(4, 4, 3, groups=2),
-        ],
-        12,
-    ),
-    "three dimensions": (
-        lambda: [nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 4, 3, padding=1), nn.MaxPool3d(2)],
-        12,
-    ),
-    "epilogue": (lambda: [conv(3, 8, 3), Forward(epilogue)], 30),
-    "squeeze and excite": (
-        lambda: [Forward(squeeze_and_excite, conv(3, 4, 3, padding=1), conv(4, 4, 1), conv(4, 4, 3))],
-        12,
-    ),
-    "atrous pyramid": (
-        lambda: [
-            Forward(
-                atrous_pyramid,
-                conv(3, 4, 3, stride=2),
-                conv(4, 4, 3, padding=4, dilation=4),
-                conv(4, 4, 1),
-                conv(12, 4, 1),
-            )
-        ],
-        24,
-    ),
-    "channels last": (
-        lambda: [Forward(channels_last, conv(3, 4, 3), nn.LayerNorm(4), nn.Linear(4, 4), conv(4, 4, 3))],
-        12,
-    ),
-    "attention": (lambda: [Forward(attention, conv(3, 4, 3, stride=2), conv(4, 4, 3))], 13),
-    "shuffle": (
-        lambda: [Forward(shuffle, conv(3, 4, 3), conv(2, 2, 5, padding=2), conv(4, 4, 3, groups=2))],
-        20,
-    ),
-    "crop": (lambda: [Forward(crop, conv(3, 4, 3), conv(4, 4, 3))], 20),
-    "added in place": (
-        lambda: [Forward(added_in_place, conv(3, 3, 3, padding=1), conv(3, 3, 5, padding=2))],
-        16,
-    ),
-}
 
 
 def assert_measured(model, size):
@@ -339,7 +204,7 @@ def test_gradients_of_models_reach_as_far_and_no_farther(model, size):
 UNMEASURED = {"UNet", "SegNet", "Autoencoder", "FrozenTrunk", "c3d", "lambdas", "TextCNN"}
 
 
-@pytest.mark.parametrize("entry", zoo.ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_models_as_people_write_them(entry):
     torch.manual_seed(0)
     if entry.name not in UNMEASURED:
@@ -355,7 +220,7 @@ def test_models_as_people_write_them(entry):
     ],
 )
 def test_what_cannot_be_followed_is_named(name, operation, place):
-    entry = next(entry for entry in zoo.ENTRIES if entry.name == name)
+    entry = next(entry for entry in ENTRIES if entry.name == name)
     with pytest.raises(RuntimeError, match=f"can't follow {operation}, called in {place}"):
         receptive_field(entry.build(), entry.size[1:])
 
@@ -412,7 +277,7 @@ def test_nothing_is_silently_wrong(function, message):
 
 def test_what_has_no_gradient_cannot_be_measured():
     with pytest.raises(RuntimeError, match=r"features.0 \(conv2d\) can't be measured: it has no gradient"):
-        receptive_field(zoo.FrozenTrunk(), 24, measure=True)
+        receptive_field(FrozenTrunk(), 24, measure=True)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +301,7 @@ def test_bad_arguments(arguments, error, message):
 def test_channels_are_the_first_convolutions_or_given():
     assert receptive_field(nn.Sequential(nn.Conv2d(5, 4, 3)), 8)
     assert receptive_field(nn.Sequential(nn.LazyConv2d(4, 3)), 8)
-    assert receptive_field(zoo.NormAndPool(), (6, 13, 13))
+    assert receptive_field(NormAndPool(), (6, 13, 13))
 
 
 def test_the_model_is_left_as_it_was():
@@ -476,6 +341,30 @@ def test_a_unit_that_sees_none_of_the_image():
     (row,) = receptive_field(nn.Sequential(nn.ZeroPad2d((40, 0, 0, 0)), conv(3, 4, 3)), 8, measure=True)
     assert row.padding == (0, 40)
     assert row.box == row.measured_box == (0, 0, 0, 0)
+
+
+def beside_zeros(x, dim):
+    first = x.narrow(dim, 0, 1)
+    return torch.cat([first, torch.zeros_like(first)], dim)
+
+
+@pytest.mark.parametrize(("dim", "size"), [(2, (1, 2)), (3, (2, 1))])
+def test_a_line_of_constants_beside_one_of_the_image(dim, size):
+    model = nn.Sequential(Forward(lambda x: beside_zeros(x, dim)), conv(3, 4, 2))
+    assert_measured(model, 8)
+    (row,) = receptive_field(model, 8)
+    assert row.size == size
+
+
+def test_a_layer_on_constants_alone_has_no_row():
+    layers = nn.MaxPool2d(2), conv(3, 4, 1), conv(3, 4, 1)
+
+    def forward(x, pool, seen, unseen):
+        x = pool(x)
+        return seen(x) + unseen(torch.cat([x, torch.zeros_like(x)], 1)[:, 3:])
+
+    assert_measured(Forward(forward, *layers), 2)
+    assert [row.name for row in receptive_field(Forward(forward, *layers), 2)] == ["layers.0", "layers.1"]
 
 
 def test_the_effective_field_is_smaller():

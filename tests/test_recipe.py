@@ -11,9 +11,9 @@ import math
 import pytest
 import torch
 from PIL import Image
-from test_training import one_thread, write_mnist, write_pictures
 from torch import nn
 from torch.nn import functional as F
+from trainings import write_mnist, write_pictures
 
 from fastcnn.cli import main
 from fastcnn.data import Data, find
@@ -25,7 +25,8 @@ from fastcnn.training.processes import Processes
 from fastcnn.training.recipe import RECIPES
 from fastcnn.training.scores import Scores
 
-__all__ = ["one_thread"]  # a fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 EPOCHS = {"alexnet2012": 90, "modern": 30}  # §5: "roughly 90"
 SMOOTHING = {"alexnet2012": 0.0, "modern": 0.1}

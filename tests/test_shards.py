@@ -6,13 +6,13 @@ import tarfile
 import pytest
 import torch
 from PIL import Image
-from test_training import log_of, one_thread, train, weights_of
+from trainings import log_of, train, weights_of
 
 from fastcnn.cli import main
 from fastcnn.data import find
 from fastcnn.data.pictures import picture
 
-__all__ = ["one_thread"]  # a fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def picture_of(label, number):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_training import log_of, one_thread, train, weights_of, write_mnist, write_pictures
+from trainings import log_of, train, weights_of, write_pictures
 
 from fastcnn import models
 from fastcnn.cli import main
@@ -17,12 +17,7 @@ from fastcnn.data import find, pictures
 from fastcnn.models import imagenet
 from fastcnn.training import evaluate, trained
 
-__all__ = ["one_thread"]  # a fixture
-
-
-@pytest.fixture
-def mnist(tmp_path):
-    return write_mnist(tmp_path / "data")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # What a trained network answers.

@@ -5,10 +5,10 @@ On the CPU a double stands for the graph; what needs a GPU has not run on hardwa
 
 import pytest
 import torch
-from test_training import one_thread, train, weights_of, write_mnist, write_pictures
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from trainings import train, weights_of, write_mnist, write_pictures
 
 from fastcnn.backends import _direct
 from fastcnn.training import Options, _plan, batches
@@ -17,7 +17,8 @@ from fastcnn.training.graph import Graph, capture, tuned
 from fastcnn.training.loop import Training
 from fastcnn.training.processes import Processes
 
-__all__ = ["one_thread"]  # a fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -10,20 +10,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_training import log_of, one_thread, train, write_mnist, write_pictures
 from test_training_graph import training_of
-from test_training_stops import torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from training_processes import torchrun
+from trainings import log_of, train, write_mnist, write_pictures
 
 from fastcnn.data import find
 from fastcnn.training import eager, live, log
 from fastcnn.training.batches import Steps
 from fastcnn.training.live import Moment, Watch
-from fastcnn.training.loop import Epoch
+from fastcnn.training.plan import Epoch
 from fastcnn.training.processes import report
 from fastcnn.training.scores import Scores
 
-__all__ = ["one_thread"]  # a fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

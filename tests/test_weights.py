@@ -1,137 +1,23 @@
 """Published weights into our networks, against the same networks written out in plain torch."""
 
 import math
-import os
 import pickle
 import sys
 import zipfile
-from collections import OrderedDict
 
-import numpy as np
 import pytest
 import torch
+from published import Code, assert_same_outputs, assert_unchanged, blank, snapshot, torchvisions_alexnet
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn import functional as F
 
-from fastcnn.models import alexnet, lenet5, load_caffe, load_weights
-from fastcnn.testing import assert_close
+from fastcnn.models import lenet5, load_weights
 
-MEANS = torch.tensor([104.007, 116.669, 122.679]).view(3, 1, 1)
-CAFFE_SHAPES = {
-    "conv1": (96, 3, 11, 11),
-    "conv2": (256, 48, 5, 5),
-    "conv3": (384, 256, 3, 3),
-    "conv4": (384, 192, 3, 3),
-    "conv5": (256, 192, 3, 3),
-    "fc6": (4096, 9216),
-    "fc7": (4096, 4096),
-    "fc8": (1000, 4096),
-}
 SAVERS = {
     "zip.pth": torch.save,
     "legacy.pth": lambda state, path: torch.save(state, path, _use_new_zipfile_serialization=False),
     "w.safetensors": save_file,
 }
-
-
-def torchvisions_alexnet():
-    """Its layers under its names (torchvision.models.alexnet, Krizhevsky 2014)."""
-    relu, pool = nn.ReLU, nn.MaxPool2d
-    features = [nn.Conv2d(3, 64, 11, 4, 2), relu(), pool(3, 2), nn.Conv2d(64, 192, 5, padding=2), relu()]
-    features += [pool(3, 2), nn.Conv2d(192, 384, 3, padding=1), relu(), nn.Conv2d(384, 256, 3, padding=1)]
-    features += [relu(), nn.Conv2d(256, 256, 3, padding=1), relu(), pool(3, 2)]
-    classifier = [nn.Dropout(), nn.Linear(9216, 4096), relu(), nn.Dropout(), nn.Linear(4096, 4096), relu()]
-    parts = {
-        "features": nn.Sequential(*features),
-        "avgpool": nn.AdaptiveAvgPool2d(6),
-        "flatten": nn.Flatten(),
-        "classifier": nn.Sequential(*classifier, nn.Linear(4096, 1000)),
-    }
-    return nn.Sequential(OrderedDict(parts)).eval()
-
-
-def caffes_norm(x):
-    return F.local_response_norm(x, 5, 1e-4, 0.75, 1.0)
-
-
-def caffes_network(blobs, images, pool_first, norm=caffes_norm):
-    """CaffeNet where ``pool_first``, else bvlc_alexnet, as their deploy.prototxt files have them."""
-
-    def conv(name, x, stride=1, padding=0, groups=1):
-        weight, bias = blobs[name]
-        return F.relu(F.conv2d(x, weight, bias, stride, padding, groups=groups))
-
-    def pool(x):
-        return F.max_pool2d(x, 3, 2, ceil_mode=True)
-
-    def norm_and_pool(x):
-        return norm(pool(x)) if pool_first else pool(norm(x))
-
-    x = norm_and_pool(conv("conv1", images, stride=4))
-    x = norm_and_pool(conv("conv2", x, padding=2, groups=2))
-    x = conv("conv4", conv("conv3", x, padding=1), padding=1, groups=2)
-    x = pool(conv("conv5", x, padding=1, groups=2))
-    weight, bias = blobs["fc6"]
-    # Of a blob Caffe's InnerProduct takes channels, rows, columns, the last of them the fastest.
-    x = torch.einsum("nchw,ochw->no", x, weight.view(4096, 256, 6, 6)) + bias
-    x = F.linear(F.relu(x), *blobs["fc7"])
-    return F.linear(F.relu(x), *blobs["fc8"])
-
-
-def blank(variant, **kwargs):
-    """A network without initial values, which take long to draw."""
-    with torch.device("meta"):
-        model = alexnet(variant, **kwargs)
-    model = model.to_empty(device="cpu").eval()
-    for p in model.parameters():
-        nn.init.zeros_(p)
-    return model
-
-
-def draw_blobs():
-    """Caffe's blobs, at random: conv1 such that the LRN has something to do."""
-    torch.manual_seed(0)
-    inputs = {layer: torch.Size(shape[1:]).numel() for layer, shape in CAFFE_SHAPES.items()}
-    scales = {layer: (2 / count) ** 0.5 for layer, count in inputs.items()} | {"conv1": 0.05}
-    return {
-        layer: (torch.randn(shape) * scales[layer], torch.randn(shape[0]))
-        for layer, shape in CAFFE_SHAPES.items()
-    }
-
-
-def draw_images():
-    """Two images in Caffe's order, blue, green, red, less the means."""
-    torch.manual_seed(1)
-    return torch.rand(2, 3, 227, 227) * 255 - MEANS
-
-
-@pytest.fixture(scope="module")
-def blobs():
-    return draw_blobs()
-
-
-@pytest.fixture(scope="module")
-def images():
-    return draw_images()
-
-
-@pytest.fixture(scope="module")
-def caffenet():
-    return blank("caffenet")
-
-
-@torch.no_grad()
-def assert_same_outputs(actual, expected):
-    assert_close(actual / expected.abs().max(), expected / expected.abs().max())
-
-
-def snapshot(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def assert_unchanged(model, before):
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def refused(model, path, match):
@@ -181,16 +67,6 @@ def test_values_are_converted_to_the_models_float_type(tmp_path):
     torch.save(trained.state_dict(), tmp_path / "half.pth")
     load_weights(model, tmp_path / "half.pth")
     assert_unchanged(model, {name: value.float() for name, value in trained.state_dict().items()})
-
-
-class Code:
-    """Makes a folder beside its file when it is unpickled."""
-
-    def __init__(self, path):
-        self.folder = path.with_name("ran")
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
 
 
 def _pickle(path):
@@ -320,144 +196,3 @@ def test_safetensors_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(ImportError, match=r"w\.safetensors needs safetensors: pip install safetensors"):
         load_weights(lenet5(), tmp_path / "w.safetensors")
-
-
-def legacy(blobs):
-    """Numpy arrays of four dimensions, as Caffe's files had them until 2014."""
-    return {
-        layer: [blob.numpy().reshape((1,) * (4 - blob.dim()) + blob.shape) for blob in pair]
-        for layer, pair in blobs.items()
-    }
-
-
-@pytest.mark.parametrize("as_file", [lambda blobs: blobs, legacy], ids=["tensors", "legacy numpy"])
-@pytest.mark.parametrize("variant", ["caffenet", "bvlc"])
-def test_caffes_blobs_give_caffes_outputs(variant, as_file, blobs, images):
-    model = blank(variant)
-    load_caffe(model, as_file(blobs))
-    with torch.no_grad():
-        ours = model(images)
-        assert_same_outputs(ours, caffes_network(blobs, images, pool_first=variant == "caffenet"))
-        assert_same_outputs(model.to(memory_format=torch.channels_last)(images), ours)
-        other = caffes_network(blobs, images, pool_first=variant != "caffenet")
-        with pytest.raises(AssertionError):
-            assert_same_outputs(ours, other)
-
-
-def test_caffes_blobs_fit_the_plain_network_too(blobs, images):
-    model = blank("caffenet", fused=False)
-    load_caffe(model, blobs)
-    with torch.no_grad():
-        assert_same_outputs(model(images), caffes_network(blobs, images, pool_first=True))
-
-
-def test_rgb_images_give_what_bgr_images_gave(caffenet, blobs, images):
-    with torch.no_grad():
-        load_caffe(caffenet, blobs, channels="BGR")
-        bgr = caffenet(images)
-        load_caffe(caffenet, blobs, channels="RGB")
-        assert_same_outputs(caffenet(images.flip(1)), bgr)
-        with pytest.raises(AssertionError):
-            assert_same_outputs(caffenet(images), bgr)
-    assert torch.equal(blobs["conv1"][0][:, 0], caffenet.features.conv1.weight[:, 2])
-
-
-def plausible(**changes):
-    """Blobs of the right shapes that take no memory, some of them replaced or left out."""
-    one = torch.ones(1)
-    right = {layer: (one.expand(shape), one.expand(shape[0])) for layer, shape in CAFFE_SHAPES.items()}
-    return {layer: pair for layer, pair in (right | changes).items() if pair is not None}
-
-
-def replaced(layer, weight=None, bias=None):
-    pair = zip((weight, bias), plausible()[layer], strict=True)
-    return plausible(**{layer: [right if new is None else new for new, right in pair]})
-
-
-BAD_BLOBS = {
-    "missing": (plausible(fc7=None), RuntimeError, r"fc7\.weight is missing; fc7\.bias is missing"),
-    "unknown": (
-        plausible(fc9=(torch.ones(1), torch.ones(1))),
-        RuntimeError,
-        r"fc9\.weight is not in the model",
-    ),
-    "swapped": (
-        replaced("conv1", weight=np.ones((11, 11, 3, 96), np.float32)),
-        RuntimeError,
-        r"conv1\.weight must have shape \(96, 3, 11, 11\), but has \(11, 11, 3, 96\)",
-    ),
-    "transposed": (
-        replaced("fc6", weight=torch.ones(1).expand(9216, 4096)),
-        RuntimeError,
-        r"fc6\.weight must have shape \(4096, 9216\), but has \(9216, 4096\)",
-    ),
-    "legacy of another size": (
-        replaced("fc8", weight=torch.ones(1).expand(1, 1, 20, 4096)),
-        RuntimeError,
-        r"fc8\.weight must have shape \(1000, 4096\), but has \(1, 1, 20, 4096\)",
-    ),
-    "legacy at the wrong end": (
-        replaced("fc8", bias=np.ones((1000, 1, 1, 1), np.float32)),
-        RuntimeError,
-        r"fc8\.bias must have shape \(1000,\), but has \(1000, 1, 1, 1\)",
-    ),
-    "integers": (
-        replaced("fc8", bias=np.ones(1000, np.int8)),
-        RuntimeError,
-        r"fc8\.bias must be torch\.float32, but is torch\.int8",
-    ),
-    "no bias": (plausible(fc7=[torch.ones(1)]), TypeError, r"fc7 must be a pair .*, but got 1 blobs"),
-    "no pair": (plausible(fc7=torch.ones(2)), TypeError, "fc7 must be a pair .*, but got Tensor"),
-    "no array": (replaced("fc7", bias=object()), RuntimeError, r"fc7\.bias must be an array of numbers"),
-    "strings": (replaced("fc7", bias="abc"), TypeError, r"fc7\.bias must be an array of numbers"),
-    "objects": (
-        replaced("fc7", bias=np.array([None])),
-        TypeError,
-        r"fc7\.bias must be an array of numbers",
-    ),
-    "no mapping": ([1, 2], TypeError, "blobs must be a mapping, but got list"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_BLOBS)
-def test_blobs_that_do_not_fit_are_refused(kind, caffenet):
-    bad, error, match = BAD_BLOBS[kind]
-    before = snapshot(caffenet)
-    with pytest.raises(error, match=match):
-        load_caffe(caffenet, bad)
-    assert_unchanged(caffenet, before)
-
-
-def test_unknown_channels_are_refused(caffenet):
-    before = snapshot(caffenet)
-    for channels in ("GBR", "bgr", None):
-        with pytest.raises(ValueError, match=rf"one of \('BGR', 'RGB'\), but got {channels!r}"):
-            load_caffe(caffenet, plausible(), channels=channels)
-    assert_unchanged(caffenet, before)
-
-
-@pytest.mark.parametrize("variant", ["2012", "2014"])
-def test_blobs_go_into_caffes_networks_alone(variant):
-    with torch.device("meta"):
-        model = alexnet(variant)
-    with pytest.raises(RuntimeError, match=rf"alexnet\('bvlc'\).*, but got alexnet\('{variant}'\)"):
-        load_caffe(model, plausible())
-    with pytest.raises(RuntimeError, match="but got Linear"):
-        load_caffe(nn.Linear(2, 2), plausible())
-
-
-def test_only_three_channels_have_another_order():
-    model = blank("caffenet", in_channels=1)
-    grey = replaced("conv1", weight=torch.ones(1).expand(96, 1, 11, 11))
-    with pytest.raises(RuntimeError, match="channels='RGB' takes 3 channels, but conv1 has 1"):
-        load_caffe(model, grey, channels="RGB")
-    load_caffe(model, grey)
-    assert model.features.conv1.weight.mean() == 1
-
-
-def test_read_only_and_wide_arrays_are_taken(caffenet, recwarn):
-    bias = np.linspace(0, 1, 1000)
-    bias.setflags(write=False)
-    load_caffe(caffenet, replaced("fc8", bias=bias))
-    assert torch.equal(caffenet.classifier.fc8.bias, torch.from_numpy(bias.copy()).float())
-    assert not recwarn.list

@@ -20,6 +20,7 @@ from ..backends import cpu
 from ..fusion import fuse
 from ..nn import ConvBlock2d
 from ..stages import LRN, MaxPool
+from .towers import TwoTowers
 
 Named = list[tuple[str, torch.nn.Module]]
 
@@ -219,7 +220,7 @@ class ConvNet(Unscriptable):
         top, left, bottom, right = self.margins(input)
         return F.pad(input, (left, right, top, bottom)) if top or left or bottom or right else input
 
-    def split(self, first: torch.device | str, second: torch.device | str) -> torch.nn.Module:
+    def split(self, first: torch.device | str, second: torch.device | str) -> TwoTowers:
         """Splits ``alexnet("2012")`` over two devices, half of each layer on either, as the paper does.
 
         conv3 and the dense layers see both halves, and only there activations cross: ``crossing(images)``
@@ -232,9 +233,11 @@ class ConvNet(Unscriptable):
         Raises:
             ValueError: another network.
         """
-        from .towers import split
-
-        return split(self, first, second)
+        if self.name != "alexnet('2012')" or not isinstance(self.features, Features):
+            raise ValueError(f"split: only alexnet('2012'), fused, has two towers, but this is {self.name}")
+        devices = torch.device(first), torch.device(second)
+        towers = TwoTowers(self.with_margins, self.features, self.avgpool, self.classifier, devices)
+        return towers.train(self.training)
 
 
 class Features(Unscriptable, torch.nn.Sequential):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from ..nn import ConvBlock2d
 from ..stages import Stages
-from ._blocks import ConvNet
 
 Pair = tuple[Tensor, Tensor]
 
@@ -27,7 +26,9 @@ Pair = tuple[Tensor, Tensor]
 class Halves(nn.Module):
     """A layer in two, half of its outputs on each device; its state dict is the whole layer's."""
 
-    def __init__(self, whole: nn.Module, make: Callable[[], nn.Module], devices: list[torch.device]) -> None:
+    def __init__(
+        self, whole: nn.Module, make: Callable[[], nn.Module], devices: Sequence[torch.device]
+    ) -> None:
         super().__init__()
         dtype = next(whole.parameters()).dtype
         self.halves = nn.ModuleList(make().to(device, dtype) for device in devices)
@@ -75,28 +76,34 @@ def _half_of_block(block: ConvBlock2d) -> ConvBlock2d:
 
 
 class TwoTowers(nn.Module):
-    """``alexnet("2012")`` on two devices, with the state dict that it has on one. See :meth:`ConvNet.split`.
+    """``alexnet("2012")`` on two devices, with the state dict that it has on one. See ``ConvNet.split``.
 
     Shape: (N, C, H, W) on any device to (N, num_classes) on the first.
     """
 
-    def __init__(self, net: ConvNet, first: torch.device, second: torch.device) -> None:
+    def __init__(
+        self,
+        with_margins: Callable[[Tensor], Tensor],
+        features: nn.Module,
+        avgpool: nn.Module,
+        classifier: nn.Module,
+        devices: tuple[torch.device, torch.device],
+    ) -> None:
         super().__init__()
-        self.devices = [first, second]
+        self.devices = devices
         self.features, self.classifier = nn.ModuleDict(), nn.ModuleDict()
         block: Any
-        for name, block in net.features.named_children():
-            self.features[name] = Halves(block, partial(_half_of_block, block), self.devices)
+        for name, block in features.named_children():
+            self.features[name] = Halves(block, partial(_half_of_block, block), devices)
         layer: Any
-        for name, layer in net.classifier.named_children():
+        for name, layer in classifier.named_children():
             if name == "fc8":  # the softmax is over all classes: on the first device
-                self.classifier[name] = copy.deepcopy(layer).to(first)
+                self.classifier[name] = copy.deepcopy(layer).to(devices[0])
             elif isinstance(layer, nn.Linear):
                 half = partial(nn.Linear, layer.in_features, layer.out_features // 2)
-                self.classifier[name] = Halves(layer, half, self.devices)
-        self.dropout = nn.Dropout(max(m.p for m in net.modules() if isinstance(m, nn.Dropout)))
-        self.with_margins, self.avgpool = net.with_margins, net.avgpool
-        self.train(net.training)
+                self.classifier[name] = Halves(layer, half, devices)
+        self.dropout = nn.Dropout(max(m.p for m in classifier.modules() if isinstance(m, nn.Dropout)))
+        self.with_margins, self.avgpool = with_margins, avgpool
 
     def forward(self, input: Tensor) -> Tensor:
         return self._run(input, {})
@@ -148,10 +155,3 @@ def _here(run: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
             return context.copy().run(run, i)
 
     return there
-
-
-def split(net: ConvNet, first: torch.device | str, second: torch.device | str) -> TwoTowers:
-    """Splits a network, see :meth:`fastcnn.models._blocks.ConvNet.split`."""
-    if net.name != "alexnet('2012')" or not isinstance(net.features[0], ConvBlock2d):
-        raise ValueError(f"split: only alexnet('2012'), fused, has two towers, but this is {net.name}")
-    return TwoTowers(net, torch.device(first), torch.device(second))

@@ -26,7 +26,8 @@ from .options import Options, deciding, network
 from .stop import Stopped, asked_to_stop
 
 if TYPE_CHECKING:
-    from .loop import Plan, Training
+    from .loop import Training
+    from .plan import Plan
     from .processes import Processes
 
 __all__ = ["Options", "Stopped", "run"]
@@ -65,7 +66,7 @@ def _run(options: Options, plan: Plan, processes: Processes, asked: Callable[[],
     from rich.console import Console
 
     from .graph import capture
-    from .log import follow
+    from .log import written
     from .loop import Training
 
     console = Console(quiet=processes.rank > 0, soft_wrap=True, highlight=False, markup=False, emoji=False)
@@ -77,8 +78,10 @@ def _run(options: Options, plan: Plan, processes: Processes, asked: Callable[[],
     training = Training(plan, processes, say, graphs, asked)
     for line in _head(options, training):
         say(line)
-    follow(training, options.out, console, options.tensorboard)
-    bad = len(training.bad)
+    with written(training, options.out, console, options.tensorboard) as write:
+        for epoch in training.run():
+            write(epoch)
+    bad = len(training.unread.reasons)
     if bad:
         say(f"{bad} image{'s' if bad > 1 else ''} could not be read")
     say(f"Weights, log and checkpoint are in {options.out}")
@@ -96,7 +99,7 @@ def _check_needs(options: Options) -> None:
 
 def _plan(options: Options, device: torch.device) -> Plan:
     from .augment import UNIT
-    from .loop import Plan
+    from .plan import Plan
 
     recipe = options.completed_recipe()
     _refuse_to_overwrite(options)

@@ -133,7 +133,37 @@ def load(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     return state
 
 
-def check_optimizer(
+def check_fits(
+    state: Mapping[str, Any],
+    model: torch.nn.Module,
+    make_optimizer: Callable[..., torch.optim.Optimizer],
+    scaler: torch.amp.GradScaler,
+    *,
+    steps_per_epoch: int,
+    channels: int,
+) -> None:
+    """Raises ValueError unless a state that :func:`load` returned is of such a training."""
+    epochs, rest = divmod(state["step"], steps_per_epoch)
+    if len(state["history"]) != epochs:
+        raise ValueError(f"at step {state['step']}, after {len(state['history'])} epochs")
+    if len(state["statistics"][0]) not in (1, channels):
+        raise ValueError(f"statistics of {len(state['statistics'][0])} channels")
+    if rest == 0 and state["sums"].any():
+        raise ValueError("losses of an epoch that has not begun")
+    own = model.state_dict()
+    for name, tensor in state["model"].items():
+        if name in own and own[name].dtype != tensor.dtype:
+            raise ValueError(f"{name} is {tensor.dtype}")
+    types = {name: type(value) for name, value in scaler.state_dict().items()}
+    if {name: type(value) for name, value in state["scaler"].items()} != types:
+        raise ValueError(f"the scaler's state is {state['scaler']}")
+    may_be_empty = state["step"] == 0 or state["bad"] or scaler.is_enabled()  # no step was made
+    if state["optimizer"] or not may_be_empty:
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        _check_optimizer(state["optimizer"], parameters, make_optimizer, state["step"])
+
+
+def _check_optimizer(
     given: Mapping[int, Mapping[str, torch.Tensor]],
     parameters: Sequence[torch.Tensor],
     make: Callable[..., torch.optim.Optimizer],
@@ -171,7 +201,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_epoch(number: int, value: object) -> bool:
-    """Checks a loop.Epoch: numbers, errors from 0 to 1, of which the one among five may be missing."""
+    """Checks a plan.Epoch: numbers, errors from 0 to 1, of which the one among five may be missing."""
     if not isinstance(value, (tuple, list)) or len(value) != 8 or (type(value[0]), value[0]) != (int, number):
         return False
     numbers = [v for i, v in enumerate(value) if i and (i != 5 or v is not None)]

@@ -6,7 +6,8 @@ import time
 from datetime import timedelta
 from typing import NamedTuple
 
-from .loop import Epoch, Training
+from .loop import Training
+from .plan import Epoch
 from .scores import Scores
 
 

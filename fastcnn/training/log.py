@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from .. import _files
 from .live import Watch
-from .loop import Epoch, Training
+from .loop import Training
+from .plan import Epoch
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,21 +90,24 @@ def _bar(console: Console) -> Progress:
     )
 
 
-def follow(training: Training, out: Path, console: Console, tensorboard: bool) -> None:
-    """Runs a training to its end with a progress line; every process calls it, and the first one prints."""
+@contextlib.contextmanager
+def written(
+    training: Training, out: Path, console: Console, tensorboard: bool
+) -> Iterator[Callable[[Epoch | None], None]]:
+    """Yields a function that writes what ``training.run()`` yields; only the first process writes."""
     if training.processes.rank:
-        for _ in training.run():
-            pass
+        yield lambda epoch: None
         return
-    board = _board(out / "tensorboard", training) if tensorboard else None
+    board = _board(out / "tensorboard", training) if tensorboard else contextlib.nullcontext()
     console.print(HEADER)
     for past in training.history:
         console.print(row(past))
     write_csv(out / "log.csv", training.history)  # now, so that a folder that can't be written to is found
     lines, live = Watch(training, EVERY), Watch(training, _REFRESH)
-    with _opened(out / "log.jsonl", training) as file, _bar(console) as progress:
+    with board, _opened(out / "log.jsonl", training) as file, _bar(console) as progress:
         task = progress.add_task("", total=training.stop, completed=training.step, numbers="")
-        for epoch in training.run():
+
+        def write(epoch: Epoch | None) -> None:
             at = f"epoch {len(training.history) + (not epoch)}, step {training.step} of {training.stop}"
             progress.update(task, completed=training.step, description=at)
             if moment := live.look(epoch):
@@ -115,10 +120,10 @@ def follow(training: Training, out: Path, console: Console, tensorboard: bool) -
                 console.print(row(epoch))
                 write_csv(out / "log.csv", training.history)
                 file.write(_json(_epoch(epoch, training)))
-                if board:
+                if tensorboard:
                     _add(board, epoch)
-    if board:
-        board.close()
+
+        yield write
 
 
 def _board(folder: Path, training: Training):  # type: ignore[no-untyped-def]

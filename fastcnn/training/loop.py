@@ -5,65 +5,31 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data import Batch, Data, Source
+from ..data import Batch, Source
 from ..models.weights import reason
-from . import augment, batches, checkpoint, scores
+from . import augment, batches, checkpoint, scores, statistics
 from .augment import Augment, Draws, Statistics
 from .batches import Steps, seed_of
 from .graph import Capture, Graph
+from .plan import Epoch, Plan
 from .processes import Processes
-from .recipe import Recipe, rate
+from .recipe import rate
 from .scores import Scores
 from .stop import Stopped
+from .unread import Unread
 from .weights import BEST, EVERY, LAST
 
-_SAMPLE = 5000  # images that statistics are taken of, evenly spaced
 _TEST_BATCH = 128
 _WATCH = 20  # steps
-
-
-class Plan(NamedTuple):
-    """A training: model, data, recipe and settings."""
-
-    model: torch.nn.Module
-    loss: Callable[..., Tensor]  # the mean, of scores (N, classes) and labels (N,)
-    data: Data
-    known: Statistics | None  # of the training set; None: to be taken
-    recipe: Recipe
-    settings: Mapping[str, Any]  # all that decides the weights
-    path: Path  # of the checkpoint
-    seed: int = 0
-    accumulate: int = 1
-    workers: int = 0
-    save_every: int | None = None
-    skip_bad: bool = False
-    frozen: tuple[str, ...] = ()  # modules whose weights stay as they are
-    keep: str = "last"  # which weights: the last, the best as well, or all epochs'
-    # Writes weights into a file of this name, for use, with the statistics of the images.
-    write: Callable[[str, Mapping[str, Tensor], Statistics], None] = lambda *_: None
-
-
-class Epoch(NamedTuple):
-    """An epoch's numbers: mean losses, errors as shares of the test images (5: not among the best five)."""
-
-    epoch: int
-    rate: float
-    loss: float
-    test_loss: float
-    error: float
-    error5: float | None
-    images_per_second: float
-    seconds: float
 
 
 class Training:
@@ -90,7 +56,7 @@ class Training:
         capture: Capture | None = None,
         asked: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.plan, self.processes, self.tell, self._asked = plan, processes, tell, asked
+        self.plan, self.processes, self._asked = plan, processes, asked
         self.steps = Steps(len(plan.data.train), plan.recipe.batch, plan.seed)
         self.stop = plan.recipe.epochs * self.steps.per_epoch
         # cuDNN's kernels for tensor cores work in channels_last, and convert what comes in another layout.
@@ -108,7 +74,7 @@ class Training:
         self.dtype: torch.dtype = getattr(torch, plan.recipe.dtype)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=self.dtype == torch.float16)
         self.step, self.rate, self.history = 0, plan.recipe.rate, list[Epoch]()
-        self.bad, self._told = dict[str, str](), set[str]()  # images that can't be read, and why
+        self.unread = Unread(plan.skip_bad, processes, tell)
         # Of this epoch and this process: as scores.sums, of the loss that is trained.
         self._sums = torch.zeros(4, dtype=torch.float64, device=processes.device)
         self._seen = torch.zeros(4, dtype=torch.float64, pin_memory=on_gpu)  # the same, some steps ago
@@ -144,47 +110,31 @@ class Training:
                 f"{self.plan.path}: is at step {state['step']} already; --epochs {epochs} ends at {self.stop}"
             )
         try:
-            self._check(state)
+            checkpoint.check_fits(
+                state,
+                self.model,
+                self.plan.recipe.optimizer,
+                self.scaler,
+                steps_per_epoch=self.steps.per_epoch,
+                channels=self.plan.data.channels,
+            )
             self.model.load_state_dict(state["model"])
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
             self.scaler.load_state_dict(state["scaler"])
         except Exception as error:  # what does not fit a module or an optimizer fails in many ways
             raise RuntimeError(f"{self.plan.path}: damaged: {reason(error)}") from error
-        self.step, self.bad = state["step"], state["bad"]
-        self._told = set(self.bad)
+        self.step = state["step"]
+        self.unread.restore(state["bad"])
         self.history = [Epoch(*epoch) for epoch in state["history"]]
         if self.processes.rank == 0:
             self._sums.copy_(state["sums"])
         return Statistics(*state["statistics"])
 
-    def _check(self, state: Mapping[str, Any]) -> None:
-        """Checks what a checkpoint says of itself against this training."""
-        epochs, rest = divmod(state["step"], self.steps.per_epoch)
-        if len(state["history"]) != epochs:
-            raise ValueError(f"at step {state['step']}, after {len(state['history'])} epochs")
-        if len(state["statistics"][0]) not in (1, self.plan.data.channels):
-            raise ValueError(f"statistics of {len(state['statistics'][0])} channels")
-        if rest == 0 and state["sums"].any():
-            raise ValueError("losses of an epoch that has not begun")
-        own = self.model.state_dict()
-        for name, tensor in state["model"].items():
-            if name in own and own[name].dtype != tensor.dtype:
-                raise ValueError(f"{name} is {tensor.dtype}")
-        types = {name: type(value) for name, value in self.scaler.state_dict().items()}
-        if {name: type(value) for name, value in state["scaler"].items()} != types:
-            raise ValueError(f"the scaler's state is {state['scaler']}")
-        may_be_empty = state["step"] == 0 or state["bad"] or self.scaler.is_enabled()  # no step was made
-        if state["optimizer"] or not may_be_empty:
-            parameters = self.optimizer.param_groups[0]["params"]
-            checkpoint.check_optimizer(
-                state["optimizer"], parameters, self.plan.recipe.optimizer, state["step"]
-            )
-
     def _save(self) -> None:
         """Saves from the first process, if all is sound; shares which images could not be read."""
         sums = self._checked_sums()
-        self._share_bad()
+        self.unread.share()
         if self.processes.rank == 0:
             state: dict[str, Any] = {
                 "settings": dict(self.plan.settings),
@@ -193,7 +143,7 @@ class Training:
                 "optimizer": self.optimizer.state_dict()["state"],
                 "scaler": self.scaler.state_dict(),
                 "sums": sums.cpu(),
-                "bad": self.bad,
+                "bad": self.unread.reasons,
                 "history": [tuple(epoch) for epoch in self.history],
                 "statistics": tuple(values.cpu() for values in self.known),
             }
@@ -247,13 +197,6 @@ class Training:
             self._save()
             self._writer.wait()
             raise Stopped(f"stopped by SIGTERM at step {self.step}; --resume goes on from there")
-
-    def _share_bad(self) -> None:
-        for bad in self.processes.gathered(self.bad):
-            self.bad = self.bad | bad
-        for path in sorted(self.bad.keys() - self._told):
-            self.tell(f"skipped {path}: {self.bad[path]}")
-        self._told = set(self.bad)
 
     def run(self) -> Iterator[Epoch | None]:
         """Trains to the end: yields None after each step, and the numbers of an epoch after its test.
@@ -310,7 +253,7 @@ class Training:
 
     def _train(self, batch: Batch) -> None:
         """Makes one step, on this process's share of its images; on a GPU, does not wait for it."""
-        self._account_for(batch.bad)
+        self.unread.add(batch.bad)
         self.rate = rate(self.plan.recipe, self.step, self.stop, [epoch.error for epoch in self.history])
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate if self._rate_there is None else self._rate_there.fill_(self.rate)
@@ -380,7 +323,7 @@ class Training:
         self._to_training()
         sums = self.processes.total(sums)
         if sums[1] == 0:
-            raise RuntimeError(f"no image to test with can be read{self._first_bad()}")
+            raise RuntimeError(f"no image to test with can be read{self.unread.first()}")
         return scores.means(sums, len(data.classes))
 
     def _scores(self, images: Tensor) -> Tensor:
@@ -395,36 +338,18 @@ class Training:
             self.model.get_submodule(frozen).eval()
 
     def _statistics(self) -> Statistics:
-        """Computes statistics of a sample of the training set: integer sums, the same in any order."""
-        channels, device = self.plan.data.channels, self.processes.device
-        sums = torch.zeros(1 + channels + channels**2, dtype=torch.float64, device=device)
-        images = len(self.plan.data.train)
-        sample = torch.arange(0, images, math.ceil(images / _SAMPLE))
-        for batch in self._read(self.plan.data.train, sample):
-            values = batch.images.to(device).flatten(0, 2).T.double()
-            count = values.new_full((1,), values.shape[1])
-            sums += torch.cat([count, values.sum(1), (values @ values.T).flatten()])
-        sums = self.processes.total(sums).cpu()
-        if sums[0] == 0:
-            raise RuntimeError(f"no image to train on can be read{self._first_bad()}")
-        return augment.statistics(
-            sums[0], sums[1 : channels + 1], sums[channels + 1 :].view(channels, channels)
-        )
+        """Computes statistics of a sample of the training set."""
+        data = self.plan.data
+        sample = self._read(data.train, statistics.sample(len(data.train)))
+        known = statistics.of(sample, data.channels, self.processes)
+        if known is None:
+            raise RuntimeError(f"no image to train on can be read{self.unread.first()}")
+        return known
 
     def _read(self, source: Source, numbers: Tensor) -> Iterator[Batch]:
         for batch in batches.all_of(source, numbers, _TEST_BATCH, self.processes, self.plan.workers):
-            self._account_for(batch.bad)
+            self.unread.add(batch.bad)
             yield batch
-
-    def _first_bad(self) -> str:
-        return next((f"; {path}: {why}" for path, why in self.bad.items()), "")
-
-    def _account_for(self, bad: dict[str, str]) -> None:
-        """Raises for images that can't be read, or warns when processes next meet."""
-        if bad and not self.plan.skip_bad:
-            path, why = next(iter(bad.items()))
-            raise RuntimeError(f"can't read {path}: {why}; --skip-bad goes on without such images")
-        self.bad |= bad
 
 
 def _parts(images: Tensor, labels: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:

@@ -22,11 +22,11 @@ from ...stages import LRN, MaxPool, Stages, check
 from .._convolution import applies, conv_output_size
 from .._launch import allocate, ceil_div, empty_on, on_device
 from .._space_to_depth import space_to_depth
-from .formulas import INTERPRETED, rectified, rounded, uncut
+from .formulas import rectified, rounded, uncut
 from .general import extent
 from .lanes import Spec, V, load, store
 from .rules import leaves_the_map, takes_lrn
-from .scratch import normalised, outputs, pooled, rearrange
+from .scratch import convolved, normalised, outputs, pooled, rearrange
 
 TILE_SIDES = (8, 5, 4, 3, 2, 1)  # rows and columns of a tile of outputs: those of which most places are used
 MOST_ROWS = 128  # of the product, in one tile
@@ -67,37 +67,6 @@ def registers(target: str, dtype: torch.dtype, precision: str, lrn: bool) -> int
     half = dtype.itemsize == 2
     wgmma = target == "sm_90" and (half or precision == "tf32")
     return 128 if wgmma or (target == "sm_100" and half and lrn) else None
-
-
-@triton.jit
-def convolved(
-    corner, weight, start, strides, size, dilation, top, left, ok, c,
-    CIN: tl.constexpr, MAPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, PADDED: tl.constexpr,
-    BK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """start + sums of a[k, top + i*d, left + j*d] w[c, i, j, k] over k, i and j, in float32.
-
-    corner: where a[0, top, left] is. One loop over all three, so that loads run ahead of the products.
-    Weights are read as they lie in channels_last: matrix units take the transpose from shared memory, too.
-    PADDED: whether any place is outside a.
-    """
-    DEPTH: tl.constexpr = KH * KW * CIN
-    total = start
-    for first in range(0, DEPTH, BK):
-        at = first + tl.arange(0, BK)
-        i, j, k = at // (KW * CIN) * dilation[0], at // CIN % KW * dilation[1], at % CIN
-        inside = ok[:, None] & (at < DEPTH)[None, :]
-        if PADDED:
-            h, w = top[:, None] + i[None, :], left[:, None] + j[None, :]
-            inside &= (h >= 0) & (h < size[0]) & (w >= 0) & (w < size[1])
-        offset = k * strides[1] + i * strides[2] + j * strides[3]
-        a = tl.load(corner[:, None] + offset[None, :], mask=inside, other=0)
-        there = (at < DEPTH)[:, None] & (c < MAPS)[None, :]
-        b = tl.load(weight + (c * DEPTH)[None, :] + at[:, None], mask=there, other=0)
-        if INTERPRETED:  # which multiplies bfloat16's bits as integers
-            a, b = a.to(tl.float32), b.to(tl.float32)
-        total = tl.dot(a, b, total, input_precision=PRECISION)
-    return total
 
 
 @triton.jit

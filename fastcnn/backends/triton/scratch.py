@@ -1,4 +1,4 @@
-"""What a convolution block's program does in its scratch: space to depth before, LRN and max pooling behind.
+"""Steps of a convolution block's program: space to depth, the convolution, then LRN and pooling in scratch.
 
 A row of scratch is a pixel, its channels in whole vectors of 8, the last filled with zeros; v counts vectors.
 """
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from . import lanes
-from .formulas import NAN, inverse_power, larger, nothing
+from .formulas import INTERPRETED, NAN, inverse_power, larger, nothing
 from .lanes import V, load
 
 
@@ -34,6 +34,37 @@ def rearrange(
         v = tl.load(image + (at[:, None] + w * strides[3]), mask=ok, other=0)
         tl.store(patch + ((run * SIDE)[:, None] + b), v, mask=b < SIDE)
         p += 1
+
+
+@triton.jit
+def convolved(
+    corner, weight, start, strides, size, dilation, top, left, ok, c,
+    CIN: tl.constexpr, MAPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, PADDED: tl.constexpr,
+    BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """start + sums of a[k, top + i*d, left + j*d] w[c, i, j, k] over k, i and j, in float32.
+
+    corner: where a[0, top, left] is. One loop over all three, so that loads run ahead of the products.
+    Weights are read as they lie in channels_last: matrix units take the transpose from shared memory, too.
+    PADDED: whether any place is outside a.
+    """
+    DEPTH: tl.constexpr = KH * KW * CIN
+    total = start
+    for first in range(0, DEPTH, BK):
+        at = first + tl.arange(0, BK)
+        i, j, k = at // (KW * CIN) * dilation[0], at // CIN % KW * dilation[1], at % CIN
+        inside = ok[:, None] & (at < DEPTH)[None, :]
+        if PADDED:
+            h, w = top[:, None] + i[None, :], left[:, None] + j[None, :]
+            inside &= (h >= 0) & (h < size[0]) & (w >= 0) & (w < size[1])
+        offset = k * strides[1] + i * strides[2] + j * strides[3]
+        a = tl.load(corner[:, None] + offset[None, :], mask=inside, other=0)
+        there = (at < DEPTH)[:, None] & (c < MAPS)[None, :]
+        b = tl.load(weight + (c * DEPTH)[None, :] + at[:, None], mask=there, other=0)
+        if INTERPRETED:  # which multiplies bfloat16's bits as integers
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    return total
 
 
 @triton.jit

@@ -9,9 +9,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ._follow import Layer, follow
-from ._reach import NOTHING, distinct, even_step
-from .nn import ConvBlock2d
+from ..nn import ConvBlock2d
+from .follow import Layer, follow
+from .reach import NOTHING, Extent, distinct, even_step
 
 Pair: TypeAlias = tuple[int, int]  # rows, columns
 Box: TypeAlias = tuple[int, int, int, int]  # top, left, bottom, right, of which the last two are outside
@@ -140,22 +140,24 @@ def _shape(model: nn.Module, input_size: int | Sequence[int]) -> tuple[int, int,
 
 def _row(layer: Layer) -> Row:
     """Returns a layer's row: what its units share, padding counted if they then share it, else without."""
-    far = [distinct(side, 2).flatten(0, -3).amax(0) for side in layer.reach.far]
-    height, width = far[0].shape
-    box = _box(*(float(side[height // 2, width // 2]) for side in far[4:]))
-    for up, down, left, right in (far[:4], far[4:]):
-        sizes = up + down + 1, left + right + 1
-        rows, columns = map(_jump, (down, right), (-2, -1), layer.reach.jump)
+    reach = layer.reach.map(lambda far: distinct(far, 2).flatten(0, -3).amax(0))
+    height, width = reach.shape
+    box = _box(reach.inside.map(lambda far: far[height // 2, width // 2]))
+    for far in (reach.padded, reach.inside):
+        sizes = far.up + far.down + 1, far.left + far.right + 1
+        rows, columns = _jump(far.down, -2, reach.jump[0]), _jump(far.right, -1, reach.jump[1])
         if rows is not None and columns is not None and all(bool((s == s[0, 0]).all()) for s in sizes):
-            size, padding = _first(*sizes), _first(up, left)
+            size, padding = _first(*sizes), _first(far.up, far.left)
             return Row(layer.name, layer.kind, (height, width), size, (rows, columns), padding, box)
     raise RuntimeError(
         f"receptive_field: {layer.name} ({layer.kind}) has units whose fields differ in size or distance"
     )
 
 
-def _box(up: float, down: float, left: float, right: float) -> Box:
-    return (0, 0, 0, 0) if up == NOTHING else (int(-up), int(-left), int(down) + 1, int(right) + 1)
+def _box(unit: Extent) -> Box:
+    if float(unit.up) == NOTHING:
+        return 0, 0, 0, 0
+    return int(-unit.up), int(-unit.left), int(unit.down) + 1, int(unit.right) + 1
 
 
 def _jump(far: Tensor, dim: int, single: int) -> int | None:

@@ -16,7 +16,7 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor
 from torch.nn import functional as F
 
-from .receptive_field import Box, Row
+from . import Box, Row
 
 _INK, _QUIET, _ACCENT = "#222222", "#8a8a8a", "#4fd1c5"
 _CASING = withStroke(linewidth=4, foreground="#ffffffb0")

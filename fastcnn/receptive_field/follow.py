@@ -2,7 +2,7 @@
 
 A mode of torch's shows the operations that the run comes down to, in whatever style the model is written.
 They are few, and torch marks the elementwise ones; a graph of torch.fx holds whatever Python can call, and of
-a forward that decides by values there is none. What has no rule in ``_reach.py`` is refused by name.
+a forward that decides by values there is none. What has no rule in ``rules.py`` is refused by name.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ._reach import Call, Reach, Refused, of_pixels
-from .backends._convolution import convolve
+from ..backends._convolution import convolve
+from .reach import Reach, of_pixels
+from .rules import Call, Refused
 
 _own = torch.ops.fastcnn
 
@@ -130,7 +131,8 @@ class _Follow(TorchDispatchMode):
         return self.reaches.get(value) if isinstance(value, Tensor) else None
 
     def note(self, kind: str, reach: Reach, weight: Tensor | None) -> None:
-        self.layers.append(Layer(self.running.owner(weight) or kind, kind, reach))
+        if not reach.empty:
+            self.layers.append(Layer(self.running.owner(weight) or kind, kind, reach))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -148,7 +150,7 @@ class _Follow(TorchDispatchMode):
 
     def _keep(self, outputs: Sequence[Tensor], reaches: Sequence[Reach], written: bool) -> None:
         for output, reach in zip(outputs, reaches, strict=False):
-            if output.shape != reach.far[0].shape:  # statistics of a norm
+            if output.shape != reach.shape:  # statistics of a norm
                 continue
             if written:
                 self._check_write(output, reach)
@@ -157,7 +159,7 @@ class _Follow(TorchDispatchMode):
     def _check_write(self, written: Tensor, reach: Reach) -> None:
         """Refuse a write that changes what other tensors see too."""
         before, storage = self.reach_of(written), written.untyped_storage()._cdata
-        if before is not None and all(map(torch.equal, before.far, reach.far)):
+        if before is not None and before.same_as(reach):
             return
         shared = any(t is not written and t.untyped_storage()._cdata == storage for t in self.reaches)
         if shared or written._is_view() or written.is_inference():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import torch
@@ -12,94 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
-Window: TypeAlias = tuple[int, int, int, int]  # kernel, stride, padding before, dilation
-NOTHING = -torch.inf
-
-
-@dataclass(frozen=True, eq=False)
-class Reach:
-    """The part of the image that each element of a tensor sees.
-
-    Attributes:
-        far: how far up, down, left and right, each of the tensor's shape: the first row negated, the last
-            row, the first column negated, the last column; what sees all that two others see has the larger
-            of each. Here padding is rows and columns counted on beyond the edges. Four more, the same but
-            for padding, which they don't count: NOTHING where none of the image is seen.
-        jump: rows and columns from one unit to the next, also where a map has but one.
-    """
-
-    far: tuple[Tensor, ...]
-    jump: tuple[int, ...]
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Reach:
-        return Reach(tuple(map(change, self.far)), self.jump)
-
-
-def of_pixels(image: Tensor) -> Reach:
-    """Each pixel of (1, C, H, W) sees itself."""
-    height, width = image.shape[-2:]
-    rows = torch.arange(height, dtype=torch.float, device=image.device).view(-1, 1)
-    columns = torch.arange(width, dtype=torch.float, device=image.device)
-    far = tuple(side.expand(image.shape) for side in (-rows, rows, -columns, columns))
-    return Reach((*far, *far), (1, 1))
-
-
-def distinct(far: Tensor, kept: int) -> Tensor:
-    """One of those that an expanded tensor repeats, along all but its last dimensions."""
-    return far[tuple(slice(1 if stride == 0 else None) for stride in far.stride()[:-kept])]
-
-
-def even_step(far: Tensor, dim: int, single: int) -> Tensor | None:
-    """By how much it grows along a dimension, ``single`` where that has size 1; None if unevenly."""
-    if far.shape[dim] == 1:
-        return far.new_tensor(single)
-    steps = far.diff(dim=dim)
-    first = steps.narrow(dim, 0, 1)
-    return first if bool((steps == first).all()) else None
-
-
-def _through(reach: Reach, windows: Sequence[Window], sizes: Sequence[int]) -> Reach:
-    """Windows over the last dimensions, which are of these sizes afterwards."""
-    jump, fars = list(reach.jump), []
-    shape = (*reach.far[0].shape[: -len(windows)], *sizes)
-    for side, far in enumerate(reach.far):
-        axis, sign = side // 2 % 2, 2 * (side % 2) - 1
-        far = distinct(far, len(windows))
-        for dim, window, size in zip(range(-len(windows), 0), windows, sizes, strict=True):
-            own = dim == axis - 2  # rows come last but one, columns last
-            step = even_step(far, dim, sign * reach.jump[axis] if own else 0) if side < 4 else None
-            if own and sign > 0 and side < 4:
-                jump[axis] = 0 if step is None else int(step.flatten()[0]) * window[1]
-            far = _slid(far, dim, window, size, step)
-        fars.append(far.expand(shape))
-    return Reach(tuple(fars), tuple(jump))
-
-
-def _slid(far: Tensor, dim: int, window: Window, size: int, step: Tensor | None) -> Tensor:
-    """A window along one dimension; where a map has a step, padding goes on with it, else it sees nothing."""
-    kernel, stride, padding, dilation = window
-    if step is not None:
-        at = torch.arange(size, device=far.device) * stride - padding
-        at = at.view(-1, *[1] * (-dim - 1))
-        return far.narrow(dim, 0, 1) + step * at + (step * (kernel - 1) * dilation).clamp(min=0)
-    extent = (kernel - 1) * dilation + 1
-    after = (size - 1) * stride + extent - far.shape[dim] - padding
-    far = F.pad(far, [0, 0] * (-dim - 1) + [padding, after], value=NOTHING)
-    return far.unfold(dim, extent, stride)[..., ::dilation].amax(-1)
-
-
-def _union(reaches: Sequence[Reach], shape: Sequence[int]) -> Reach:
-    """Returns the reach of what is computed from one element of each, broadcast to a shape."""
-
-    def largest(*fars: Tensor) -> Tensor:
-        different = {id(far): far for far in fars}.values()
-        return functools.reduce(torch.maximum, different).expand(shape)
-
-    return Reach(tuple(map(largest, *(reach.far for reach in reaches))), _jump(reaches))
-
-
-def _jump(reaches: Sequence[Reach]) -> tuple[int, ...]:
-    return tuple(map(max, zip(*(reach.jump for reach in reaches), strict=True)))
+from .reach import NOTHING, Extent, Reach, Window, distinct, jump_of, through, union
 
 
 class Refused(Exception):
@@ -160,7 +74,7 @@ class Call:
         reach = rule(self)
         if isinstance(reach, list):
             return reach
-        assert reach.far[0].shape == self.shape
+        assert reach.shape == self.shape
         return [reach] * len(self.func._schema.returns)
 
 
@@ -168,7 +82,7 @@ Rule: TypeAlias = Callable[[Call], "Reach | list[Reach]"]
 
 
 def _elementwise(call: Call) -> Reach:
-    return _union(call.reaches, call.shape)
+    return union(call.reaches, call.shape)
 
 
 def _constant(call: Call) -> list[Reach]:
@@ -180,11 +94,11 @@ def _moved(call: Call) -> list[Reach]:
     """Values are put elsewhere, and so is what they see."""
     joins = call.kind in ("cat", "stack")
 
-    def side(i: int) -> list[Tensor]:
+    def moved(side: Callable[[Reach], Tensor]) -> list[Tensor]:
         def far(value: Any) -> Any:
             reach = call.reach_of(value)
             if reach is not None:
-                return reach.far[i]
+                return side(reach)
             constant = joins and isinstance(value, Tensor)
             return torch.full_like(value, NOTHING, dtype=torch.float) if constant else value
 
@@ -193,18 +107,26 @@ def _moved(call: Call) -> list[Reach]:
             return [args[0].reshape(args[1])]
         return tree_leaves(call.func(*args, **kwargs))
 
-    jump = _jump(call.reaches)
-    return [Reach(far, jump) for far in zip(*map(side, range(8)), strict=True)]
+    def extents(part: str) -> list[Extent]:
+        sides = (moved(attrgetter(f"{part}.{side}")) for side in Extent._fields)
+        return [Extent(*output) for output in zip(*sides, strict=True)]
+
+    jump = jump_of(call.reaches)
+    return [Reach(*parts, jump) for parts in zip(extents("padded"), extents("inside"), strict=True)]
 
 
 def _padded(call: Call) -> Reach:
     pad = call.args[1]
-    windows = [(1, 1, before, 1) for before in pad[::2][::-1]]
-    reach = _through(call.only, windows, call.shape[-len(windows) :])
+    windows = [Window(1, 1, before, 1) for before in pad[::2][::-1]]
+    reach = through(call.only, windows, call.shape[-len(windows) :])
     if call.kind == "constant_pad_nd":
         return reach
-    mirrored = (call.func(far, pad) for far in call.only.far[4:])
-    return Reach((*reach.far[:4], *mirrored), reach.jump)
+    return replace(reach, inside=call.only.inside.map(lambda far: call.func(far, pad)))
+
+
+def _windows(*arguments: Sequence[int]) -> list[Window]:
+    """Returns a window for each dimension, of the layer's kernel sizes, strides, paddings and dilations."""
+    return [Window(*numbers) for numbers in zip(*arguments, strict=True)]
 
 
 def _convolution(call: Call) -> Reach:
@@ -213,13 +135,13 @@ def _convolution(call: Call) -> Reach:
     if given["transposed"]:
         raise Refused("with transposed=True")
     weight, groups, dims = given["weight"], given["groups"], len(given["stride"])
-    windows = list(zip(weight.shape[2:], given["stride"], given["padding"], given["dilation"], strict=True))
+    windows = _windows(weight.shape[2:], given["stride"], given["padding"], given["dilation"])
 
     def of_group(far: Tensor) -> Tensor:
         grouped = distinct(far.unflatten(1, (groups, -1)), dims).amax(2)
         return grouped.expand(far.shape[0], groups, *far.shape[2:])
 
-    reach = _through(call.only.map(of_group), windows, call.shape[2:])
+    reach = through(call.only.map(of_group), windows, call.shape[2:])
     filters = (call.shape[0], groups, call.shape[1] // groups, *call.shape[2:])
     reach = reach.map(lambda far: far.unsqueeze(2).expand(filters).reshape(call.shape))
     if dims > 1:
@@ -235,13 +157,15 @@ def _pool(call: Call) -> Reach:
         return numbers * dims if len(numbers) == 1 else numbers
 
     kernel = each("kernel_size", [])
-    arguments = kernel, each("stride", kernel), each("padding", [0]), each("dilation", [1])
-    return _pooled(call, call.kind, list(zip(*arguments, strict=True)))
+    windows = _windows(kernel, each("stride", kernel), each("padding", [0]), each("dilation", [1]))
+    return _pooled(call, call.kind, windows)
 
 
 def _pooled(call: Call, kind: str, windows: Sequence[Window]) -> Reach:
-    reach = _through(call.only, windows, call.shape[-len(windows) :])
-    if any(window[:2] != (1, 1) for window in windows[-2:]):  # else it pools channels, as in an LRN
+    reach = through(call.only, windows, call.shape[-len(windows) :])
+    if any(
+        (window.kernel, window.stride) != (1, 1) for window in windows[-2:]
+    ):  # else it pools channels, as in an LRN
         call.note(kind, reach, None)
     return reach
 
@@ -250,8 +174,7 @@ def _epilogue(call: Call) -> list[Reach]:
     pool = call.given["pool"]
     if not pool:
         return [call.only]
-    windows = list(zip(pool[0:2], pool[2:4], pool[4:6], pool[6:8], strict=True))
-    return [_pooled(call, "max_pool2d", windows)]
+    return [_pooled(call, "max_pool2d", _windows(pool[0:2], pool[2:4], pool[4:6], pool[6:8]))]
 
 
 def _adaptive_pool(call: Call) -> Reach:
@@ -286,8 +209,10 @@ def _product(call: Call) -> Reach:
         reach = call.reach_of(factor)
         if reach is not None:
             reaches.append(reach.map(functools.partial(torch.amax, dim=dim, keepdim=True)))
-    reach = _union(reaches, call.shape)
-    if call.reach_of(second) is None and all(bool((far == far.amax()).all()) for far in reach.far):
+    reach = union(reaches, call.shape)
+    if call.reach_of(second) is None and all(
+        bool((far == far.amax()).all()) for far in (*reach.padded, *reach.inside)
+    ):
         call.note("linear", reach.map(lambda far: far.amax().view(1, 1, 1)), None)
     return reach
 
