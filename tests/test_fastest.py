@@ -62,7 +62,7 @@ def device(monkeypatch):
     device = Device()
     monkeypatch.setattr(_fastest, "_choices", {})
     monkeypatch.setattr(torch.cuda, "Event", device.event)
-    monkeypatch.setattr(torch.cuda, "_sleep", device.sleep)
+    monkeypatch.setattr(_fastest, "device_waits", device.sleep)
     monkeypatch.setattr(torch.cuda, "synchronize", device.synchronize)
     monkeypatch.setattr(_fastest.time, "perf_counter", lambda: device.now / 1e3)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: device.capturing)
