@@ -26,6 +26,7 @@ from ._torch_private import (
     keys_of,
     profiler_enabled,
     sees_listeners,
+    sees_transforms,
 )
 
 _TYPES = (Tensor, torch.nn.Parameter)
@@ -45,16 +46,19 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 
 
 def in_transform() -> bool:
-    """Returns whether torch.func transforms or forward-mode differentiation are active."""
-    return in_func_transform() or forward_level() >= 0
+    """Returns whether torch.func transforms or forward-mode differentiation are known to be active."""
+    return sees_transforms and (in_func_transform() or forward_level() >= 0)
 
 
 def torch_alone_is_known(*tensors: Tensor | None) -> bool:
     """Returns whether somebody listens who knows torch's operations, but would not know our ops.
 
     That is a tensor's class with a ``__torch_dispatch__``, as DTensor's, unless torch compiles with it; or a
-    counter of FLOPs, to import which for a formula of ours would take longer than to import fastcnn.
+    counter of FLOPs, to import which for a formula of ours would take longer than to import fastcnn. Where
+    transforms are not seen, any call may be in one.
     """
+    if not sees_transforms:
+        return True
     classes = {type(t) for t in tensors if t is not None} - TRACED
     if any(c.__torch_dispatch__ is not Tensor.__torch_dispatch__ for c in classes):
         return True
@@ -94,9 +98,6 @@ def _is_transparent(keys: int, without: int) -> bool:
 
 @functools.cache
 def _sets() -> tuple[Any, set[int]]:
-    """Returns the dispatch keys between a call on plain tensors and its kernel, and what a device's leaves.
-
-    Autograd's are among them.
-    """
+    """Returns the keys between a call on plain tensors and its kernel, and what is left of a device's."""
     transparent = functools.reduce(operator.or_, map(Keys, (*DEVICES, *AUTOGRAD, BACKEND_SELECT)))
     return transparent, {(Keys(device) - Keys(device)).raw_repr() for device in DEVICES}

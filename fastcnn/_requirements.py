@@ -20,10 +20,11 @@ def _is_command() -> bool:
 def _fail(error: ImportError) -> NoReturn:
     if _is_command():
         sys.exit(str(error))  # in one line, with status 1
-    raise error
+    raise error from None
 
 
-def _check() -> None:
+def check() -> None:
+    """Raises ImportError for a torch that is missing or too old; ends a command."""
     install = "install it with: pip install 'torch>={}.{}'".format(*TORCH)
     try:
         import torch
@@ -37,4 +38,4 @@ def _check() -> None:
         _fail(ImportError(f"fastcnn needs {_NEEDED}, but found {torch.__version__}; {install}", name="torch"))
 
 
-_check()
+check()

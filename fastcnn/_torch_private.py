@@ -49,20 +49,21 @@ keys_of = _find("torch._C._dispatch_keys")  # a tensor's
 included = _find("torch._C._dispatch_tls_local_include_set")  # this thread's
 excluded = _find("torch._C._dispatch_tls_local_exclude_set")
 _key_excluded = _find("torch._C._dispatch_tls_is_dispatch_key_excluded")
-_key = functools.partial(str.format, "torch._C.DispatchKey.{}")
-DEVICES = [_find(_key(name)) for name in ("CPU", "CUDA")]
-AUTOGRAD = [_find(_key(name)) for name in ("AutogradCPU", "AutogradCUDA", "ADInplaceOrView")]
-BACKEND_SELECT = _find(_key("BackendSelect"))
-_autograd = _find(_key("AutogradFunctionality"))
+_KEY = "torch._C.DispatchKey."
+DEVICES = [_find(_KEY + name) for name in ("CPU", "CUDA")]
+AUTOGRAD = [_find(_KEY + name) for name in ("AutogradCPU", "AutogradCUDA", "ADInplaceOrView")]
+BACKEND_SELECT = _find(_KEY + "BackendSelect")
+_autograd = _find(_KEY + "AutogradFunctionality")
 function_modes = _find("torch._C._len_torch_function_stack")
 profiler_enabled = _find("torch._C._autograd._profiler_enabled")
-_find("torch.autograd.forward_ad._current_level")
-forward_level = functools.partial(getattr, forward_ad, "_current_level", 0)  # -1: no forward-mode gradients
+_level = _find("torch.autograd.forward_ad._current_level")
+forward_level = functools.partial(getattr, forward_ad, "_current_level")  # -1: no forward-mode gradients
+listeners = (*names,)
 sees_listeners = not missing
 
-# A transform of torch.func can't be ruled out without it: the ops then run as torch's own functions.
-in_func_transform = _find("torch._C._are_functorch_transforms_active", lambda: True)
-
+# Without it, or that level, transforms are not seen: torch's own functions run where somebody may listen.
+in_func_transform = _find("torch._C._are_functorch_transforms_active")
+sees_transforms = None not in (_level, in_func_transform)
 
 # Whether autograd records nothing although gradients are enabled: in inference mode and inside of an op's
 # kernel. Without the names above the latter isn't known, and the ops keep more for backward than that needs.
@@ -102,14 +103,14 @@ asserted = _find("torch._assert")
 
 
 def called(cls: Any) -> tuple[Any, Any]:
-    """Returns what a call of a module runs around its forward: ``__call__`` and what that runs, if it does."""
+    """Returns the methods that a call of a module runs around its forward."""
     return cls.__call__, getattr(cls, "_call_impl", None)
 
 
 def assume_constant(function: Any) -> Any:
     """Does what torch.compiler.assume_constant_result does, which would import all of the compiler for it.
 
-    A compiler that looks for another name compiles the function, too.
+    A compiler that looks for another name calls the function, in a break of its graph.
     """
     function._dynamo_marked_constant = True
     return function

@@ -94,7 +94,7 @@ def _may_be_prepared(module: nn.Module, input: Tensor) -> bool:
 
 @functools.cache
 def torchs() -> Any:
-    """Returns how C++ looks at tensors, and what it asks of this thread; None where this torch doesn't say."""
+    """Returns how C++ looks at tensors, and what it asks of this thread; None where torch doesn't say."""
     if not (private.sees_listeners and private.has_exchange):
         return None
     try:
