@@ -121,7 +121,7 @@ def compiler_is_imported() -> bool:
     return "torch._dynamo" in sys.modules
 
 
-# Tensors in nested containers. Without these: in dicts, lists and tuples, and in none that others registered.
+# What is in nested containers. Without these only dicts, lists and tuples are containers.
 def _leaves(tree: Any) -> list[Any]:
     if not isinstance(tree, (dict, list, tuple)):
         return [tree]
@@ -129,11 +129,10 @@ def _leaves(tree: Any) -> list[Any]:
 
 
 def _map(function: Callable[[Any], Any], tree: Any) -> Any:
-    if type(tree) is dict:
+    kind = type(tree)
+    if kind is dict:
         return {key: _map(function, part) for key, part in tree.items()}
-    return (
-        type(tree)(_map(function, part) for part in tree) if type(tree) in (list, tuple) else function(tree)
-    )
+    return kind(_map(function, part) for part in tree) if kind in (list, tuple) else function(tree)
 
 
 tree_leaves = _find("torch.utils._pytree.tree_leaves", _leaves)
@@ -162,7 +161,7 @@ def _add_each(tensors: Iterable[Tensor], others: Iterable[Tensor], alpha: float 
 multiply_each = _find("torch._foreach_mul_", _multiply_each)
 add_each = _find("torch._foreach_add_", _add_each)
 
-# Has a GPU wait. Without it what is timed is a convolution with its launch.
+# Has a GPU wait. Without it what is timed of a convolution may include its launch.
 device_waits = _find("torch.cuda._sleep", lambda cycles: None)
 
 

@@ -166,3 +166,9 @@ def test_modules_may_have_no_other_method_around_their_forward():
     assert _torch_private.called(Called)[1] is None
     assert _torch_private.called(nn.Linear) == _torch_private.called(nn.Module)
     assert _torch_private.called(nn.Module)[1] is nn.Module._call_impl
+
+
+def test_containers_are_looked_through_without_torch():
+    tree = {"a": [1, (2, None)], "b": {"c": 3}}
+    assert _torch_private._leaves(tree) == _torch_private.tree_leaves(tree)
+    assert _torch_private._map(str, tree) == _torch_private.tree_map(str, tree)
