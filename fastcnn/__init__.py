@@ -2,6 +2,9 @@
 
 from importlib import metadata as _metadata
 
+from . import _requirements  # noqa: F401  first, since all else needs what it checks
+
+# isort: split
 from . import functional, models, nn
 from .backends import available_backends, set_backend, use_backend
 from .fusion import explain, fuse, unfuse

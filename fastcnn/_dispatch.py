@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-_Keys = torch._C.DispatchKeySet
-_Key = torch._C.DispatchKey
+from ._torch_private import (
+    AUTOGRAD,
+    BACKEND_SELECT,
+    DEVICES,
+    TRACED,
+    Keys,
+    autograd_is_off,
+    excluded,
+    flops_are_counted,
+    forward_level,
+    function_modes,
+    in_func_transform,
+    included,
+    keys_from_number,
+    keys_of,
+    profiler_enabled,
+    sees_listeners,
+    sees_transforms,
+)
 
-# The dispatch keys between a call on plain tensors and its kernel, autograd's among them; without them only
-# the device's is left.
-_TRANSPARENT = _Keys(_Key.ADInplaceOrView) | _Keys(_Key.BackendSelect)
-for _key in (_Key.CPU, _Key.AutogradCPU, _Key.CUDA, _Key.AutogradCUDA):
-    _TRANSPARENT = _TRANSPARENT | _Keys(_key)
-_DEVICES = {(_Keys(key) - _Keys(key)).raw_repr() for key in (_Key.CPU, _Key.CUDA)}
-_AUTOGRAD = _Key.AutogradFunctionality
 _TYPES = (Tensor, torch.nn.Parameter)
-
-keys_of = torch._C._dispatch_keys
-included, excluded = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
-_profiler_enabled, _function_modes = torch._C._autograd._profiler_enabled, torch._C._len_torch_function_stack
 
 # Pairs of included and excluded keys that were found to be transparent: a look-up instead of set algebra.
 known: set[tuple[int, int]] = set()
@@ -34,26 +40,29 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 
     Not in inference mode nor inside of an op's kernel, though gradients may be enabled there.
     """
-    if not torch.is_grad_enabled() or torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD):
+    if not torch.is_grad_enabled() or autograd_is_off():
         return False
     return any(t is not None and t.requires_grad for t in tensors)
 
 
 def in_transform() -> bool:
-    """Returns whether torch.func transforms or forward-mode differentiation are active."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    """Returns whether torch.func transforms or forward-mode differentiation are known to be active."""
+    return sees_transforms and (in_func_transform() or forward_level() >= 0)
 
 
 def torch_alone_is_known(*tensors: Tensor | None) -> bool:
     """Returns whether somebody listens who knows torch's operations, but would not know our ops.
 
     That is a tensor's class with a ``__torch_dispatch__``, as DTensor's, unless torch compiles with it; or a
-    counter of FLOPs, to import which for a formula of ours would take longer than to import fastcnn.
+    counter of FLOPs, to import which for a formula of ours would take longer than to import fastcnn. Where
+    transforms are not seen, any call may be in one.
     """
-    classes = {type(t) for t in tensors if t is not None} - {FakeTensor, FunctionalTensor}
+    if not sees_transforms:
+        return True
+    classes = {type(t) for t in tensors if t is not None} - TRACED
     if any(c.__torch_dispatch__ is not Tensor.__torch_dispatch__ for c in classes):
         return True
-    return any(type(m).__module__ == "torch.utils.flop_counter" for m in _get_current_dispatch_mode_stack())
+    return flops_are_counted()
 
 
 def can_bypass(*tensors: Tensor | None) -> bool:
@@ -63,9 +72,9 @@ def can_bypass(*tensors: Tensor | None) -> bool:
     a backend, or an autograd.Function around it, may be called directly. On a small tensor the dispatch of
     an op written in Python takes longer than the work: such a call was 3.3 times as long (docs/cpu.md).
     """
-    if torch.compiler.is_dynamo_compiling():
+    if not sees_listeners or torch.compiler.is_dynamo_compiling():
         return False
-    if forward_ad._current_level >= 0 or _function_modes() or _profiler_enabled():
+    if forward_level() >= 0 or function_modes() or profiler_enabled():
         return False
     keys = included().raw_repr()
     for t in tensors:
@@ -79,8 +88,16 @@ def can_bypass(*tensors: Tensor | None) -> bool:
 
 def _is_transparent(keys: int, without: int) -> bool:
     """Returns whether nothing but autograd lies before the device's key, and remembers that."""
-    rest = _Keys.from_raw_repr(keys) - _Keys.from_raw_repr(without) - _TRANSPARENT
-    if rest.raw_repr() not in _DEVICES:
+    transparent, devices = _sets()
+    rest = keys_from_number(keys) - keys_from_number(without) - transparent
+    if rest.raw_repr() not in devices:
         return False
     known.add((keys, without))
     return True
+
+
+@functools.cache
+def _sets() -> tuple[Any, set[int]]:
+    """Returns the keys between a call on plain tensors and its kernel, and what is left of a device's."""
+    transparent = functools.reduce(operator.or_, map(Keys, (*DEVICES, *AUTOGRAD, BACKEND_SELECT)))
+    return transparent, {(Keys(device) - Keys(device)).raw_repr() for device in DEVICES}

@@ -18,6 +18,7 @@ from . import backends
 from ._autograd import How, epilogue_gradients, gradients, none_for_empty, save
 from ._bypass import run
 from ._dispatch import can_bypass, in_transform, needs_grad, torch_alone_is_known
+from ._torch_private import destroy
 from .backends import plain, reference
 from .backends._convolution import convolution_backward_fastest, convolve
 from .backends._launch import allocate, empty_on
@@ -29,7 +30,7 @@ _BLOCK = f"Tensor input, Tensor weight, Tensor? bias, {_CONV}, {_STAGES}"
 
 _ops: Any = torch.ops.fastcnn
 if "_library" in vars(_ops):  # this module was imported before: its ops make way for those of now
-    _ops._library._destroy()
+    destroy(_ops._library)
 _library = _ops._library = torch.library.Library("fastcnn", "DEF")
 _library.define(f"epilogue(Tensor input, Tensor? bias, {_STAGES}) -> Tensor")
 _library.define(

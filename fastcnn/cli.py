@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _files, _native, available_backends, backends
+from . import __version__, _files, _native, _torch_private, available_backends, backends
 from . import _train_cli as fit
 from . import _trained_cli as use
 from ._commands import SIZES, path, positive, seed, told
@@ -107,6 +107,8 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "fastcnn", __version__
     yield "python", platform.python_version()
     yield "torch", torch.__version__
+    if _torch_private.missing:
+        yield "missing in torch", f"{', '.join(_torch_private.missing)}: some calls take longer"
     yield "triton", _installed("triton")
     for name, reason in available_backends().items():
         yield f"backend {name}", reason or "available"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
+from torch.overrides import handle_torch_function, has_torch_function
 
 from . import _calls
 from .stages import DTYPES, LRN, MaxPool, Pair, lrn_alone, pool_alone, stages_of
@@ -50,7 +50,7 @@ def epilogue(
         ValueError: an unknown order.
         TypeError: lrn or pool is not a spec.
     """
-    if has_torch_function_variadic(input, bias):
+    if has_torch_function((input, bias)):
         stages: Any = {"relu": relu, "lrn": lrn, "pool": pool, "order": order}
         return handle_torch_function(epilogue, (input, bias), input, bias, **stages)
     if not (isinstance(input, Tensor) and (bias is None or isinstance(bias, Tensor))):
@@ -78,7 +78,7 @@ def local_response_norm(
         ValueError: input has fewer than 3 dimensions.
         RuntimeError: size is below 1.
     """
-    if has_torch_function_unary(input):
+    if has_torch_function((input,)):
         return handle_torch_function(local_response_norm, (input,), input, size, alpha, beta, k)
     if input.dim() < 3:
         raise ValueError(f"Expected 3D or higher dimensionality input (got {input.dim()} dimensions)")
@@ -122,7 +122,7 @@ def max_pool2d(
             return torch.max_pool2d(input, *spec)
         except (RuntimeError, TypeError):
             pass  # said below in our words
-    if has_torch_function_unary(input):
+    if has_torch_function((input,)):
         spec = kernel_size, stride, padding, dilation, ceil_mode, return_indices
         return handle_torch_function(max_pool2d, (input,), input, *spec)
     stages = pool_alone(kernel_size, stride, padding, dilation, ceil_mode)
@@ -166,7 +166,7 @@ def conv2d_block(
     Raises:
         RuntimeError, ValueError, TypeError: torch's for the convolution, epilogue's for the rest.
     """
-    if has_torch_function_variadic(input, weight, bias):
+    if has_torch_function((input, weight, bias)):
         conv = stride, padding, dilation, groups
         given: Any = {"relu": relu, "lrn": lrn, "pool": pool, "order": order, "recompute": recompute}
         return handle_torch_function(conv2d_block, (input, weight, bias), input, weight, bias, *conv, **given)

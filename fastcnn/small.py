@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.nn.modules import module as torch_module
 
 from . import _dispatch, _native, backends
+from . import _torch_private as private
 from ._making import Changing, Making, require
 from .backends import _direct, cpu
 from .backends._launch import params
@@ -84,6 +83,7 @@ def _may_be_prepared(module: nn.Module, input: Tensor) -> bool:
         or input.device.type != "cpu"
         or backends.current_backend() != "auto"
         or cpu.missing_reason()
+        or torchs() is None
     ):
         return False
     if not _dispatch.can_bypass(input):
@@ -93,23 +93,28 @@ def _may_be_prepared(module: nn.Module, input: Tensor) -> bool:
 
 @functools.cache
 def torchs() -> Any:
-    """Returns how C++ looks at tensors, and what it asks of this thread."""
-    return _native.load().Torch(
-        Tensor,
-        _dispatch.keys_of,
-        _dispatch.included,
-        _dispatch.excluded,
-        _dispatch.known,
-        torch.is_grad_enabled,
-        torch.get_num_threads,
-        torch.empty,
-        [
-            (torch._C._len_torch_function_stack, 0),
-            (torch._C._autograd._profiler_enabled, False),
-            (functools.partial(getattr, forward_ad, "_current_level"), -1),
-            (backends.get_current, "auto"),
-        ],
-    )
+    """Returns how C++ looks at tensors, and what it asks of this thread; None where torch doesn't say."""
+    if not (private.sees_listeners and private.has_exchange):
+        return None
+    try:
+        return _native.load().Torch(
+            Tensor,
+            private.keys_of,
+            private.included,
+            private.excluded,
+            _dispatch.known,
+            torch.is_grad_enabled,
+            torch.get_num_threads,
+            torch.empty,
+            [
+                (private.function_modes, 0),
+                (private.profiler_enabled, False),
+                (private.forward_level, -1),
+                (backends.get_current, "auto"),
+            ],
+        )
+    except (RuntimeError, ValueError):  # another version of DLPack
+        return None
 
 
 def _made(make: Callable[[Making], None], input: Tensor) -> Any:
@@ -184,8 +189,8 @@ def chain(
         making.watch.size(module._modules, len(module._modules))
         for name, child in module._modules.items():
             making.watch.entry(module._modules, name, child)
-        for hooks in _GLOBAL_HOOKS:
-            require(not hooks)
+        for hooks in private.global_hooks:
+            require(hooks is not None and not hooks)
             making.watch.size(hooks, 0)
         making.watch.attribute(nn.Module, "__call__", nn.Module.__call__)
         leaves = [leaf for m in modules(module) for leaf in _leaves(m, making.watch)]
@@ -193,14 +198,6 @@ def chain(
         _add_layers(making, leaves, margins)
 
     return _made(make, input)
-
-
-_GLOBAL_HOOKS = (
-    torch_module._global_forward_hooks,
-    torch_module._global_forward_pre_hooks,
-    torch_module._global_backward_hooks,
-    torch_module._global_backward_pre_hooks,
-)
 
 
 def _leaves(m: Any, watch: Any) -> Iterator[Any]:

@@ -62,7 +62,7 @@ def device(monkeypatch):
     device = Device()
     monkeypatch.setattr(_fastest, "_choices", {})
     monkeypatch.setattr(torch.cuda, "Event", device.event)
-    monkeypatch.setattr(torch.cuda, "_sleep", device.sleep)
+    monkeypatch.setattr(_fastest, "device_waits", device.sleep)
     monkeypatch.setattr(torch.cuda, "synchronize", device.synchronize)
     monkeypatch.setattr(_fastest.time, "perf_counter", lambda: device.now / 1e3)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: device.capturing)
@@ -138,3 +138,10 @@ def test_a_way_that_waits_for_the_device_is_timed_all_the_same(device):
         device.now = device.done
 
     assert fastest(("a key",), image(2), {"plain": waits, "other": device.run(0.1, 5.0)}) == "plain"
+
+
+def test_where_a_gpu_can_not_be_made_to_wait_a_launch_may_be_timed_too(device, monkeypatch):
+    monkeypatch.setattr(_fastest, "device_waits", lambda cycles: None)
+    ways = {"plain": device.run(0.01, 2.0), "rearranged": device.run(0.1, 1.0)}
+    assert fastest(("a key",), image(2), ways) == "rearranged"
+    assert chosen()[0].milliseconds == pytest.approx({"plain": 2.0, "rearranged": 1.0}, abs=0.1)

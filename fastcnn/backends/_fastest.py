@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._torch_private import device_waits
+
 
 class Choice(NamedTuple):
     """A timed choice: its cache key, and each way's milliseconds by name; inf if it raised."""
@@ -77,7 +79,7 @@ def _milliseconds(run: Callable[[], Any]) -> float:
             launching.append(1e3 * (time.perf_counter() - begun))
         while len(times) < 5:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(wait)
+            device_waits(wait)
             start.record()
             run()
             end.record()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _native
+from .._torch_private import raw_stream
 from ..stages import DTYPES, Conv, Stages, memory_format
 from . import trust
 from ._block import convolve_then
@@ -119,18 +120,10 @@ def _aligned(x: Tensor) -> bool:
     return all(i % width == 0 for i in (x.storage_offset(), n, h, w))
 
 
-def _stream(device: int) -> int:
-    return int(torch.cuda.current_stream(device).cuda_stream)
-
-
-# Without an object around it where torch has that, as it takes as long as a small kernel.
-_raw_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _stream)
-
-
 def _where(x: Tensor) -> tuple[int, int]:
     """Returns x's device, and torch's current stream there."""
     device = x.get_device()
-    return device, _raw_stream(device)
+    return device, raw_stream(device)
 
 
 def epilogue_forward(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils import checkpoint
 
 from ..stages import LRN, Stages, check
@@ -113,7 +113,7 @@ def local_response_norm(x: Tensor, lrn: LRN) -> Tensor:
     :func:`torch.nn.functional.local_response_norm`, to the same bits; but float16 and bfloat16 are computed
     in float32, where squares don't overflow, and neither groups nor an odd window cost a copy.
     """
-    if has_torch_function_unary(x):
+    if has_torch_function((x,)):
         return handle_torch_function(local_response_norm, (x,), x, lrn)
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     if torch.onnx.is_in_onnx_export() and lrn.size % 2:  # an even window of ONNX's reaches further forward

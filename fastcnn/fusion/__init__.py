@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils import _pytree as pytree
 
+from .._torch_private import tree_leaves
 from .explain import explain
 from .fused import Fused, FusedModule, fusions, install, making, remove
 from .plan import plan
@@ -133,7 +133,7 @@ def _evaluated(model: nn.Module, inputs: Tensor | Sequence[Any]) -> list[Any]:
     inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
     modes = [(m, m.training) for m in model.modules()]
     try:
-        return [t for t in pytree.tree_leaves(model.eval()(*inputs)) if isinstance(t, Tensor)]
+        return [t for t in tree_leaves(model.eval()(*inputs)) if isinstance(t, Tensor)]
     finally:
         for m, mode in modes:
             m.training = mode

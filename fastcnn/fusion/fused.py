@@ -18,6 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.nn.parameter import is_lazy
 
 from .. import small
+from .._torch_private import assume_constant
 from . import chains
 from .guard import Guard, customised, written
 from .runtime import Chain, LayerBlock
@@ -249,13 +250,10 @@ class FusedModule:
 
     _fastcnn_written: type[nn.Module]
 
+    @assume_constant  # a method, since torch 2.11 takes no module as the argument of such a function
     def _fastcnn_usable(self: Any) -> bool:
         fusion = fusion_of(self)
         return fusion is not None and fusion.usable(self) is not None
-
-    # torch.compiler.assume_constant_result, which would import all of the compiler to say so. A method, since
-    # torch 2.11 takes no module as the argument of such a function.
-    _fastcnn_usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def __prepare_scriptable__(self: Any) -> nn.Module:
         """Returns the module as it is written for torch.jit.script, which writes into its children."""

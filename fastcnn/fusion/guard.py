@@ -7,15 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-from torch.nn.modules import module as torch_module
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from .. import _native, small
+from .._torch_private import global_hooks
+from .values import Untraceable
 
 MISSING = object()
 _PLAIN = (bool, int, float, str, tuple, type(None))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = [getattr(torch_module, f"_global{name}") for name in _HOOKS]
 _FORWARDS = ("forward", "_conv_forward")  # in a module's own attributes
 
 
@@ -33,7 +33,9 @@ class Guard:
         self.plain: dict[Any, tuple[nn.Module, str, Any]] = {}  # what torch.compile can watch
         self.passed: dict[int, nn.Module] = {}
         self._watch: Callable[[], bool] | None = None
-        for hooks in _GLOBAL_HOOKS:
+        for hooks in global_hooks:
+            if hooks is None:
+                raise Untraceable("this torch does not tell whether there are global hooks")
             self.size(hooks, 0, "there are global hooks")
 
     def update(self, other: Guard) -> None:
@@ -85,7 +87,8 @@ class Guard:
     def holds(self) -> bool:
         """Returns whether all is the same: C++ looks, where the extension is there."""
         if self._watch is None:  # set once it is whole: other threads may call this, too
-            self._watch = (lambda: self.changed() is None) if _native.missing_reason() else self._watched()
+            in_python = _native.missing_reason() or small.torchs() is None
+            self._watch = (lambda: self.changed() is None) if in_python else self._watched()
         same = self._watch()
         return same and (not self.contents or all(held(now) == then for _, now, then in self.contents))
 

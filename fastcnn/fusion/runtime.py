@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from .. import _calls, _native, small
 from .._dispatch import can_bypass, needs_grad
+from .._torch_private import counts_writes, is_traced
 from ..backends import current_backend, plain
 from ..stages import DTYPES, LRN, Stages
 
@@ -55,10 +56,7 @@ def _normalise(x: Tensor, lrn: LRN) -> Tensor:
 
 
 def _is_traced() -> bool:
-    return not torch.compiler.is_compiling() and _tracing_state() is not None
-
-
-_tracing_state = torch._C._get_tracing_state
+    return not torch.compiler.is_compiling() and is_traced()
 
 
 class Epilogue(Chain):
@@ -108,7 +106,7 @@ class LayerBlock(Chain):
         return _pair(root, self.paths) if torch.compiler.is_compiling() else self.layers
 
     def __call__(self, root: nn.Module, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or _tracing_state() is not None:
+        if torch.compiler.is_compiling() or is_traced():
             return self._seen(root, x)
         conv, norm = self.layers
         layer = conv if norm is None else self._folded(x, conv, norm)
@@ -146,7 +144,8 @@ class LayerBlock(Chain):
         conv, norm = self.layers_of(root)
         a = F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
         if norm is not None:
-            norm._check_input_dim(a)
+            if a.dim() != 4:
+                raise ValueError(f"expected 4D input (got {a.dim()}D input)")  # as BatchNorm2d does
             tensors = norm.running_mean, norm.running_var, norm.weight, norm.bias
             a = F.batch_norm(a, *tensors, norm.running_mean is None, 0.0, norm.eps)
         return self.stages_of(a, overwrite=False)
@@ -232,6 +231,8 @@ class Folded:
         if ... in found or norm.running_mean is None or norm.running_var is None:
             return False
         tensors = [t for t in found if t is not None]
-        counted = not any(t.is_inference() for t in tensors)
+        counted = counts_writes and not any(t.is_inference() for t in tensors)
         counted = counted and {t.dtype for t in tensors} <= {conv.weight.dtype, torch.int64}
-        return counted and can_bypass(x, *tensors) and _native.missing_reason() is None
+        if not counted or _native.missing_reason() or small.torchs() is None:
+            return False
+        return can_bypass(x, *tensors)

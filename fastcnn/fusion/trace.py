@@ -17,15 +17,19 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
-from torch.fx.node import base_types
 from torch.fx.proxy import TracerBase
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
+from .._torch_private import asserted, called
 from . import lrn, parts, purity
 from .guard import MISSING, Guard, customised, held, is_record, written
 from .standin import StandIn
 from .values import Untraceable, Value, ValueAttribute
 
+_CONSTANTS = (  # that a graph holds as they are
+    *(type(None), str, int, float, bool, complex),
+    *(torch.dtype, torch.device, torch.memory_format, torch.layout),
+)
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -156,7 +160,7 @@ class Trace(TracerBase):
             mine = type(value)(self.seen(name, v) for v in value)
         elif is_record(value):
             mine = copy.copy(value)
-        elif callable(value) or isinstance(value, (enum.Enum, *base_types, type(None))):
+        elif callable(value) or isinstance(value, (enum.Enum, *_CONSTANTS)):
             mine = value
             purity.check(value)
         else:
@@ -202,7 +206,7 @@ class Trace(TracerBase):
     def _drop_assertions(self) -> None:
         """Takes out what is asserted of a value's number of dimensions: blocks are for images alone."""
         for node in reversed(self.graph.nodes):
-            asserts = node.target is torch._assert and _is_about_dimensions(node.args[0])
+            asserts = node.target is asserted and _is_about_dimensions(node.args[0])
             if asserts or (not node.users and node.target in (getattr, operator.eq)):
                 self.graph.erase_node(node)
                 self.images |= asserts
@@ -263,9 +267,7 @@ class Traces:
 
 def _calls_otherwise(m: nn.Module) -> bool:
     """Returns whether calling a module is more than its class's forward."""
-    cls, own = type(m), nn.Module
-    plain = cls.__call__ is own.__call__ and cls._call_impl is own._call_impl
-    return not plain or customised(m) is not None
+    return called(type(m)) != called(nn.Module) or customised(m) is not None
 
 
 def _holds_container(a: Any) -> bool:

@@ -7,7 +7,6 @@ a forward that decides by values there is none. What has no rule in ``rules.py``
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .._torch_private import TorchDispatchMode, compiler_is_imported, is_view, schema_of, tree_leaves
 from ..backends._convolution import convolve
 from .reach import Reach, of_pixels
 from .rules import Call, Refused
@@ -74,7 +72,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _eager() -> AbstractContextManager[Any]:
     """Force eager mode; if dynamo was never imported, nothing can be compiled."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    return torch.compiler.set_stance("force_eager") if compiler_is_imported() else nullcontext()
 
 
 class _Running:
@@ -114,7 +112,7 @@ class _Running:
                 hook.remove()
 
 
-class _Follow(TorchDispatchMode):
+class _Follow(TorchDispatchMode):  # type: ignore[misc]
     """Finds what the output of each operation sees, and keeps the layers."""
 
     def __init__(self, running: _Running, image: Tensor) -> None:
@@ -141,7 +139,7 @@ class _Follow(TorchDispatchMode):
         if outputs and any(self.reach_of(t) is not None for t in tree_leaves((args, kwargs))):
             call = Call(func, args, kwargs, outputs[0].shape, self.reach_of, self.note)
             try:
-                self._keep(outputs, call.outputs(), func._schema.is_mutable)
+                self._keep(outputs, call.outputs(), schema_of(func).is_mutable)
             except Refused as reason:
                 place = self.running.stack[-1] or "the model's forward"
                 what = f"{func.overloadpacket} {reason}".strip()
@@ -158,11 +156,11 @@ class _Follow(TorchDispatchMode):
 
     def _check_write(self, written: Tensor, reach: Reach) -> None:
         """Refuse a write that changes what other tensors see too."""
-        before, storage = self.reach_of(written), written.untyped_storage()._cdata
+        before, storage = self.reach_of(written), written.untyped_storage().data_ptr()
         if before is not None and before.same_as(reach):
             return
-        shared = any(t is not written and t.untyped_storage()._cdata == storage for t in self.reaches)
-        if shared or written._is_view() or written.is_inference():
+        shared = any(t is not written and t.untyped_storage().data_ptr() == storage for t in self.reaches)
+        if shared or is_view(written) or written.is_inference():
             raise Refused("into a tensor that shares memory")
 
 

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves, tree_map
 
+from .._torch_private import schema_of, tree_leaves, tree_map
 from .reach import NOTHING, Extent, Reach, Window, distinct, jump_of, through, union
 
 
@@ -40,12 +40,12 @@ class Call:
     given: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        defaults = {a.name: a.default_value for a in self.func._schema.arguments}
+        defaults = {a.name: a.default_value for a in schema_of(self.func).arguments}
         self.given = defaults | dict(zip(defaults, self.args, strict=False)) | self.kwargs
 
     @property
     def kind(self) -> str:
-        return str(self.func._schema.name).split("::")[1].removesuffix("_with_indices")
+        return str(schema_of(self.func).name).split("::")[1].removesuffix("_with_indices")
 
     @property
     def reaches(self) -> list[Reach]:
@@ -68,14 +68,14 @@ class Call:
             Refused: this is not known.
         """
         elementwise = torch.Tag.pointwise in self.func.tags
-        rule = _elementwise if elementwise else _RULES.get(self.func._schema.name)
+        rule = _elementwise if elementwise else _RULES.get(schema_of(self.func).name)
         if rule is None:
             raise Refused
         reach = rule(self)
         if isinstance(reach, list):
             return reach
         assert reach.shape == self.shape
-        return [reach] * len(self.func._schema.returns)
+        return [reach] * len(schema_of(self.func).returns)
 
 
 Rule: TypeAlias = Callable[[Call], "Reach | list[Reach]"]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._torch_private import add_each, multiply_each
 from .eager import Eager
 
 
@@ -52,7 +53,7 @@ class Momentum(Eager):
             if not self.state[w]:
                 self.state[w]["v"] = torch.zeros_like(w)
         v = [self.state[w]["v"] for w in weights]
-        torch._foreach_mul_(v, group["momentum"])
-        torch._foreach_add_(v, weights, alpha=-group["weight_decay"] * group["lr"])
-        torch._foreach_add_(v, gradients, alpha=-group["lr"])
-        torch._foreach_add_(weights, v)
+        multiply_each(v, group["momentum"])
+        add_each(v, weights, alpha=-group["weight_decay"] * group["lr"])
+        add_each(v, gradients, alpha=-group["lr"])
+        add_each(weights, v)
