@@ -5,8 +5,9 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
-from fastcnn import LRN, bench, cli
+from fastcnn import LRN, _factory, bench, cli
 from fastcnn.bench import cases, contenders, machine, race, rates
 from fastcnn.bench.cases import Kind
 from fastcnn.bench.race import AGAIN, Result
@@ -348,3 +349,88 @@ def test_ctrl_c_saves_what_there_was(stub, monkeypatch, capsys, tmp_path):
     assert printed.err.startswith("bench: interrupted; what the table has is complete")
     assert [case["name"] for case in json.loads((tmp_path / "out.json").read_text())["cases"]] == ["first"]
     assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
+
+
+# A model of the user's.
+
+
+def make():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(),
+        nn.Linear(4 * 4 * 4, 5),
+    )
+
+
+@pytest.fixture
+def own(stub, monkeypatch, tmp_path):
+    monkeypatch.setattr(_factory, "load", lambda name: make())
+    monkeypatch.setattr(contenders, "compiled", lambda module: module)
+    return ["bench", "package.module:make", "--quick", "--save", str(tmp_path / "own.json")]
+
+
+def test_a_model_of_ones_own_is_timed_with_its_memory(own, capsys, tmp_path):
+    assert cli.main([*own, "--shape", "2,3,8,8"]) == 0
+    printed = capsys.readouterr().out
+    assert "package.module:make on [2, 3, 8, 8]" in printed
+    inference, step = json.loads((tmp_path / "own.json").read_text())["cases"]
+    names = ["eager", "fastcnn", "torch.compile", AGAIN]
+    for case in (inference, step):
+        assert sorted(case["seconds"]) == sorted(names)
+        assert case["failed"] == {}
+    assert inference["flops"] == 2 * 2 * (8 * 8 * 4 * 27 + 64 * 5)
+    memory = step["memory"]
+    assert 0 < memory["fastcnn"]["kept"] < memory["eager"]["kept"]
+    assert f"eager keeps {memory['eager']['kept'] / 1e6:.1f} MB for backward" in printed
+
+
+def test_the_fused_model_is_a_copy_and_a_wrong_one_is_listed(own, monkeypatch, capsys, tmp_path):
+    from fastcnn.bench import own as of_own
+
+    monkeypatch.setattr(of_own, "fuse", lambda model: nn.Sequential(model, nn.Hardtanh(0, 1e-3)))
+    assert cli.main([*own, "--shape", "2,3,8,8"]) == 0
+    assert "inference: fastcnn is left out: its values are off by" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    cases = json.loads((tmp_path / "own.json").read_text())["cases"]
+    assert [list(case["failed"]) for case in cases] == [["fastcnn"], ["fastcnn"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (["no_such_package:make", "--shape", "1,3,8,8"], 1, "No module named 'no_such_package'"),
+        (["no_such_package:make"], 2, "a model and --shape go together"),
+        (["--shape", "1,3,8,8"], 2, "a model and --shape go together"),
+        (["torch.nn:ReLU6", "--shape", "1,0"], 2, "must be sizes like 32,3,224,224, but got '1,0'"),
+    ],
+)
+def test_a_model_that_cannot_be_timed_ends_with_one_line(options, status, words, stub, capsys):
+    try:
+        ended = cli.main(["bench", *options])
+    except SystemExit as stop:
+        ended = stop.code
+    assert ended == status
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_machine_names_its_processor_exactly(monkeypatch, tmp_path):
+    x86 = (
+        "vendor_id: V\ncpu family: 25\nmodel: 17\nmodel name: AMD EPYC\nstepping: 1\nflags: sse avx2 amx_tile"
+    )
+    arm = (
+        "CPU implementer: 0x41\nCPU architecture: 8\nCPU part: 0xd40\nCPU revision: 1\nFeatures: fp sve asimd"
+    )
+    for text, expected in (
+        (x86, ("V", "25", "17", "1", "amx_tile avx2")),
+        (arm, ("0x41", "8", "0xd40", "1", "asimd sve")),
+    ):
+        (tmp_path / "cpuinfo").write_text(f"{text}\n\nmodel: 9, of another one\n")
+        monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
+        assert tuple(machine.facts("cpu")["cpu"].values()) == expected
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "none")
+    assert machine.facts("cpu")["cpu"] == {"cpu flags": ""}

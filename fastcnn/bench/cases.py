@@ -22,7 +22,7 @@ from . import contenders
 from .contenders import ALONE, Builders, tensors
 
 Net = TypeVar("Net", bound=nn.Module)
-_LRN, _POOL = LRN(5, k=2), MaxPool(3, 2)
+NORM, POOL = LRN(5, k=2), MaxPool(3, 2)
 
 # Standard deviations. Of an image: pixels of 0 to 255 less their mean, as the paper's. Of an LRN's input: at
 # 20 its sum of squares counts for 1 %, so that a wrong one is seen, and never passes the quarter of k up to
@@ -97,7 +97,7 @@ def plain_epilogue(relu: bool, lrn: LRN | None, pool: MaxPool | None) -> nn.Sequ
 
 
 def epilogue(
-    name: str, x: Tensor, relu: bool = True, lrn: LRN | None = _LRN, pool: MaxPool | None = _POOL
+    name: str, x: Tensor, relu: bool = True, lrn: LRN | None = NORM, pool: MaxPool | None = POOL
 ) -> Case:
     fused, plain = Epilogue(relu, lrn, pool), plain_epilogue(relu, lrn, pool)
     builders = contenders.inference(plain, fused, x)
@@ -112,8 +112,8 @@ def epilogue(
 
 def epilogue_backward(name: str, x: Tensor) -> Case:
     """Forward, too."""
-    fused, plain = Epilogue(True, _LRN, _POOL), plain_epilogue(True, _LRN, _POOL)
-    y = math.prod(Stages(pool=_POOL).output_shape(x.shape))
+    fused, plain = Epilogue(True, NORM, POOL), plain_epilogue(True, NORM, POOL)
+    y = math.prod(Stages(pool=POOL).output_shape(x.shape))
     moved = 4 * x.nbytes + 2 * (x.itemsize + 1) * y  # r is written and read; offsets have a byte
     return Case(name, contenders.backward(plain, fused, x.detach().requires_grad_()), moved)
 
