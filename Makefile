@@ -6,7 +6,7 @@ PIP := $(call pip,.venv,constraints.txt)
 NATIVE := $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help env demo test test-oldest test-newest test-other docs test-site lint format sanitize wheel bench-cpu growth input memory report sweep public gpu resources clean
+.PHONY: help env demo test test-oldest test-newest test-other docs test-site lint format sanitize wheel bench-cpu growth memory report sweep public gpu resources clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -125,9 +125,6 @@ bench-cpu: .venv/bench  ## time the CPU kernels against every peer, half an hour
 growth: .venv/built  ## time one size after another, to see how cost grows; ARGS="--megabytes 4 --out FILE" to try
 	$(BIN)/python bench/growth.py $(ARGS)
 	$(BIN)/python bench/report.py
-
-input: .venv/built  ## time what feeds training: packing, decoding, crops, beside ImageFolder's way
-	$(BIN)/python bench/input.py $(ARGS)
 
 memory: .venv/built  ## follow the memory of training steps, fused and plain
 	$(BIN)/python bench/memory.py

@@ -1,4 +1,4 @@
-"""Did fastcnn become slower? Two files that `make bench-cpu` wrote, beside each other.
+"""Did fastcnn become slower? Two files of `make bench-cpu`, or of `python -m fastcnn bench --save`.
 
     python bench/compare.py OLD NEW
 
@@ -17,71 +17,54 @@ import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 SLOWER = 0.05
 AGAIN = "fastcnn again"  # fastcnn's own second timing
 Quartiles = dict[str, float]  # "low", "median" and "high", seconds
 Benchmarks = dict[str, dict[str, Quartiles]]  # by name and contender
-
-
-class Row(NamedTuple):
-    """Of one of fastcnn's contenders in a benchmark; times: new over old."""
-
-    name: str
-    old: Quartiles
-    new: Quartiles
-    drift: float  # how much the machine slowed down
-
-    @property
-    def times(self) -> float:
-        return self.new["median"] / self.old["median"] / self.drift
-
-    @property
-    def slower(self) -> bool:
-        return self.times > 1 + SLOWER and self.new["low"] / self.drift > self.old["high"]
-
-    def __str__(self) -> str:
-        old, new = (1e3 * side["median"] for side in (self.old, self.new))
-        return f"{old:10.3f} {new:10.3f} {self.times:6.2f}  {'SLOWER  ' * self.slower}{self.name}"
-
-
-def flat(info: dict[str, Any]) -> dict[str, Any]:
-    """What is in a dict within, as the versions are, beside the rest."""
-    found: dict[str, Any] = {}
-    for name, value in info.items():
-        found |= value if isinstance(value, dict) else {name: value}
-    return found
+EXACTLY = ("cpu family", "cpu model")  # which a processor's name may not say
 
 
 def read(path: Path) -> tuple[Benchmarks, dict[str, Any]]:
-    """The times, and what the machine was.
+    """Returns the times, and what the machine was.
 
     Raises:
         ValueError: the file isn't there, or is another kind of file.
     """
     try:
         file = json.loads(path.read_text())
-        found = {b["name"]: b["extra_info"]["seconds"] for b in file["benchmarks"]}
-        quartiles = [of for seconds in found.values() for of in seconds.values()]
-        if not all(0 < of[q] < math.inf for of in quartiles for q in ("low", "median", "high")):
+        records = file["cases"] if "cases" in file else [b["extra_info"] for b in file["benchmarks"]]
+        found = {record["name"]: record["seconds"] for record in records}
+        quartiles = [each for seconds in found.values() for each in seconds.values()]
+        if not all(0 < each[q] < math.inf for each in quartiles for q in ("low", "median", "high")):
             raise ValueError("no times")
         return found, flat(file.get("machine_info", {}))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path}: not a file that make bench-cpu writes") from None
+        raise ValueError(f"{path}: not a file that make bench-cpu or fastcnn bench writes") from None
+
+
+def flat(info: dict[str, Any]) -> dict[str, Any]:
+    """Returns what is in a dict within, as the versions are, beside the rest."""
+    found: dict[str, Any] = {}
+    for name, value in info.items():
+        found |= value if isinstance(value, dict) else {name: value}
+    return found
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     for name in old | new:
         was, now = (machine.get(name, "none") for machine in (old, new))
         if was != now:
-            yield f"{name} {was}, now {now}"
+            yield f"differs: {name} {was}, now {now}"
+    if not any(name in machine for name in EXACTLY for machine in (old, new)):
+        yield "unknown: whether the processors are the same, since neither file names family and model"
 
 
 def drift(old: Benchmarks, new: Benchmarks) -> float:
-    """Eager's new time over its old one, the median over the benchmarks that both have.
+    """Returns eager's new time over its old one, the median over the benchmarks that both have.
 
     Raises:
         ValueError: they have none.
@@ -92,29 +75,21 @@ def drift(old: Benchmarks, new: Benchmarks) -> float:
     return statistics.median(new[n]["eager"]["median"] / old[n]["eager"]["median"] for n in both)
 
 
-def ours(seconds: dict[str, Quartiles]) -> list[str]:
-    return [who for who in seconds if who.startswith("fastcnn") and who != AGAIN]
+def ours(found: Benchmarks) -> dict[str, Quartiles]:
+    """Returns fastcnn's times, by benchmark and contender."""
+    named = ((f"{name} {who}", who, each) for name, of in found.items() for who, each in of.items())
+    return {key: each for key, who, each in named if who.startswith("fastcnn") and who != AGAIN}
 
 
-def rows(old: Benchmarks, new: Benchmarks, drift: float) -> list[Row]:
-    """One for each of fastcnn's contenders that both have.
-
-    Raises:
-        ValueError: they have none.
-    """
-    both = [(name, who) for name in old for who in ours(old[name]) if who in new.get(name, {})]
-    if not both:
-        raise ValueError("no time of fastcnn's is in both files")
-    return [Row(f"{name} {who}", old[name][who], new[name][who], drift) for name, who in both]
+def became_slower(old: Quartiles, new: Quartiles, drift: float) -> bool:
+    longer = new["median"] / old["median"] / drift > 1 + SLOWER
+    return longer and new["low"] / drift > old["high"]
 
 
-def missing(one: Benchmarks, other: Benchmarks) -> Iterator[str]:
-    """Benchmarks that the other lacks, and fastcnn's contenders that it lacks in the rest."""
-    for name in one:
-        if name not in other:
-            yield name
-        else:
-            yield from (f"{name} {who}" for who in ours(one[name]) if who not in other[name])
+def only(one: Benchmarks, other: Benchmarks) -> Iterator[str]:
+    """Yields benchmarks that the other lacks, and fastcnn's contenders that it lacks in the rest."""
+    yield from (name for name in one if name not in other)
+    yield from ours({name: of for name, of in one.items() if name in other}).keys() - ours(other).keys()
 
 
 def main() -> int:
@@ -125,20 +100,27 @@ def main() -> int:
     try:
         (old, was), (new, now) = read(args.old), read(args.new)
         moved = drift(old, new)
-        compared = rows(old, new, moved)
     except ValueError as error:
         parser.error(str(error))
-    for difference in differences(was, now):
-        print(f"differs: {difference}")
+    before, after = ours(old), ours(new)
+    both = [name for name in before if name in after]
+    if not both:
+        parser.error("no time of fastcnn's is in both files")
+    for line in differences(was, now):
+        print(line)
     print(f"eager torch takes {moved:.2f} times as long as it did; fastcnn's times over that:")
     print(f"{'old, ms':>10} {'new, ms':>10} {'times':>6}")
-    for row in compared:
-        print(row)
-    for where, names in (("old", missing(old, new)), ("new", missing(new, old))):
+    slower = 0
+    for name in both:
+        a, b, is_slower = before[name], after[name], became_slower(before[name], after[name], moved)
+        slower += is_slower
+        times = b["median"] / a["median"] / moved
+        told = "SLOWER  " * is_slower + name
+        print(f"{1e3 * a['median']:10.3f} {1e3 * b['median']:10.3f} {times:6.2f}  {told}")
+    for where, names in (("old", only(old, new)), ("new", only(new, old))):
         for name in names:
             print(f"only in the {where} file: {name}")
-    slower = sum(row.slower for row in compared)
-    print(f"{slower} of {len(compared)} slower")
+    print(f"{slower} of {len(both)} slower")
     return int(slower > 0)
 
 

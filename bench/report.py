@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import figures
+import growth
 import matplotlib
+import memory
 import report_cpu
 import report_gpu
-import report_growth
-import report_memory
 import report_public
-import report_sweep
-from pages import marked
+import sweep
+from markdown import marked
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -32,46 +32,46 @@ SHOWN = 12  # lines of a difference
 
 
 def read(name: str, command: str) -> Any:
-    """The results of that name, which the command makes."""
+    """Returns the results of that name, which the command makes."""
     path = RESULTS / f"{name}.json"
     if not path.exists():
         sys.exit(f"no {path.relative_to(ROOT)}: run {command}")
     return json.loads(path.read_text())
 
 
-def read_cpu() -> tuple[dict, dict[str, report_cpu.Result]]:
-    """What `make bench-cpu` wrote, and its benchmarks by name."""
-    data = read("cpu", "make bench-cpu")
-    results = report_cpu.results(data)
-    lacking = [name for name in (*report_cpu.ROWS, *report_cpu.ROOF) if name not in results]
-    if lacking:
-        sys.exit(f"cpu.json has not all of the benchmarks, {lacking[0]!r} for one: run make bench-cpu")
-    return data, results
-
-
-def overview(cpu: dict, results: dict[str, report_cpu.Result]) -> str:
+def benchmarks(cpu: dict, results: dict[str, report_cpu.Result]) -> str:
+    """Returns docs/benchmarks.md."""
+    details = "\n".join(map(report_cpu.details, results.values()))
     return f"""# Benchmarks
 
-How many times as fast is fastcnn as the fastest of eager PyTorch, torch.compile, ONNX Runtime, OpenVINO and
-JAX? The first picture has every benchmark. The tables have times, quartiles, and how far fastcnn is from the
-least time that the machine needs.
+**How much faster is fastcnn?** Than eager PyTorch, and than the fastest of torch.compile, ONNX Runtime,
+OpenVINO and JAX:
 
-{report_cpu.why(results)}
+{report_cpu.summary(cpu, results, report_gpu.summary(RESULTS))}
 
-All figures are from `bench/results/*.json`, by `make report`; CI checks that they agree. `make bench-cpu`,
-`make growth`, `make memory` and `make gpu` measure again. [Random shapes](sweep.md) and
-[public models](public_models.md) have pages of their own.
+**Why?** {report_cpu.why(results)}
 
-- [Against peers on the CPU](#against-peers-on-the-cpu), [near the roof?](#near-the-roof)
-- [How cost grows](#how-cost-grows), [memory of a training step](#memory-of-a-training-step)
-- [GPU](#gpu)
-- [Every CPU benchmark](#every-cpu-benchmark)
+**What do I gain?** `python -m fastcnn bench --quick` times these on your machine,
+`python -m fastcnn bench package.module:function --shape 32,3,224,224` a model of yours.
 
-## Against peers on the CPU
+**What is on this page?** Every figure is from `bench/results/*.json`, by `make report`; CI checks that they
+agree. These commands measure again:
+
+- `make bench-cpu`: [against other libraries on the CPU](#against-other-libraries-on-the-cpu),
+  [near the roof?](#near-the-roof), [every CPU benchmark](#every-cpu-benchmark)
+- `make growth`: [how cost grows](#how-cost-grows)
+- `make memory`: [memory of a training step](#memory-of-a-training-step)
+- `make gpu`: [GPU](#gpu)
+- `make sweep`: [random shapes beside plain PyTorch](sweep.md)
+- `make public`: [public models, plain and fused](public_models.md)
+
+## Against other libraries on the CPU
+
+A point to the right of the blue line is a library that takes longer than fastcnn.
 
 ![Each peer's time over fastcnn's, for every benchmark](peers.svg)
 
-{report_cpu.introduction(cpu)}
+{report_cpu.notes(cpu)}
 
 ## Near the roof?
 
@@ -82,48 +82,47 @@ Operations are what the formulas ask for, whoever computes and however: a compar
 operations for an LRN of 5 (a square, four additions, two for d, a power, a product), eight comparisons for a
 window of nine, two for each product of a convolution or dense layer, whose network's ReLU, LRN and pooling
 are not counted. Bytes are those that must move: input, output, weights.
-"""
 
+{growth.section(read("growth", "make growth"))}
+{memory.section(read("memory", "make memory"))}
+{report_gpu.section(RESULTS)}
+## Every CPU benchmark
 
-def document(cpu: dict, results: dict[str, report_cpu.Result], growth: dict, memory: dict) -> str:
-    details = [line for r in results.values() for line in report_cpu.details(r)]
-    sections = [
-        overview(cpu, results),
-        report_growth.section(growth),
-        report_memory.section(memory),
-        report_gpu.section(RESULTS),
-        "## Every CPU benchmark\n",
-        "\n".join(details),
-    ]
-    return "\n".join(sections).rstrip() + "\n"
+{details}"""
 
 
 def files() -> dict[str, str]:
-    """Everything that is generated, by its path."""
-    cpu, results = read_cpu()
-    growth, memory = read("growth", "make growth"), read("memory", "make memory")
+    """Returns everything that is generated, by its path."""
+    cpu = read("cpu", "make bench-cpu")
+    results = report_cpu.results(cpu)
+    lacking = [name for name in (*report_cpu.ROWS, *figures.roof_names()) if name not in results]
+    if lacking:
+        sys.exit(f"cpu.json has not all of the benchmarks, {lacking[0]!r} for one: run make bench-cpu")
+    pictures = {
+        "speed": figures.speed(results),
+        "peers": figures.peers(results),
+        "roofline": figures.roofline(results, report_cpu.rates(cpu)),
+        "growth": figures.growth(read("growth", "make growth")),
+        "memory": figures.memory(read("memory", "make memory")),
+    }
     return {
         "README.md": marked(
             (ROOT / "README.md").read_text(),
-            summary="\n".join([*report_cpu.summary(cpu, results), report_gpu.summary(RESULTS)]),
+            summary=report_cpu.summary(cpu, results, report_gpu.summary(RESULTS)),
             results=report_cpu.readme(cpu, results),
             gpu=report_gpu.readme(RESULTS),
         ),
         "docs/cpu.md": marked((ROOT / "docs/cpu.md").read_text(), results=report_cpu.floors(results)),
         "fastcnn/backends/trusted.json": report_gpu.allowed(RESULTS),
-        "docs/benchmarks.md": document(cpu, results, growth, memory),
-        "docs/sweep.md": report_sweep.page(read("sweep", "make sweep")),
+        "docs/benchmarks.md": benchmarks(cpu, results),
+        "docs/sweep.md": sweep.page(read("sweep", "make sweep")),
         "docs/public_models.md": report_public.page(read("public_models", "make public")),
-        "docs/speed.svg": figures.svg(figures.speed(results)),
-        "docs/peers.svg": figures.svg(figures.peers(results)),
-        "docs/roofline.svg": figures.svg(figures.roofline(results, report_cpu.rates(cpu))),
-        "docs/growth.svg": figures.svg(figures.growth(growth)),
-        "docs/memory.svg": figures.svg(figures.memory(memory)),
+        **{f"docs/{name}.svg": figures.svg(figure) for name, figure in pictures.items()},
     }
 
 
 def differences(path: str, text: str) -> list[str]:
-    """The first lines in which a file isn't the text it should be."""
+    """Returns the first lines in which a file isn't the text it should be."""
     there = ROOT / path
     lines = there.read_text().splitlines() if there.exists() else []
     diff = difflib.unified_diff(lines, text.splitlines(), path, "from the results", n=0, lineterm="")
@@ -131,7 +130,7 @@ def differences(path: str, text: str) -> list[str]:
 
 
 def comparable(path: str) -> bool:
-    """Whether it is a text, or a picture by this matplotlib or by none yet."""
+    """Returns whether it is a text, or a picture by this matplotlib or by none yet."""
     there = ROOT / path
     written = there.suffix == ".svg" and there.exists()
     return not written or f"Matplotlib v{matplotlib.__version__}," in there.read_text()

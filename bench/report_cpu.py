@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from typing import Any
 
-from contenders import ALONE
+from markdown import machine, milliseconds, processor, span, table, times
 
 from fastcnn.bench.cases import LARGE, PIXELS, SMALL
+from fastcnn.bench.contenders import ALONE
 
 # README's rows, by the benchmark's name.
 ROWS = {
@@ -24,90 +26,7 @@ ROWS = {
     "LeNet-5, batch 32, float32": "LeNet-5, 32 images",
     "LeNet-5, training step, batch 64": "LeNet-5, a training step on 64",
 }
-
-# The roofline's points.
-ROOF = {
-    "pool of map 1, float32": "pool",
-    "LRN of map 1, float32": "LRN",
-    "ReLU, LRN, pool of map 1, float32": "ReLU, LRN, pool",
-    "AlexNet's block 1, batch 32": "block 1",
-    "AlexNet's block 2, batch 32": "block 2",
-    "AlexNet, batch 1, float32": "AlexNet, 1",
-    "AlexNet, batch 32, float32": "AlexNet, 32",
-    "pool of map 1, bfloat16": "pool",
-    "LRN of map 1, bfloat16": "LRN",
-    "ReLU, LRN, pool of map 1, bfloat16": "ReLU, LRN, pool",
-    "AlexNet, batch 1, bfloat16": "AlexNet, 1",
-    "AlexNet, batch 32, bfloat16": "AlexNet, 32",
-}
-
-
-def results(data: dict) -> dict[str, Result]:
-    typical = rates(data)
-    return {r.name: r for r in (Result(benchmark, typical) for benchmark in data["benchmarks"])}
-
-
-def rates(data: dict) -> dict[str, float]:
-    """What the machine can do: medians, as the times are, of what was measured before each benchmark.
-
-    Its host takes some of it away at times, and then a benchmark would beat what was measured just before it.
-    """
-    measured = [benchmark["extra_info"]["rates"] for benchmark in data["benchmarks"]]
-    return {name: statistics.median(rates[name] for rates in measured) for name in measured[0]}
-
-
-class Result:
-    """One benchmark; times in milliseconds, everyone's in the memory format that suits them better."""
-
-    def __init__(self, benchmark: dict, rates: dict[str, float]) -> None:
-        self.info = benchmark["extra_info"]
-        self.name = self.info["name"]
-        self.ms = {name: 1e3 * s["median"] for name, s in self.info["seconds"].items()}
-        self.ours = self.best("fastcnn", "fastcnn channels_last")
-        self.eager = self.best("eager", "eager channels_last")
-        peers = [name for name in self.ms if not name.startswith("fastcnn") and name != ALONE]
-        self.peer = min(peers, key=self.ms.__getitem__)
-        moved, flops = self.info["moved"], self.info["flops"]
-        self.floor = 1e3 * (moved / rates["copy"] + flops / rates[self.info["dtype"]])
-
-    def best(self, *names: str) -> float:
-        return min(self.ms[name] for name in names)
-
-
-def milliseconds(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
-
-
-def times(value: float) -> str:
-    return f"{value:.1f}" if value >= 2 else f"{value:.2f}"
-
-
-def machine(data: dict, *peers: str) -> str:
-    """Processor, threads, and the versions of fastcnn, torch and some peers."""
-    info = data["machine_info"]
-    names = [name for name in ("fastcnn", "torch", *peers) if name in info["versions"]]
-    versions = ", ".join(f"{name} {info['versions'][name]}" for name in names)
-    threads = f"{info['threads']} thread{'s' * (info['threads'] != 1)}"
-    return f"{info['processor']}, {threads}, {versions}"
-
-
-def everyone(data: dict) -> str:
-    return machine(data, "onnxruntime", "openvino", "jax")
-
-
-def readme(data: dict, results: dict[str, Result]) -> str:
-    lines = ["| | eager | best peer | | fastcnn | × eager | × best peer |", "|---|--:|--:|---|--:|--:|--:|"]
-    for name, row in ROWS.items():
-        r = results[name]
-        best = r.ms[r.peer]
-        lines.append(
-            f"| {row} | {milliseconds(r.eager)} | {milliseconds(best)} | {r.peer} | {milliseconds(r.ours)} "
-            f"| **{times(r.eager / r.ours)}** | {times(best / r.ours)} |"
-        )
-    return "\n".join([*lines, caption(data)])
-
-
-SUMMARY = {  # README's first table, by the benchmark's name
+SUMMARY = {  # those of its first table
     "ReLU, LRN, pool of map 1, float32": "ReLU, LRN, max pooling alone",
     "AlexNet, batch 32, float32": "AlexNet, 32 images",
     "AlexNet, training step, batch 32": "AlexNet, training on 32 images",
@@ -115,48 +34,90 @@ SUMMARY = {  # README's first table, by the benchmark's name
 }
 
 
-def summary(data: dict, results: dict[str, Result]) -> Iterator[str]:
-    """Yields the table's head, and its rows of the CPU."""
+class Result:
+    """One benchmark; times in seconds, everyone's in the memory format that suits them better."""
+
+    def __init__(self, record: dict[str, Any], rates: dict[str, float]) -> None:
+        self.record, self.name, self.dtype = record, record["name"], record["dtype"]
+        self.moved, self.operations = record["moved"], record["operations"]
+        self.seconds = {name: timing["median"] for name, timing in record["seconds"].items()}
+        self.ours, self.eager = self.best("fastcnn"), self.best("eager")
+        others = {n: s for n, s in self.seconds.items() if not n.startswith("fastcnn") and n != ALONE}
+        self.peer = min(others, key=others.__getitem__)
+        self.best_peer = others[self.peer]
+        self.gains = times(self.eager / self.ours), times(self.best_peer / self.ours)
+        self.floor = self.moved / rates["copy"] + record["flops"] / rates[self.dtype]
+
+    def best(self, name: str) -> float:
+        return min(self.seconds[name], self.seconds[f"{name} channels_last"])
+
+    def cells(self) -> list[str]:
+        """How many times as fast as eager torch, and as the best peer."""
+        return [f"**{self.gains[0]}**", self.gains[1]]
+
+
+def rates(data: dict) -> dict[str, float]:
+    """Returns what the machine can do: medians, as the times are, of what was measured before each benchmark.
+
+    Its host takes some of it away at times, and then a benchmark would beat what was measured just before it.
+    """
+    measured = [benchmark["extra_info"]["rates"] for benchmark in data["benchmarks"]]
+    return {name: statistics.median(each[name] for each in measured) for name in measured[0]}
+
+
+def results(data: dict) -> dict[str, Result]:
+    typical = rates(data)
+    found = (Result(benchmark["extra_info"], typical) for benchmark in data["benchmarks"])
+    return {result.name: result for result in found}
+
+
+def everyone(data: dict) -> str:
+    return machine(data, "onnxruntime", "openvino", "jax")
+
+
+def summary(data: dict, results: dict[str, Result], gpu: list[str]) -> str:
+    """Returns README's first table; gpu: its last row."""
     info = data["machine_info"]
-    cpu = f"{info['processor']}, {info['threads']} threads"
-    yield f"| fastcnn's speed (CPU: {cpu}) | × eager PyTorch | × the fastest other library |"
-    yield "|---|--:|--:|"
-    for name, row in SUMMARY.items():
-        r = results[name]
-        yield f"| {row}, CPU | **{times(r.eager / r.ours)}** | {times(r.ms[r.peer] / r.ours)} |"
+    cpu = f"fastcnn's speed (CPU: {processor(info)}, {info['threads']} threads)"
+    rows = [[f"{row}, CPU", *results[name].cells()] for name, row in SUMMARY.items()]
+    return table([cpu, "× eager PyTorch", "× the fastest other library"], [*rows, gpu])
 
 
-def caption(data: dict) -> str:
-    return f"""
+def readme(data: dict, results: dict[str, Result]) -> str:
+    def cells(row: str, r: Result) -> list[str]:
+        eager, peer, ours = map(milliseconds, (r.eager, r.best_peer, r.ours))
+        return [row, eager, peer, r.peer, ours, *r.cells()]
+
+    columns = ["", "eager", "best peer", "", "fastcnn", "× eager", "× best peer"]
+    return f"""{table(columns, [cells(row, results[name]) for name, row in ROWS.items()])}
+
 Milliseconds by `make bench-cpu`: {everyone(data)}.
 Medians; contenders take turns, each in the memory format that suits it.
 [All benchmarks](docs/benchmarks.md)."""
 
 
+def floors(results: dict[str, Result]) -> str:
+    """Returns how far the layers are from the time that their bytes take."""
+
+    def cells(r: Result) -> Iterator[str]:
+        yield from (r.name, f"{r.moved / 1e6:.1f}", milliseconds(r.floor))
+        for name in ("fastcnn", "fastcnn channels_last"):
+            yield from (milliseconds(r.seconds[name]), f"{r.seconds[name] / r.floor:.1f}")
+
+    columns = ["", "MB that must move", "floor, ms", "NCHW, ms", "× floor", "channels_last, ms", "× floor"]
+    return table(columns, [list(cells(r)) for r in results.values() if " of map " in r.name])
+
+
 def why(results: dict[str, Result]) -> str:
     """Returns which share of a forward pass is neither convolution nor dense layer."""
-    names = [f"AlexNet, batch {batch}, float32" for batch in (1, 8, 32)]
-    rest = [f"{1 - results[name].ms[ALONE] / results[name].ms['eager']:.0%}" for name in names]
-    return f"""In plain PyTorch, ReLU, LRN and pooling take {rest[2]} of AlexNet's forward pass on 32 images,
-{rest[1]} on 8 and {rest[0]} on one. They compute little, but each reads and writes whole activation maps.
-fastcnn reads them once."""
+    seconds = [results[f"AlexNet, batch {batch}, float32"].seconds for batch in (1, 8, 32)]
+    one, eight, many = (f"{1 - each[ALONE] / each['eager']:.0%}" for each in seconds)
+    return f"""In plain PyTorch, ReLU, LRN and pooling take {many} of AlexNet's forward pass on 32 images,
+{eight} on 8 and {one} on one. They compute little, but each reads and writes whole activation maps. fastcnn
+reads them once."""
 
 
-def floors(results: dict[str, Result]) -> str:
-    """How far the layers are from the time that their bytes take."""
-    lines = [
-        "| | MB that must move | floor, ms | NCHW, ms | × floor | channels_last, ms | × floor |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for r in results.values():
-        if " of map " in r.name:
-            formats = [r.ms["fastcnn"], r.ms["fastcnn channels_last"]]
-            cells = " | ".join(f"{milliseconds(ms)} | {ms / r.floor:.1f}" for ms in formats)
-            lines.append(f"| {r.name} | {r.info['moved'] / 1e6:.1f} | {milliseconds(r.floor)} | {cells} |")
-    return "\n".join(lines)
-
-
-def introduction(data: dict) -> str:
+def notes(data: dict) -> str:
     rate = {name: f"{each / 1e9:.0f}" for name, each in rates(data).items()}
     return f"""By `make bench-cpu` on {everyone(data)}.
 
@@ -177,20 +138,19 @@ def introduction(data: dict) -> str:
   computes in bfloat16 where the row says so, but reads and writes float32."""
 
 
-def details(r: Result) -> Iterator[str]:
-    """A benchmark's own table."""
-    yield f"### {r.name}\n"
-    yield f"Floor {milliseconds(r.floor)} ms; fastcnn takes {r.ours / r.floor:.1f} times that."
-    yield "\n| | ms | quartiles | times fastcnn's | quartiles |"
-    yield "|---|--:|--:|--:|--:|"
-    for name, seconds in r.info["seconds"].items():
-        low, high = (milliseconds(1e3 * seconds[q]) for q in ("low", "high"))
-        ratio = r.info["times_faster"][name]
-        close = "≈ " * (name in r.info["too_close"])
-        yield (
-            f"| {name} | {milliseconds(r.ms[name])} | {low}–{high} | {close}{ratio['median']:.2f} "
-            f"| {ratio['low']:.2f}–{ratio['high']:.2f} |"
-        )
-    for name, reason in r.info["failed"].items():
-        yield f"\n{name} is left out: {reason}."
-    yield ""
+def details(r: Result) -> str:
+    """Returns a benchmark's own section."""
+
+    def cells(name: str) -> list[str]:
+        taken, ratio = r.record["seconds"][name], r.record["times_faster"][name]
+        close = "≈ " * (name in r.record["too_close"])
+        ours = [f"{close}{ratio['median']:.2f}", span(ratio, lambda value: f"{value:.2f}")]
+        return [name, milliseconds(taken["median"]), span(taken, milliseconds), *ours]
+
+    lines = [
+        f"### {r.name}\n",
+        f"Floor {milliseconds(r.floor)} ms; fastcnn takes {r.ours / r.floor:.1f} times that.\n",
+        table(["", "ms", "quartiles", "times fastcnn's", "quartiles"], map(cells, r.record["seconds"])),
+        *(f"\n{name} is left out: {reason}." for name, reason in r.record["failed"].items()),
+    ]
+    return "\n".join([*lines, ""])

@@ -4,78 +4,57 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from report_cpu import machine, milliseconds, times
+from markdown import machine, milliseconds, table, times, unsure
 
 COLUMNS = ("fuse", "fold_bn", "torch.fx", "torch.compile", "fold_bn, torch.compile")
+OURS = COLUMNS[:3]
 SLOWER = 0.97  # plain's time over fuse's, below which a row is listed
 
-Row = dict  # of a model and a batch
+Row = dict[str, Any]  # of a model and a batch
 
 
-def rows(data: dict) -> list[Row]:
-    """Returns what was timed, each with its model's name."""
-    timed = [{"name": model["name"], **row} for model in data["models"] for row in model["batches"]]
-    return [row for row in timed if "seconds" in row]
+def cells(row: Row, names: tuple[str, ...]) -> list[str]:
+    """Returns how many times as fast as plain each is; empty for who failed."""
+    ratios = row["times_faster"]
+    return [unsure(ratios[name]) if name in ratios else "" for name in names]
 
 
-def gain(row: Row, name: str) -> float:
-    return row["times_faster"][name]["median"]
-
-
-def cell(row: Row, name: str) -> str:
-    """Returns how many times as fast as plain; empty for who failed, marked where that may be chance."""
-    if name not in row["times_faster"]:
-        return ""
-    ratio = row["times_faster"][name]
-    return "≈ " * (ratio["low"] <= 1 <= ratio["high"]) + times(ratio["median"])
-
-
-def columns(found: list[Row]) -> list[str]:
-    """Returns who has times anywhere; torch.compile may not have been asked for."""
-    return [name for name in COLUMNS if any(name in row["times_faster"] for row in found)]
-
-
-def table(found: list[Row]) -> Iterator[str]:
-    names = columns(found)
-    yield f"| | batch | plain, ms | {' | '.join(names)} |"
-    yield f"|---|--:|--:|{'--:|' * len(names)}"
+def all_rows(found: list[Row]) -> Iterator[list[str]]:
     for row in found:
-        plain = milliseconds(1e3 * row["seconds"]["eager"]["median"])
-        cells = " | ".join(cell(row, name) for name in names)
-        yield f"| {row['name']} | {row['batch']} | {plain} | {cells} |"
+        yield [
+            row["name"],
+            str(row["batch"]),
+            milliseconds(row["seconds"]["eager"]["median"]),
+            *cells(row, COLUMNS),
+        ]
     for batch in sorted({row["batch"] for row in found}):
-        cells = " | ".join(mean(found, batch, name) for name in names)
-        yield f"| **geometric mean** (of models) | {batch} | | {cells} |"
+        ratios = [row["times_faster"] for row in found if row["batch"] == batch]
+        means = [mean([r[name]["median"] for r in ratios if name in r]) for name in COLUMNS]
+        yield ["**geometric mean** (of models)", str(batch), "", *means]
 
 
-def mean(found: list[Row], batch: int, name: str) -> str:
-    """Returns the geometric mean for a batch size, and of how many models it is."""
-    gains = [gain(row, name) for row in found if row["batch"] == batch and name in row["times_faster"]]
+def mean(gains: list[float]) -> str:
     return f"{times(statistics.geometric_mean(gains))} ({len(gains)})" if gains else ""
 
 
 def slower(row: Row) -> bool:
-    return any(name in row["times_faster"] and gain(row, name) < SLOWER for name in ("fuse", "fold_bn"))
+    gains = [row["times_faster"][name]["median"] for name in OURS[:2] if name in row["times_faster"]]
+    return min(gains, default=1) < SLOWER
 
 
 def behind_fx(row: Row) -> bool:
     """Returns whether fold_bn is behind torch.fx's fold, its quartiles apart."""
-    ratios = row["times_faster"]
-    both = "fold_bn" in ratios and "torch.fx" in ratios
-    return both and ratios["fold_bn"]["high"] < ratios["torch.fx"]["low"]
+    ours, fx = (row["times_faster"].get(name) for name in ("fold_bn", "torch.fx"))
+    return bool(ours and fx) and ours["high"] < fx["low"]
 
 
 def listed(found: list[Row], picks: Callable[[Row], bool]) -> str:
     """Returns how many rows it picks, and a table of them."""
-    picked = [row for row in found if picks(row)]
-    lines = [f"{len(picked)} of {len(found)}.\n"]
-    if picked:
-        lines += ["| | batch | fuse | fold_bn | torch.fx |", "|---|--:|--:|--:|--:|"]
-    for row in picked:
-        cells = " | ".join(cell(row, name) for name in ("fuse", "fold_bn", "torch.fx"))
-        lines.append(f"| {row['name']} | {row['batch']} | {cells} |")
-    return "\n".join(lines)
+    picked = [[row["name"], str(row["batch"]), *cells(row, OURS)] for row in found if picks(row)]
+    count = f"{len(picked)} of {len(found)}.\n"
+    return "\n".join([count, table(["", "batch", *OURS], picked)] if picked else [count])
 
 
 def left_out(data: dict) -> Iterator[str]:
@@ -83,46 +62,30 @@ def left_out(data: dict) -> Iterator[str]:
     for name, reason in data["errors"].items():
         yield f"- {name}: {reason}"
     for model in data["models"]:
-        batches: dict[tuple[str, str], list[str]] = {}
+        batches: dict[str, list[str]] = {}
         for row in model["batches"]:
-            whole = {"": row["left_out"]} if "left_out" in row else row["failed"]
-            for contender, reason in whole.items():
-                batches.setdefault((contender, reason), []).append(str(row["batch"]))
-        for (contender, reason), sizes in batches.items():
-            where = f"{model['name']}, batch {', '.join(sizes)}"
-            yield f"- {where}: {contender}{': ' * bool(contender)}{reason}"
+            failed = [f"{name}: {reason}" for name, reason in row.get("failed", {}).items()]
+            for told in [row["left_out"]] if "left_out" in row else failed:
+                batches.setdefault(told, []).append(str(row["batch"]))
+        yield from (f"- {model['name']}, batch {', '.join(of)}: {told}" for told, of in batches.items())
 
 
-def found_in(data: dict) -> Iterator[str]:
-    yield "| | blocks | folds | fuse, s | with fold_bn, s |"
-    yield "|---|--:|--:|--:|--:|"
+def found_in(data: dict) -> Iterator[list[str]]:
     for model in data["models"]:
-        took = " | ".join(f"{model['fuse_seconds'][name]:.2f}" for name in ("fuse", "fold_bn"))
-        yield f"| {model['name']} | {model['blocks']} | {model['folds']} | {took} |"
-
-
-def nothing_found(data: dict) -> str:
-    names = [model["name"] for model in data["models"] if not (model["blocks"] or model["folds"])]
-    return f"{len(names)} of {len(data['models'])}" + (f": {', '.join(names)}." if names else ".")
-
-
-def packages(data: dict) -> str:
-    names = [name for name in ("torchvision", "timm") if name in data["machine_info"]["versions"]]
-    return machine(data, *names)
-
-
-def compiled(found: list[Row]) -> str:
-    """Returns of how many models torch.compile was asked, which takes minutes of each."""
-    asked = {row["name"] for row in found if "torch.compile" in {*row["times_faster"], *row["failed"]}}
-    return f"{len(asked)} of {len({row['name'] for row in found})}"
+        took = [f"{model['fuse_seconds'][name]:.2f}" for name in ("fuse", "fold_bn")]
+        yield [model["name"], str(model["blocks"]), str(model["folds"]), *took]
 
 
 def page(data: dict) -> str:
-    found = rows(data)
+    """Returns docs/public_models.md."""
+    timed = [{"name": model["name"], **row} for model in data["models"] for row in model["batches"]]
+    found = [row for row in timed if "seconds" in row]
+    asked = {row["name"] for row in found if "torch.compile" in {*row["times_faster"], *row["failed"]}}
+    nothing = [model["name"] for model in data["models"] if not (model["blocks"] or model["folds"])]
     sections = [
         f"""# Models that people have, before and after `fuse`
 
-By `make public` on {packages(data)},
+By `make public` on {machine(data, "torchvision", "timm")},
 in float32, NCHW, in inference. Images have the models' usual sizes; batch norms have random statistics. The
 models named cifar, cifar100, kernelbench and caffe are written in the style of public code
 (`bench/public_zoo`).
@@ -130,18 +93,19 @@ models named cifar, cifar100, kernelbench and caffe are written in the style of 
 Plain is the model in eager mode. Each other column is how many times as fast as plain it is, the median of
 rounds in which all take turns: `fastcnn.fuse(model)`; `fastcnn.fuse(model, fold_bn=True)`; batch norms folded
 once by `torch.fx.experimental.optimization.fuse`; `torch.compile`; `torch.compile` of the model after `fuse`
-with fold_bn, of {compiled(found)} models, since it takes minutes of each. ≈ marks ratios whose quartiles are
-on both sides of 1. Other empty cells are explained [below](#without-times).
+with fold_bn, of {len(asked)} of {len({row["name"] for row in found})} models, since it takes minutes of each.
+≈ marks ratios whose quartiles are on both sides of 1. Other empty cells are explained
+[below](#without-times).
 """,
-        *table(found),
+        table(["", "batch", "plain, ms", *COLUMNS], all_rows(found)),
         f"\n## Slower than {SLOWER} of plain's speed, fused or with fold_bn\n",
         listed(found, slower),
         "\n## fold_bn behind torch.fx's fold\n\nWith quartiles that don't overlap:",
         listed(found, behind_fx),
         "\n## Without blocks and folds\n",
-        nothing_found(data),
+        f"{len(nothing)} of {len(data['models'])}" + (f": {', '.join(nothing)}." if nothing else "."),
         "\n## What fuse finds, and its own time\n",
-        *found_in(data),
+        table(["", "blocks", "folds", "fuse, s", "with fold_bn, s"], found_in(data)),
         "\n## Without times\n",
         *(list(left_out(data)) or ["None."]),
     ]

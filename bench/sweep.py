@@ -2,9 +2,9 @@
 
     python bench/sweep.py [--cases 60] [--seed 0] [--quick] [--out FILE]
 
-Each case runs in inference and in training (forward and backward), with one thread and with two. The worst
-are printed, and all go to bench/results/sweep.json, from which bench/report.py writes docs/sweep.md. With
---quick there are few cases, a minute of them, and no file unless --out names one.
+Each case runs in inference and in training (forward and backward), with one thread and with two. All go to
+bench/results/sweep.json, from which bench/report.py writes docs/sweep.md. With --quick there are few cases, a
+minute of them; the page is printed, and there is no file unless --out names one.
 """
 
 from __future__ import annotations
@@ -13,33 +13,38 @@ import argparse
 import copy
 import itertools
 import json
+import math
 import random
-import time
+import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from markdown import machine, span, table, times
 from torch import Tensor, nn
 from torch.nn import functional as TF
 
 import fastcnn
 from fastcnn import LRN, MaxPool
 from fastcnn import functional as F
+from fastcnn.bench.cases import Kind
+from fastcnn.bench.contenders import Run
 from fastcnn.bench.machine import facts
-from fastcnn.measure import Timing, quartiles
+from fastcnn.measure import Budget, in_turns, ratio
 from fastcnn.models._blocks import Classifier
 
 RESULTS = Path(__file__).parent / "results" / "sweep.json"
 THREADS = (1, 2)
 MODES = ("inference", "training")
 SLOWER = 0.95  # plain's time over ours, at the upper quartile, below which a case is slower beyond noise
-ROUNDS, AGAIN = 9, 25  # and for a case that looks slower
-LIMIT = 0.5  # seconds, after which there are five rounds at most
-TURN = 1e-3  # seconds that a turn takes at least
+LOOK, LOOK_AGAIN = Budget(9, limit=0.5), Budget(25, limit=0.5)  # rounds; again for a case that looks slower
 QUICK = 4  # cases of each op
-WORST = 5
-Run = Callable[[], Any]
+WORST = 20
+# By plain's time, in seconds.
+CLASSES = {"< 50 µs": 50e-6, "50–500 µs": 500e-6, "0.5–5 ms": 5e-3, "> 5 ms": math.inf}
+Row = dict[str, Any]
 
 
 class Case(NamedTuple):
@@ -49,6 +54,15 @@ class Case(NamedTuple):
     plain: Callable[[], Tensor]
     ours: Callable[[], Tensor]
     leaves: tuple[list[Tensor], list[Tensor]]
+
+
+def of_op(what: str, plain: Callable[..., Tensor], ours: Callable[..., Tensor], *leaves: Tensor) -> Case:
+    return Case(what, partial(plain, *leaves), partial(ours, *leaves), (list(leaves), list(leaves)))
+
+
+def of_modules(what: str, x: Tensor, plain: nn.Module, ours: nn.Module) -> Case:
+    leaves = list(plain.parameters()), list(ours.parameters())
+    return Case(f"{list(x.shape)} {what}", partial(plain, x), partial(ours, x), leaves)
 
 
 def tensor(draw: random.Random) -> Tensor:
@@ -67,32 +81,24 @@ def describe(x: Tensor, **options: object) -> str:
     return f"{list(x.shape)} {format} " + " ".join(f"{k}={v}" for k, v in options.items() if v is not None)
 
 
-def of_op(what: str, plain: Callable[[], Tensor], ours: Callable[[], Tensor], *leaves: Tensor) -> Case:
-    return Case(what, plain, ours, (list(leaves), list(leaves)))
-
-
-def lrn_case(draw: random.Random) -> Case:
-    x, size, beta = tensor(draw), draw.randrange(1, 8), draw.choice([0.75, 0.5, 1.0, 0.6])
-    args = (size, 1e-4, beta, 2.0)
-    return of_op(
-        describe(x, size=size, beta=beta),
-        lambda: TF.local_response_norm(x, *args),
-        lambda: F.local_response_norm(x, *args),
-        x,
-    )
-
-
 def pooling(draw: random.Random, x: Tensor) -> MaxPool:
     kernel = draw.randrange(1, min(6, *x.shape[2:]) + 1)
     stride, padding = draw.randrange(1, kernel + 1), draw.randrange(kernel // 2 + 1)
     return MaxPool(kernel, stride, padding, ceil_mode=draw.random() < 0.3)
 
 
+def lrn_case(draw: random.Random) -> Case:
+    x, size, beta = tensor(draw), draw.randrange(1, 8), draw.choice([0.75, 0.5, 1.0, 0.6])
+    options = {"size": size, "alpha": 1e-4, "beta": beta, "k": 2.0}
+    sides = (partial(of.local_response_norm, **options) for of in (TF, F))
+    return of_op(describe(x, size=size, beta=beta), *sides, x)
+
+
 def pool_case(draw: random.Random) -> Case:
     x = tensor(draw)
     pool = pooling(draw, x)
-    args = (*pool.pairs, pool.ceil_mode)
-    return of_op(describe(x, pool=pool), lambda: TF.max_pool2d(x, *args), lambda: F.max_pool2d(x, *args), x)
+    sides = (lambda x, of=of: of.max_pool2d(x, *pool.pairs, pool.ceil_mode) for of in (TF, F))
+    return of_op(describe(x, pool=pool), *sides, x)
 
 
 def plain_stages(a: Tensor, lrn: LRN | None, pool: MaxPool | None) -> Tensor:
@@ -105,15 +111,13 @@ def plain_stages(a: Tensor, lrn: LRN | None, pool: MaxPool | None) -> Tensor:
 def epilogue_case(draw: random.Random) -> Case:
     x = tensor(draw)
     bias = torch.randn(x.shape[1])
-    lrn = LRN(5, k=2.0) if draw.random() < 0.5 else None
-    pool = pooling(draw, x) if draw.random() < 0.7 else None
-    return of_op(
-        describe(x, lrn=lrn, pool=pool),
-        lambda: plain_stages(x + bias[:, None, None], lrn, pool),
-        lambda: F.epilogue(x, bias, lrn=lrn, pool=pool),
-        x,
-        bias,
-    )
+    stages = {"lrn": LRN(5, k=2.0) if draw.random() < 0.5 else None}
+    stages["pool"] = pooling(draw, x) if draw.random() < 0.7 else None
+
+    def plain(x: Tensor, bias: Tensor) -> Tensor:
+        return plain_stages(x + bias[:, None, None], **stages)
+
+    return of_op(describe(x, **stages), plain, partial(F.epilogue, **stages), x, bias)
 
 
 def block_case(draw: random.Random) -> Case:
@@ -122,22 +126,16 @@ def block_case(draw: random.Random) -> Case:
         out, stride, padding = 2 ** draw.randrange(2, 9), draw.randrange(1, 4), kernel // 2
         if x.numel() * out * kernel**2 / stride**2 < 1e9:
             break
+    conv = {"stride": stride, "padding": padding}
     weight, bias = torch.randn(out, x.shape[1], kernel, kernel), torch.randn(out)
-    lrn = LRN(5, k=2.0) if draw.random() < 0.5 else None
-    pool = pooling(draw, TF.conv2d(x, weight, bias, stride, padding)) if draw.random() < 0.7 else None
-    return of_op(
-        describe(x, weight=list(weight.shape), stride=stride, lrn=lrn, pool=pool),
-        lambda: plain_stages(TF.conv2d(x, weight, bias, stride, padding), lrn, pool),
-        lambda: F.conv2d_block(x, weight, bias, stride, padding, lrn=lrn, pool=pool),
-        x,
-        weight,
-        bias,
-    )
+    stages = {"lrn": LRN(5, k=2.0) if draw.random() < 0.5 else None}
+    stages["pool"] = pooling(draw, TF.conv2d(x, weight, bias, **conv)) if draw.random() < 0.7 else None
 
+    def plain(*leaves: Tensor) -> Tensor:
+        return plain_stages(TF.conv2d(*leaves, **conv), **stages)
 
-def of_modules(what: str, x: Tensor, plain: nn.Module, ours: nn.Module) -> Case:
-    leaves = list(plain.parameters()), list(ours.parameters())
-    return Case(f"{list(x.shape)} {what}", lambda: plain(x), lambda: ours(x), leaves)
+    what = describe(x, weight=list(weight.shape), stride=stride, **stages)
+    return of_op(what, plain, partial(F.conv2d_block, **conv, **stages), x, weight, bias)
 
 
 def network_case(draw: random.Random) -> Case:
@@ -160,12 +158,11 @@ def network_case(draw: random.Random) -> Case:
         if work < 3e8 and features <= 8192:
             break
     hidden = 2 ** draw.randrange(4, 9)
-    plain = nn.Sequential(
-        *layers, nn.Flatten(), nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, 10)
-    )
-    x = torch.randn(batch, inputs, side, side)
+    dense = nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, 10)
+    plain = nn.Sequential(*layers, nn.Flatten(), *dense)
     letters = {nn.Conv2d: "C{0.out_channels}", nn.LocalResponseNorm: "N", nn.MaxPool2d: "P"}
     what = "-".join(letters[type(m)].format(m) for m in layers if type(m) in letters)
+    x = torch.randn(batch, inputs, side, side)
     return of_modules(f"{what}-F{hidden}-F10", x, plain, fastcnn.fuse(copy.deepcopy(plain)))
 
 
@@ -181,8 +178,7 @@ def dense_case(draw: random.Random) -> Case:
 
 def lenet_case(draw: random.Random) -> Case:
     variant, batch = draw.choice(["relu", "caffe"]), draw.choice([1, 2, 4, 8, 16, 32, 64, 128])
-    plain, ours = (fastcnn.models.lenet5(variant, fused=fused) for fused in (False, True))
-    ours.load_state_dict(plain.state_dict())
+    plain, ours = Kind().pair(partial(fastcnn.models.lenet5, variant))
     return of_modules(variant, torch.randn(batch, 1, 28, 28), plain, ours)
 
 
@@ -201,48 +197,28 @@ def runs(case: Case, mode: str) -> tuple[Run, Run]:
     """Returns what is timed of plain torch and of fastcnn."""
     if mode == "inference":
         return torch.no_grad()(case.plain), torch.no_grad()(case.ours)
-    for leaf in (*case.leaves[0], *case.leaves[1]):
+    for leaf in itertools.chain(*case.leaves):
         leaf.requires_grad_()
-    grad_output = torch.randn_like(case.plain())
-
-    def step(fn: Callable[[], Tensor], leaves: list[Tensor]) -> Run:
-        return lambda: torch.autograd.grad(fn(), leaves, grad_output)
-
-    return step(case.plain, case.leaves[0]), step(case.ours, case.leaves[1])
-
-
-def seconds(fn: Run, calls: int) -> float:
-    """Measures a call, on average over so many."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        fn()
-    return (time.perf_counter() - start) / calls
+    grad = torch.randn_like(case.plain())
+    plain, ours = case.leaves
+    return (
+        lambda: torch.autograd.grad(case.plain(), plain, grad),
+        lambda: torch.autograd.grad(case.ours(), ours, grad),
+    )
 
 
-def in_turns(plain: Run, ours: Run, rounds: int) -> tuple[Timing, float]:
-    """Times both; returns plain's time over ours, of each round, and plain's median."""
-    fns = (plain, ours)
-    calls = [max(1, int(TURN / min(seconds(fn, 1) for _ in range(3)))) for fn in fns]
-    taken: list[tuple[float, float]] = []
-    start = time.perf_counter()
-    for i in range(rounds):
-        if i >= 5 and time.perf_counter() - start > LIMIT:
-            break
-        order = (0, 1) if i % 2 else (1, 0)
-        turn = {j: seconds(fns[j], calls[j]) for j in order}
-        taken.append((turn[0], turn[1]))
-    return quartiles([a / b for a, b in taken]), quartiles([a for a, _ in taken]).median
-
-
-def compare(plain: Run, ours: Run) -> dict[str, Any]:
+def compare(plain: Run, ours: Run) -> Row:
     """Times both; a case that looks slower again, in more rounds, since chance alone makes some look so."""
-    ratio, took = in_turns(plain, ours, ROUNDS)
-    if ratio.median < SLOWER:
-        ratio, took = in_turns(plain, ours, AGAIN)
-    return {"times_faster": ratio._asdict(), "plain_seconds": took, "slower": ratio.high < SLOWER}
+    for budget in (LOOK, LOOK_AGAIN):
+        taken = in_turns({"eager": plain, "fastcnn": ours}, budget)
+        found = ratio(taken["eager"], taken["fastcnn"])
+        if found.median >= SLOWER:
+            break
+    plain_seconds = statistics.median(taken["eager"])
+    return {"times_faster": found._asdict(), "plain_seconds": plain_seconds, "slower": found.high < SLOWER}
 
 
-def sweep(cases: int, seed: int) -> Iterator[dict[str, Any]]:
+def sweep(cases: int, seed: int) -> Iterator[Row]:
     for op, make in OPS.items():
         draw = random.Random(seed)
         torch.manual_seed(seed)
@@ -255,18 +231,52 @@ def sweep(cases: int, seed: int) -> Iterator[dict[str, Any]]:
                     yield {"op": op, "mode": mode, "threads": threads, "case": case.what, **compare(*pair)}
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    for op in OPS:
-        for mode in MODES:
-            found = [row for row in rows if (row["op"], row["mode"]) == (op, mode)]
-            gains = quartiles([row["times_faster"]["median"] for row in found])
-            slower = sum(row["slower"] for row in found)
-            print(f"{op}, {mode}: {slower} slower of {len(found)}; times faster, median {gains.median:.2f}")
-    print("The worst:")
-    for row in sorted(rows, key=lambda row: row["times_faster"]["median"])[:WORST]:
-        low, high = (row["times_faster"][name] for name in ("low", "high"))
-        what = f"{row['op']}, {row['mode']}, {row['threads']} threads, {1e6 * row['plain_seconds']:.0f} µs"
-        print(f"  {row['times_faster']['median']:.2f} ({low:.2f} to {high:.2f})  {what}: {row['case']}")
+def size_class(row: Row) -> str:
+    return next(name for name, below in CLASSES.items() if row["plain_seconds"] < below)
+
+
+def gain(row: Row) -> float:
+    return row["times_faster"]["median"]
+
+
+def classes(rows: list[Row]) -> Iterator[list[str]]:
+    for op, mode in dict.fromkeys((row["op"], row["mode"]) for row in rows):
+        for name in CLASSES:
+            found = [r for r in rows if (r["op"], r["mode"], size_class(r)) == (op, mode, name)]
+            if found:
+                gains = list(map(gain, found))
+                slower = f"{statistics.mean(row['slower'] for row in found):.0%}"
+                cells = [slower, times(min(gains)), times(statistics.median(gains))]
+                yield [op, mode, name, str(len(found)), *cells]
+
+
+def slowest(rows: list[Row]) -> Iterator[list[str]]:
+    for row in sorted((row for row in rows if row["slower"]), key=gain)[:WORST]:
+        numbers = [times(gain(row)), span(row["times_faster"], times), f"{1e6 * row['plain_seconds']:.0f}"]
+        yield [f"{row['op']}, {row['mode']}", f"`{row['case']}`", str(row["threads"]), *numbers]
+
+
+def page(data: dict[str, Any]) -> str:
+    """Returns docs/sweep.md."""
+    rows = data["rows"]
+    slower = sum(row["slower"] for row in rows)
+    parts = [
+        f"""# Random shapes beside plain torch
+
+By `make sweep` on {machine(data)}; {data["cases"]} cases of each op, drawn
+from seed {data["seed"]}, in inference and in training (forward and backward), with each number of threads.
+
+A ratio is plain torch's time over fastcnn's, the median of rounds in which both take turns. A case counts as
+slower if the upper quartile of its ratio is below {SLOWER}, after {LOOK_AGAIN.rounds} rounds if it looked
+slower in the first {LOOK.rounds}.
+{slower} of {len(rows)} are.
+""",
+        table(["", "", "plain's time", "cases", "slower", "worst", "median"], classes(rows)),
+    ]
+    if slower:
+        columns = ["", "", "threads", "plain's time over fastcnn's", "quartiles", "plain, µs"]
+        parts += ["\n## The slowest\n", table(columns, slowest(rows))]
+    return "\n".join(parts) + "\n"
 
 
 def main() -> None:
@@ -277,12 +287,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON; without --quick bench/results/sweep.json")
     args = parser.parse_args()
     cases = QUICK if args.quick else args.cases
-    out = args.out or (None if args.quick else RESULTS)
     about = facts("cpu") | {"threads": " and ".join(map(str, THREADS))}
-    rows = list(sweep(cases, args.seed))
-    show(rows)
-    if out:
-        data = {"machine_info": about, "seed": args.seed, "cases": cases, "rows": rows}
+    data = {"machine_info": about, "seed": args.seed, "cases": cases, "rows": list(sweep(cases, args.seed))}
+    print(page(data))
+    if out := args.out or (None if args.quick else RESULTS):
         out.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 

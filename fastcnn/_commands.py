@@ -69,6 +69,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def shape(text: str) -> tuple[int, ...]:
+    """Parses whole numbers of at least 1 between commas."""
+    sizes = text.split(",")
+    if not all(size.isdecimal() and int(size) >= 1 for size in sizes):
+        raise argparse.ArgumentTypeError(f"must be sizes like 32,3,224,224, but got {text!r}")
+    return tuple(map(int, sizes))
+
+
 def path(text: str) -> Path:
     """Parses a path. An empty one would mean the current folder, as where a shell variable is not set."""
     if not text or "\0" in text:

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _files, _native, _torch_private, available_backends, backends
+from . import __version__, _factory, _files, _native, _torch_private, available_backends, backends
 from . import _train_cli as fit
 from . import _trained_cli as use
-from ._commands import SIZES, path, positive, seed, told
+from ._commands import SIZES, path, positive, seed, shape, told
 from .backends import cpu
 from .backends._fastest import chosen
 from .receptive_field import Row
@@ -55,12 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _add(commands, use.export, "export a trained network: ONNX, torch.export or safetensors")
     )
     _bench_options(_add(commands, bench, "time fastcnn against PyTorch and other installed runtimes"))
-    fields = _add(commands, receptive_field, "print and draw the receptive fields of a model's layers")
-    fields.add_argument("model", choices=SIZES, help="the network")
-    fields.add_argument("--variant", help="its variant, as in fastcnn.models")
-    fields.add_argument("--size", type=positive, help="height and width of the image")
-    fields.add_argument("--plot", type=path, metavar="PNG", help="picture file for the fields")
-    fields.add_argument("--image", type=path, help="photograph to draw them on")
+    _receptive_field_options(
+        _add(commands, receptive_field, "print and draw the receptive fields of a model's layers")
+    )
     args = parser.parse_args(argv)
     try:
         with _any_terminal():
@@ -178,8 +175,13 @@ def demo(args: argparse.Namespace) -> int:
     return told("demo", run, interrupted="no file is half-written")
 
 
+_FACTORY = "package.module:function that makes a model of yours, found from this folder"
+
+
 def _bench_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
+    add("model", nargs="?", help=f"{_FACTORY}; without, fastcnn's own layers and models")
+    add("--shape", type=shape, metavar="N,C,H,W", help="of the model's input")
     add("--quick", action="store_true", help="six cases in minutes, instead of all of them")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
@@ -190,28 +192,64 @@ def bench(args: argparse.Namespace) -> int:
     """Runs the benchmark; returns 1 if it fails, 130 on Ctrl-C."""
     from . import bench as benchmark
 
-    run = partial(benchmark.run, args.quick, args.device, args.dtype, args.save)
+    if (args.model is None) != (args.shape is None):
+        print("bench: a model and --shape go together", file=sys.stderr)
+        return 2
+    options = benchmark.Options(args.quick, args.device, args.dtype, args.model, args.shape or ())
+    run = partial(benchmark.run, options, args.save)
     return told("bench", run, interrupted="what the table has is complete, and saved if asked for")
+
+
+def _receptive_field_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("model", help=f"{' or '.join(SIZES)}, or {_FACTORY}")
+    add("--variant", help="of alexnet or lenet5, as in fastcnn.models")
+    add("--size", type=positive, help="height and width of the image")
+    add("--shape", type=shape, metavar="1,C,H,W", help="of the image, instead of --size")
+    add("--plot", type=path, metavar="PNG", help="picture file for the fields")
+    add("--image", type=path, help="photograph to draw them on")
 
 
 def receptive_field(args: argparse.Namespace) -> int:
     """Prints the table of an untrained model, then draws it if asked to; returns 1 if it fails."""
-    if args.image and not args.plot:
-        print("receptive-field: --image needs --plot", file=sys.stderr)
+    if problem := _problem(args):
+        print(f"receptive-field: {problem}", file=sys.stderr)
         return 2
     return told("receptive-field", lambda: _receptive_field(args))
+
+
+def _problem(args: argparse.Namespace) -> str | None:
+    if args.image and not args.plot:
+        return "--image needs --plot"
+    if args.size and args.shape:
+        return "--size and --shape exclude each other"
+    if args.shape and len(args.shape) != 4:
+        return f"--shape must be 1,C,H,W, but got {','.join(map(str, args.shape))}"
+    if args.shape and args.plot and args.shape[2] != args.shape[3]:
+        return "--plot needs a square image"
+    if args.model in SIZES:
+        return None
+    if args.variant:
+        return f"--variant is for {' and '.join(SIZES)}"
+    return None if args.size or args.shape else f"{args.model} needs --shape"
 
 
 def _receptive_field(args: argparse.Namespace) -> None:
     from . import models
     from .receptive_field import receptive_field as table_of
 
-    size, variant = args.size or SIZES[args.model], [args.variant] if args.variant else []
     torch.manual_seed(0)
-    table = table_of(getattr(models, args.model)(*variant), size, measure=args.plot is not None)
+    if args.model in SIZES:
+        variant = [args.variant] if args.variant else []
+        model = getattr(models, args.model)(*variant)
+        title = " ".join(["an untrained", args.model, *variant])
+    else:
+        model, title = _factory.load(args.model), args.model
+    shape = args.shape[1:] if args.shape else 2 * [args.size or SIZES[args.model]]
+    table = table_of(model, shape, measure=args.plot is not None)
     print(table)
     if args.plot:
-        _plot(args.plot, args.image, size, " ".join(["an untrained", args.model, *variant]), table)
+        _plot(args.plot, args.image, shape[-1], title, table)
 
 
 def _plot(path: Path, photograph: Path | None, size: int, title: str, rows: Sequence[Row]) -> None:

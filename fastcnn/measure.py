@@ -1,7 +1,9 @@
-"""What a computation keeps for backward, and how long computations take beside each other."""
+"""How long functions take beside each other, and what they need in memory."""
 
 from __future__ import annotations
 
+import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,6 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+Call = Callable[[], Any]
+Clock = Callable[[Call], float]  # returns the seconds that a call takes
+
+_TURN = 2e-3  # seconds of the host's clock, at least
+_LONG = 0.2  # seconds; such a call is warmed up in the first round only
 
 
 class Timing(NamedTuple):
@@ -19,8 +27,123 @@ class Timing(NamedTuple):
     high: float
 
 
-def bytes_kept(fn: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> int:
-    """Bytes that ``fn()`` keeps for backward, each storage once, those of ``parameters`` left out.
+class Budget(NamedTuple):
+    """Rounds: all that fit into ``seconds``, at least ``rounds``, but no fourth once ``limit`` is over.
+
+    rest: seconds of sleep before each turn, in which the last one's threads fall asleep; a short call is then
+    warmed up again. Without, whoever comes after a library with threads of its own takes far longer.
+    """
+
+    rounds: int
+    seconds: float = 0
+    limit: float = math.inf
+    rest: float = 0
+
+    def goes_on(self, rounds: int, seconds: float) -> bool:
+        if rounds < min(3, self.rounds) or seconds < self.seconds:
+            return True
+        return rounds < self.rounds and seconds < self.limit
+
+
+def seconds(fn: Call, least: float = _TURN) -> float:
+    """Returns the wall-clock time of a call, a GPU's work included.
+
+    It is the mean of as many calls as it takes to reach ``least`` seconds.
+    """
+    start, calls, taken = time.perf_counter(), 0, 0.0
+    while calls == 0 or taken < least:
+        fn()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        calls += 1
+        taken = time.perf_counter() - start
+    return taken / calls
+
+
+@functools.cache
+def _larger_than_l2() -> Tensor:
+    return torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+
+
+def gpu_seconds(fn: Call) -> float:
+    """Returns the GPU's time for a call. Its L2 is flushed first; meanwhile launches can queue up."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    _larger_than_l2().zero_()
+    start.record()
+    fn()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+CLOCKS: dict[str, Clock] = {"cpu": seconds, "cuda": gpu_seconds}
+
+
+def in_turns(
+    fns: Mapping[str, Call],
+    budget: Budget,
+    clock: Clock = seconds,
+    failed: dict[str, str] | None = None,
+) -> dict[str, list[float]]:
+    """Returns each function's seconds in every round.
+
+    They take turns, so that what slows the machine slows all.
+
+    Args:
+        fns: by name; each is warmed up before its first turn.
+        budget: how many rounds.
+        clock: measures a turn.
+        failed: gets the error of whoever raises, in place of its times; without it, the error is raised.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in fns}
+    start, rounds = time.perf_counter(), 0
+    while budget.goes_on(rounds, time.perf_counter() - start):
+        rounds += 1
+        for name in list(taken):
+            before = taken[name]
+            try:
+                time.sleep(budget.rest)
+                if not before or (budget.rest and before[-1] < _LONG):
+                    seconds(fns[name])
+                before.append(clock(fns[name]))
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed[name] = reason(error)
+                del taken[name]
+    return taken
+
+
+def compare(fns: Mapping[str, Call], repeats: int = 7, clock: Clock = seconds) -> dict[str, Timing]:
+    """Returns the time of a call of each function, which take turns.
+
+    Raises:
+        ValueError: fewer than two repeats, which have no spread.
+    """
+    if repeats < 2:
+        raise ValueError(f"compare: repeats must be at least 2, but got {repeats}")
+    return {name: quartiles(taken) for name, taken in in_turns(fns, Budget(repeats), clock).items()}
+
+
+def quartiles(values: Sequence[float]) -> Timing:
+    """Returns the median of at least two values, and the quartiles on either side of it."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Timing(median, low, high)
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> Timing:
+    """Returns how many times as long as the other one takes, round by round."""
+    return quartiles([a / b for a, b in zip(over, under, strict=True)])
+
+
+def reason(error: Exception) -> str:
+    """Returns the error in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:120]}"
+
+
+def bytes_kept(fn: Call, parameters: Iterable[Tensor] = ()) -> int:
+    """Returns the bytes that ``fn()`` keeps for backward, each storage once, without those of ``parameters``.
 
     A storage counts whole, however small the view of it that is kept.
     """
@@ -37,43 +160,9 @@ def bytes_kept(fn: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> int:
     return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
 
 
-def seconds(fn: Callable[[], Any]) -> float:
-    """Wall-clock time of ``fn()``, a GPU's work included."""
-    start = time.perf_counter()
+def peak_bytes(fn: Call) -> int:
+    """Returns how much more of the GPU's memory than before is allocated during ``fn()``, at most."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
     fn()
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def settle(fn: Callable[[], Any]) -> None:
-    """Let the last contender's threads fall asleep, then warm up this one's, its caches and its pages.
-
-    Without, whoever comes after a library with threads of its own takes far longer.
-    """
-    time.sleep(0.01)
-    for _ in range(3):
-        if seconds(fn) > 0.2:
-            break
-
-
-def quartiles(values: Sequence[float]) -> Timing:
-    """Of at least two values: the median, and the quartiles on either side of it."""
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Timing(median, low, high)
-
-
-def compare(fns: Mapping[str, Callable[[], Any]], repeats: int = 7) -> dict[str, Timing]:
-    """Wall-clock time of each function. They take turns, so that what slows the machine slows all.
-
-    Every function runs once before the clock starts.
-
-    Raises:
-        ValueError: fewer than two repeats, which have no spread.
-    """
-    if repeats < 2:
-        raise ValueError(f"compare: repeats must be at least 2, but got {repeats}")
-    for fn in fns.values():
-        seconds(fn)
-    rounds = [{name: seconds(fn) for name, fn in fns.items()} for _ in range(repeats)]
-    return {name: quartiles([times[name] for times in rounds]) for name in fns}
+    return torch.cuda.max_memory_allocated() - before

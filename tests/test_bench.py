@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from fastcnn import LRN, bench, cli
+from fastcnn import LRN, _factory, bench, cli
 from fastcnn.bench import cases, contenders, machine, race, rates
-from fastcnn.bench.race import Budget
-from fastcnn.bench.result import AGAIN, Result
-from fastcnn.measure import Timing
+from fastcnn.bench.cases import Kind
+from fastcnn.bench.race import AGAIN, Result
+from fastcnn.measure import Budget, Timing, seconds
 
 ONCE = Budget(3, 0, 0)
 
@@ -25,7 +25,7 @@ def tell(state):
 
 def small_cases(dtype=torch.float32):
     x = (cases.LARGE * torch.randn(2, 8, 9, 11)).to(dtype)
-    plain, fused = cases.pair(lambda **options: cases.lenet5(dropout=0, **options), dtype)
+    plain, fused = Kind(dtype=dtype).pair(cases.lenet5)
     images = torch.randn(4, 1, 28, 28).to(dtype)
     yield cases.epilogue("epilogue", x)
     yield cases.epilogue("channels_last", x.contiguous(memory_format=torch.channels_last))
@@ -41,7 +41,7 @@ def small_cases(dtype=torch.float32):
 def test_fastcnn_gives_eager_values_in_every_case(dtype):
     for case in small_cases(dtype):
         builders = {name: case.builders[name] for name in ("eager", "fastcnn")}
-        runs, failed = race.check(builders, race.TOLERANCES[dtype], tell)
+        runs, failed = race.check(builders, race.TOLERANCES[dtype])
         assert failed == {}, case.name
         assert list(runs) == ["eager", "fastcnn"]
 
@@ -56,11 +56,11 @@ def test_exporters_give_eager_values(name):
     assert name not in found["training"]
     for case in ("epilogue", "LRN", "pool", *["network"] * (name != "JAX")):
         builders = {who: found[case][who] for who in ("eager", name)}
-        assert race.check(builders, 1e-4, tell)[1] == {}, case
+        assert race.check(builders, 1e-4)[1] == {}, case
 
 
 def test_bytes_and_operations_counted_by_hand():
-    work = {case.name: case[2:] for case in small_cases()}
+    work = {case.name: case[2:5] for case in small_cases()}
     x, y = 2 * 8 * 9 * 11, 2 * 8 * 4 * 5
     assert work["epilogue"] == (4 * (x + y), 0, x + 9 * x + 8 * y)
     assert work["LRN"] == (4 * (x + x), 0, 9 * x)
@@ -81,21 +81,37 @@ def test_the_check_sees_the_sum_of_squares_in_an_lrn():
     case = cases.epilogue("", x, pool=None)
     flat = cases.plain_epilogue(True, LRN(5, alpha=0, k=2), None)
     builders = {"eager": case.builders["eager"], "without": lambda: contenders.inferring(flat, x)}
-    assert list(race.check(builders, race.TOLERANCES[torch.float32], tell)[1]) == ["without"]
+    assert list(race.check(builders, race.TOLERANCES[torch.float32])[1]) == ["without"]
     x *= cases.LARGE / cases.SMALL
-    assert list(race.check(builders, race.TOLERANCES[torch.bfloat16], tell)[1]) == ["without"]
+    assert list(race.check(builders, race.TOLERANCES[torch.bfloat16])[1]) == ["without"]
 
 
 def test_the_quick_cases_are_some_of_all(monkeypatch):
-    def pair(*args):
-        net = nn.Sequential()
-        net.features = nn.Sequential(*(nn.PReLU() for _ in range(8)))
-        return net, net
+    def make(name, kind):
+        return cases.Case(name, {"torch.compile": None})
 
-    monkeypatch.setattr(cases, "pair", pair)
-    quick, thorough = ({case.name for case in cases.cases(q, "cpu", torch.float32)} for q in (True, False))
-    assert len(quick) == 6
-    assert quick < thorough
+    monkeypatch.setattr(cases, "CASES", dict.fromkeys(cases.CASES, make))
+    quick, thorough = (list(cases.cases(q, Kind())) for q in (True, False))
+    assert [case.name for case in quick] == list(cases.QUICK)
+    assert [case.name for case in thorough] == list(cases.CASES)
+    assert [case.name for case in quick if not case.builders] == ["AlexNet, training step, batch 32"]
+
+
+@pytest.mark.parametrize("name", [*cases.QUICK[:2], "AlexNet's block 2, batch 1", "LeNet-5, batch 8"])
+def test_formats_compute_the_same(name, monkeypatch):
+    monkeypatch.setattr(cases, "MAPS", {"map 1": (2, 8, 9, 9)})
+    nchw, last = (
+        cases.CASES[name](name, Kind(format=f)) for f in (torch.contiguous_format, torch.channels_last)
+    )
+    builders = {"eager": nchw.builders["eager"], "fastcnn": last.builders["fastcnn"]}
+    assert race.check(builders, 1e-4)[1] == {}
+    assert nchw[2:5] == last[2:5]
+
+
+def test_convolutions_and_dense_layers_alone_give_the_output():
+    case = cases.CASES["LeNet-5, batch 8"]("", Kind())
+    builders = {name: case.builders[name] for name in ("eager", contenders.ALONE)}
+    assert race.check(builders, 1e-4)[1] == {}
 
 
 def test_half_precision_has_no_onnx_runtime_and_a_gpu_only_torch(monkeypatch):
@@ -135,7 +151,7 @@ def test_whoever_is_wrong_or_fails_is_left_out_and_the_rest_runs():
             broken=RuntimeError("first line\n  second line"),
         ),
     )
-    result = race.race(case, ONCE, torch.float32, rates.CLOCKS["cpu"], tell)
+    result = race.race(case, ONCE, torch.float32, seconds, tell)
     assert list(result.seconds) == ["eager", "fastcnn", AGAIN]
     assert {len(taken) for taken in result.seconds.values()} == {3}
     assert result.failed["broken"] == "RuntimeError: first line second line"
@@ -148,7 +164,7 @@ def test_without_eager_or_without_fastcnn_nothing_is_claimed():
     for name in ("eager", "fastcnn"):
         outputs = {"fastcnn": torch.ones(1), "eager": torch.ones(1), name: RuntimeError("no")}
         case = cases.Case("case", builders(**outputs))
-        result = race.race(case, ONCE, torch.float32, rates.CLOCKS["cpu"], tell)
+        result = race.race(case, ONCE, torch.float32, seconds, tell)
         assert result.failed == {name: "RuntimeError: no"}
         assert result.times_faster() == {}
         assert result.too_close() == []
@@ -157,39 +173,20 @@ def test_without_eager_or_without_fastcnn_nothing_is_claimed():
 def test_gradients_are_granted_more():
     def off(by, make):
         case = builders(eager=make(torch.ones(4)), other=make(torch.ones(4) + by))
-        return list(race.check(case, 0.01, tell)[1])
+        return list(race.check(case, 0.01)[1])
 
     assert off(0.05, lambda t: t) == ["other"]
     assert off(0.05, lambda t: [t]) == []
     assert off(0.2, lambda t: [t]) == ["other"]
 
 
-def test_rounds_by_the_clock():
-    budget = Budget(5, 4, 12)
-    assert [budget.goes_on(2, 100), budget.goes_on(3, 100)] == [True, False]
-    assert [budget.goes_on(4, 11), budget.goes_on(4, 13), budget.goes_on(5, 11)] == [True, False, False]
-    assert [budget.goes_on(50, 3), budget.goes_on(50, 5)] == [True, False]
-
-
-def test_turns_are_taken():
-    order = []
-    runs = {name: lambda name=name: order.append(name) for name in "ab"}
-    taken = race.take_turns(runs, {}, ONCE, lambda fn: fn() or 1.0, tell)
-    assert taken == {"a": [1.0] * 3, "b": [1.0] * 3}
-    # Warmed up in the first round; after that a call that takes a second needs none.
-    assert "".join(order) == "aaaa" + "bbbb" + "abab"
-
-
-def test_whoever_fails_on_the_way_is_left_out():
-    calls = iter(range(4))
-    runs = {"a": lambda: None, "b": lambda: 1 / (3 - next(calls))}
-    failed = {}
-    assert list(race.take_turns(runs, failed, ONCE, rates.CLOCKS["cpu"], tell)) == ["a"]
-    assert failed == {"b": "ZeroDivisionError: division by zero"}
+def test_a_gradient_of_nothing_but_rounding_is_measured_by_the_rest():
+    right = [torch.ones(4), torch.full((4,), 1e-9)]
+    assert race.difference([right[0], -right[1]], right) < 1e-5
+    assert race.difference([right[0], right[1] + 0.1], right) > 1
 
 
 def test_a_rate_is_the_best_of_its_rounds():
-    assert rates._matmul_rate(torch.ones(8, 8), lambda fn: 0.5) == 2 * 8**3 / 0.5
     times = iter([3.0, 1.0, 2.0])
     assert rates.best_of(lambda: None, 3, lambda fn: next(times)) == 1
 
@@ -198,7 +195,8 @@ def test_a_rate_is_the_best_of_its_rounds():
 
 
 def result(**seconds):
-    return Result("case", {AGAIN if name == "again" else name: taken for name, taken in seconds.items()}, {})
+    taken = {AGAIN if name == "again" else name: taken for name, taken in seconds.items()}
+    return Result(cases.Case("case", {}), taken, {})
 
 
 def test_ratios_are_taken_round_by_round():
@@ -241,7 +239,7 @@ def stub(monkeypatch):
     """Two small cases, of which one has a contender that is wrong; short races; no work for the rates."""
     pytest.importorskip("rich")
 
-    def two(quick, device, dtype):
+    def two(quick, kind):
         yield cases.Case("first", builders(fastcnn=torch.ones(1), eager=torch.ones(1)), 100, 10)
         yield cases.Case(
             "second",
@@ -293,7 +291,8 @@ def test_the_table_fits_a_terminal(width, monkeypatch, capsys):
     taken = {name: [0.1234, 0.1345, 0.1456] for name in ("fastcnn", AGAIN, *peers[:4])} | {
         "eager": [9.0, 8.0, 7.0]
     }
-    r = Result("ReLU, LRN, pool, channels_last", taken, {"JAX": "no"}, 10**9, 10**9)
+    case = cases.Case("ReLU, LRN, pool, channels_last", {}, 10**9, 10**9)
+    r = Result(case, taken, {"JAX": "no"})
     sheet = Sheet(peers, "float32", {"copy": 1e10, "float32": 1e11})
     console = Console(width=int(width))
     console.print(sheet.table([r], console.width))
@@ -337,9 +336,9 @@ def test_without_a_gpu(monkeypatch, capsys):
 
 
 def test_ctrl_c_saves_what_there_was(stub, monkeypatch, capsys, tmp_path):
-    first = next(cases.cases(True, "cpu", torch.float32))
+    first = next(cases.cases(True, Kind()))
 
-    def interrupted(quick, device, dtype):
+    def interrupted(quick, kind):
         yield first
         raise KeyboardInterrupt
 
@@ -350,3 +349,88 @@ def test_ctrl_c_saves_what_there_was(stub, monkeypatch, capsys, tmp_path):
     assert printed.err.startswith("bench: interrupted; what the table has is complete")
     assert [case["name"] for case in json.loads((tmp_path / "out.json").read_text())["cases"]] == ["first"]
     assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
+
+
+# A model of the user's.
+
+
+def make():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(),
+        nn.Linear(4 * 4 * 4, 5),
+    )
+
+
+@pytest.fixture
+def own(stub, monkeypatch, tmp_path):
+    monkeypatch.setattr(_factory, "load", lambda name: make())
+    monkeypatch.setattr(contenders, "compiled", lambda module: module)
+    return ["bench", "package.module:make", "--quick", "--save", str(tmp_path / "own.json")]
+
+
+def test_a_model_of_ones_own_is_timed_with_its_memory(own, capsys, tmp_path):
+    assert cli.main([*own, "--shape", "2,3,8,8"]) == 0
+    printed = capsys.readouterr().out
+    assert "package.module:make on [2, 3, 8, 8]" in printed
+    inference, step = json.loads((tmp_path / "own.json").read_text())["cases"]
+    names = ["eager", "fastcnn", "torch.compile", AGAIN]
+    for case in (inference, step):
+        assert sorted(case["seconds"]) == sorted(names)
+        assert case["failed"] == {}
+    assert inference["flops"] == 2 * 2 * (8 * 8 * 4 * 27 + 64 * 5)
+    memory = step["memory"]
+    assert 0 < memory["fastcnn"]["kept"] < memory["eager"]["kept"]
+    assert f"eager keeps {memory['eager']['kept'] / 1e6:.1f} MB for backward" in printed
+
+
+def test_the_fused_model_is_a_copy_and_a_wrong_one_is_listed(own, monkeypatch, capsys, tmp_path):
+    from fastcnn.bench import own as of_own
+
+    monkeypatch.setattr(of_own, "fuse", lambda model: nn.Sequential(model, nn.Hardtanh(0, 1e-3)))
+    assert cli.main([*own, "--shape", "2,3,8,8"]) == 0
+    assert "inference: fastcnn is left out: its values are off by" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    cases = json.loads((tmp_path / "own.json").read_text())["cases"]
+    assert [list(case["failed"]) for case in cases] == [["fastcnn"], ["fastcnn"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (["no_such_package:make", "--shape", "1,3,8,8"], 1, "No module named 'no_such_package'"),
+        (["no_such_package:make"], 2, "a model and --shape go together"),
+        (["--shape", "1,3,8,8"], 2, "a model and --shape go together"),
+        (["torch.nn:ReLU6", "--shape", "1,0"], 2, "must be sizes like 32,3,224,224, but got '1,0'"),
+    ],
+)
+def test_a_model_that_cannot_be_timed_ends_with_one_line(options, status, words, stub, capsys):
+    try:
+        ended = cli.main(["bench", *options])
+    except SystemExit as stop:
+        ended = stop.code
+    assert ended == status
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_machine_names_its_processor_exactly(monkeypatch, tmp_path):
+    x86 = (
+        "vendor_id: V\ncpu family: 25\nmodel: 17\nmodel name: AMD EPYC\nstepping: 1\nflags: sse avx2 amx_tile"
+    )
+    arm = (
+        "CPU implementer: 0x41\nCPU architecture: 8\nCPU part: 0xd40\nCPU revision: 1\nFeatures: fp sve asimd"
+    )
+    for text, expected in (
+        (x86, ("V", "25", "17", "1", "amx_tile avx2")),
+        (arm, ("0x41", "8", "0xd40", "1", "asimd sve")),
+    ):
+        (tmp_path / "cpuinfo").write_text(f"{text}\n\nmodel: 9, of another one\n")
+        monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
+        assert tuple(machine.facts("cpu")["cpu"].values()) == expected
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "none")
+    assert machine.facts("cpu")["cpu"] == {"cpu flags": ""}

@@ -186,6 +186,28 @@ def test_receptive_field_prints_the_table(capsys):
     assert capsys.readouterr().out == f"{fastcnn.receptive_field(fastcnn.models.lenet5('1998'), 32)}\n"
 
 
+def test_receptive_field_of_a_model_of_ones_own(capsys, monkeypatch, tmp_path):
+    source = "from torch import nn\ndef make(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2))\n"
+    (tmp_path / "mine_to_see.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert cli.main(["receptive-field", "mine_to_see:make", "--shape", "1,3,10,20"]) == 0
+    printed = capsys.readouterr().out
+    from mine_to_see import make
+
+    assert printed == f"{fastcnn.receptive_field(make(), (3, 10, 20))}\n"
+    for name, options, status, words in (
+        ("mine_to_see:make", [], 2, "mine_to_see:make needs --shape"),
+        ("mine_to_see:make", ["--variant", "1998"], 2, "--variant is for alexnet and lenet5"),
+        ("mine_to_see:none", ["--size", "9"], 1, "has no attribute 'none'"),
+        ("resnet", ["--size", "9"], 1, "must be named package.module:function, but got 'resnet'"),
+    ):
+        assert cli.main(["receptive-field", name, *options]) == status
+        printed = capsys.readouterr().err
+        assert words in printed
+        assert printed.count("\n") == 1
+
+
 @pytest.mark.parametrize("photograph", [False, True])
 def test_receptive_field_draws(photograph, tmp_path, capsys):
     png, image = tmp_path / "fields.png", tmp_path / "photograph.png"
@@ -207,6 +229,9 @@ def test_receptive_field_draws(photograph, tmp_path, capsys):
         (["--plot", "fields.png", "--image", "nowhere.png"], 1, "No such file or directory: 'nowhere.png'"),
         (["--plot", "fields.png", "--image", __file__], 1, "cannot identify image file"),
         (["--plot", "nowhere/fields.png"], 1, "No such file or directory"),
+        (["--size", "32", "--shape", "1,1,32,32"], 2, "--size and --shape exclude each other"),
+        (["--shape", "1,28,28"], 2, "--shape must be 1,C,H,W, but got 1,28,28"),
+        (["--shape", "1,1,28,32", "--plot", "fields.png"], 2, "--plot needs a square image"),
     ],
 )
 def test_receptive_field_ends_with_one_line(options, status, words, monkeypatch, capsys, tmp_path):

@@ -11,6 +11,9 @@ SCRIPT = Path(__file__).parents[1] / "bench" / "compare.py"
 pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="a copy of the package without its benchmarks")
 
 
+PROCESSOR = {"cpu family": "25", "cpu model": "17"}
+
+
 def around(median, spread=0.02):
     return {"low": median * (1 - spread), "median": median, "high": median * (1 + spread)}
 
@@ -19,9 +22,10 @@ def benchmarks(**seconds):
     """name=(fastcnn's, eager's)"""
     return {
         "benchmarks": [
-            {"name": name, "extra_info": {"seconds": {"fastcnn": around(ours), "eager": around(eager)}}}
+            {"extra_info": {"name": name, "seconds": {"fastcnn": around(ours), "eager": around(eager)}}}
             for name, (ours, eager) in seconds.items()
-        ]
+        ],
+        "machine_info": {"cpu": PROCESSOR},
     }
 
 
@@ -136,6 +140,7 @@ def test_what_differs_between_the_machines_is_named(compare):
     old = OLD | {
         "machine_info": {
             "processor": "A",
+            "cpu": PROCESSOR,
             "threads": 2,
             "extension": {"compiler": "12.2.0", "openmp": "yes"},
             "versions": {"torch": "2.12.0", "onnxruntime": "1.32.0"},
@@ -143,7 +148,8 @@ def test_what_differs_between_the_machines_is_named(compare):
     }
     new = OLD | {
         "machine_info": {
-            "processor": "B",
+            "processor": "A",
+            "cpu": PROCESSOR | {"cpu model": "1"},
             "threads": 4,
             "extension": {"compiler": "13.1.0", "openmp": "yes"},
             "versions": {"torch": "2.13.0", "openvino": "2026.4.1"},
@@ -152,7 +158,7 @@ def test_what_differs_between_the_machines_is_named(compare):
     result = compare(old, new)
     assert result.returncode == 0
     assert result.stdout.splitlines()[:7] == [
-        "differs: processor A, now B",
+        "differs: cpu model 17, now 1",
         "differs: threads 2, now 4",
         "differs: compiler 12.2.0, now 13.1.0",
         "differs: torch 2.12.0, now 2.13.0",
@@ -164,6 +170,21 @@ def test_what_differs_between_the_machines_is_named(compare):
     assert "differs: threads none, now 4" in lines(compare(OLD, new), "differs")
 
 
+def test_files_that_do_not_name_the_processor_are_told_apart_from_those_that_do(compare):
+    without = OLD | {"machine_info": {"processor": "AMD EPYC"}}
+    assert lines(compare(OLD, OLD), "unknown") == []
+    assert lines(compare(without, without), "unknown: whether the processors are the same")
+    assert "differs: cpu model none, now 17" in lines(compare(without, OLD), "differs")
+
+
+def test_files_of_the_bench_command_are_compared(compare):
+    cases = [benchmark["extra_info"] for benchmark in OLD["benchmarks"]]
+    saved = {"machine_info": OLD["machine_info"], "cases": cases}
+    result = compare(saved, benchmarks(a=(2, 10), b=(2, 10), c=(3, 10)))
+    assert result.returncode == 1
+    assert slower(result) == ["a"]
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -171,7 +192,7 @@ def test_what_differs_between_the_machines_is_named(compare):
         "[]",
         "{}",
         '{"benchmarks": 1}',
-        '{"benchmarks": [{"name": "a", "extra_info": {}}]}',
+        '{"benchmarks": [{"extra_info": {"name": "a"}}]}',
         OLD | {"machine_info": []},
         OLD | {"machine_info": None},
     ],
@@ -179,14 +200,14 @@ def test_what_differs_between_the_machines_is_named(compare):
 def test_another_kind_of_file_is_refused(compare, content):
     result = compare(OLD, content)
     assert result.returncode == 2
-    assert "new.json: not a file that make bench-cpu writes" in result.stderr
+    assert "new.json: not a file that make bench-cpu or fastcnn bench writes" in result.stderr
     assert "Traceback" not in result.stderr
 
 
 def test_a_file_without_quartiles_is_refused(compare):
     new = benchmarks(a=(1, 10))
     del seconds(new)["fastcnn"]["high"]
-    assert "not a file that make bench-cpu writes" in compare(OLD, new).stderr
+    assert "not a file that make bench-cpu or fastcnn bench writes" in compare(OLD, new).stderr
 
 
 @pytest.mark.parametrize("median", [0, -1, float("nan"), float("inf"), "1", None])
@@ -196,7 +217,7 @@ def test_a_median_that_is_no_time_is_refused(compare, who, median):
     seconds(old)[who]["median"] = median
     result = compare(old, OLD)
     assert result.returncode == 2
-    assert "old.json: not a file that make bench-cpu writes" in result.stderr
+    assert "old.json: not a file that make bench-cpu or fastcnn bench writes" in result.stderr
     assert "Traceback" not in result.stderr
 
 

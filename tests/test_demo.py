@@ -11,13 +11,14 @@ from safetensors.torch import load_file
 
 from fastcnn import _files, demo
 from fastcnn.demo import data, train
-from fastcnn.measure import Timing, bytes_kept, compare
+from fastcnn.measure import Timing
 from fastcnn.models import lenet5
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 from rich.console import Console
 
+from fastcnn.bench.cases import Kind
 from fastcnn.demo import pictures, table
 
 
@@ -188,36 +189,9 @@ def test_filters_and_training_draw(history):
 # Measurements.
 
 
-def test_bytes_kept_counts_each_storage_once_without_parameters():
-    linear = torch.nn.Linear(8, 8, bias=False)
-    x = torch.randn(16, 8, requires_grad=True)
-    assert bytes_kept(lambda: linear(x), linear.parameters()) == 16 * 8 * 4
-    assert bytes_kept(lambda: linear(x) + linear(x), linear.parameters()) == 16 * 8 * 4
-    assert bytes_kept(lambda: linear(x)) == (16 * 8 + 8 * 8) * 4
-    with torch.no_grad():
-        assert bytes_kept(lambda: linear(x)) == 0
-
-
-def test_compare_takes_turns():
-    order = []
-    times = compare({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3)
-    assert order == ["a", "b"] * 4
-    for timing in times.values():
-        assert 0 < timing.low <= timing.median <= timing.high
-    with pytest.raises(ValueError, match="repeats must be at least 2, but got 1"):
-        compare({}, repeats=1)
-
-
-def test_relative_error_is_of_the_largest_value():
-    expected = [torch.tensor([1.0, -4.0]), torch.tensor([0.0])]
-    actual = [torch.tensor([1.0, -3.5]), torch.tensor([-1.0])]
-    assert table.relative_error(actual, expected) == 0.25
-
-
 def small_cases():
     torch.manual_seed(0)
-    plain, fused = lenet5(dropout=0.5, fused=False), lenet5(dropout=0.5)
-    plain.load_state_dict(fused.state_dict())
+    plain, fused = (net.eval() for net in Kind().pair(lenet5))
     images = torch.rand(4, 1, 32, 32)
     return [
         table.epilogue_case((2, 8, 9, 9)),

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -47,23 +46,22 @@ def test_names_are_unique_and_enough_need_torch_alone():
 
 def test_find_counts_blocks_and_folds():
     models = ["kernelbench/lenet5", "kernelbench/transition_layer", "kernelbench/regnet"]
-    command = [sys.executable, BENCH / "public_models.py", "--find", "--why", "-k", *models]
+    command = [sys.executable, BENCH / "public_models.py", "--find", "-k", *models]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    *found, summary, why = result.stdout.splitlines()
+    *found, summary = result.stdout.splitlines()
     assert [row.split()[:5] for row in found] == [
         ["kernelbench/lenet5", "2", "blocks", "0", "folds"],
         ["kernelbench/transition_layer", "0", "blocks", "0", "folds"],
         ["kernelbench/regnet", "3", "blocks", "6", "folds"],
     ]
     assert summary == "blocks or folds found in 2 of 3 models"
-    assert why.split() == ["1", "AvgPool2d", "follows"]
 
 
 def test_a_run_can_be_resumed_and_becomes_a_page(public_models, monkeypatch, tmp_path):
     from report_public import page
 
     path = tmp_path / "public.json"
-    options = ["--quick", "--no-compile", "--batches", "2", "1", "--out", str(path), "-k", "/lenet"]
+    options = ["--quick", "--batches", "2", "1", "--out", str(path), "-k", "/lenet"]
     monkeypatch.setattr("sys.argv", ["public_models.py", *options])
     public_models.main()
     names = ["cifar/lenet", "kernelbench/lenet5"]
@@ -91,28 +89,19 @@ def test_a_run_can_be_resumed_and_becomes_a_page(public_models, monkeypatch, tmp
     del resumed["models"][2]["batches"][0]["times_faster"]["torch.fx"]
     resumed["models"][2]["batches"][0]["failed"] = {"torch.fx": "TraceError: no"}
     text = page(resumed)
-    assert "| | batch | plain, ms | fuse | fold_bn | torch.fx |\n" in text
     assert text.count("| cifar/lenet | 1 | ≈ 0.90 | 0.50 | 1.25 |\n") == 2
     assert "- kernelbench/lenet5, batch 2: a call would take 9 s\n" in text
     assert "- kernelbench/fire_module, batch 1: torch.fx: TraceError: no\n" in text
 
 
-def test_what_takes_too_long_is_left_out(public_models, monkeypatch):
+def test_what_takes_too_long_is_left_out_and_who_fails_is_named(public_models, monkeypatch):
+    def compiled(module):
+        raise RuntimeError("no compiler")
+
     (entry,) = [entry for entry in written() if entry.name == "cifar/lenet"]
-    monkeypatch.setattr(public_models, "compiled", lambda module: lambda x: time.sleep(60))
-    first, second = public_models.measure(entry, [1, 8], public_models.QUICK, 1e-9, 0)["batches"]
+    monkeypatch.setattr(public_models, "compiled", compiled)
+    first, second = public_models.measure(entry, [1, 8], public_models.QUICK, compile=True, slow=0)["batches"]
     assert list(first["seconds"]) == ["eager", "fuse", "fold_bn", "torch.fx"]
-    late = "TimeoutError: the minutes for compiling were over"
-    assert first["failed"] == {"torch.compile": late, "fold_bn, torch.compile": late}
+    error = "RuntimeError: no compiler"
+    assert first["failed"] == {"torch.compile": error, "fold_bn, torch.compile": error}
     assert second["left_out"].startswith("a call would take ")
-
-
-def test_only_what_is_late_is_a_timeout(public_models):
-    now = time.perf_counter()
-    with pytest.raises(TimeoutError, match="minutes"), public_models.limited(now):
-        try:
-            time.sleep(60)
-        except TimeoutError as error:
-            raise RuntimeError("what a compiler makes of it") from error
-    with pytest.raises(RuntimeError, match="another"), public_models.limited(now + 60):
-        raise RuntimeError("another")

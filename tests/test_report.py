@@ -37,7 +37,6 @@ def test_what_a_gpu_gave_becomes_tables(monkeypatch, tmp_path):
         "tests": {"passed": 9, "failed": 0},
         "rows": rows,
     }
-    assert "waits for hardware" in section(tmp_path)
     (tmp_path / "gpu_full.json").write_text(json.dumps(result))
     page = section(tmp_path)
     assert page.startswith("## GPU\n")
@@ -50,10 +49,10 @@ On a GPU, driver 1.2, torch 3.4, 2026-01-01.
 
 - tests: 9 passed, 0 failed
 
-| | µs | quartiles | of a copy's rate |
+|  | µs | quartiles | of a copy's rate |
 |---|--:|--:|--:|
 | an epilogue: cuda | 10 | 9.5–10.5 | 75% |
 | a block: plain (delay) | 100 | 90–110 |  |
-| a block: cuda, left out: Error: no | | | |
+| a block: cuda, left out: Error: no |  |  |  |
 """
     )

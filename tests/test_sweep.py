@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastcnn.measure import Timing
+from fastcnn.measure import Budget, Timing
 from fastcnn.testing import assert_close
 
 BENCH = Path(__file__).parents[1] / "bench"
@@ -46,25 +46,21 @@ def test_slower_is_what_stays_slower(sweep, monkeypatch):
         ([slow, noisy], False),
     ):
         given = iter(ratios)
-        monkeypatch.setattr(sweep, "in_turns", lambda plain, ours, rounds, given=given: (next(given), 1e-6))
+        monkeypatch.setattr(sweep, "in_turns", lambda fns, budget: {name: [1e-6] for name in fns})
+        monkeypatch.setattr(sweep, "ratio", lambda over, under, given=given: next(given))
         assert sweep.compare(None, None)["slower"] is slower
         assert next(given, None) is None
 
 
 def test_a_few_cases_become_a_page(sweep, monkeypatch, capsys, tmp_path):
-    from report_sweep import page
-
-    monkeypatch.setattr(sweep, "ROUNDS", 2)
-    monkeypatch.setattr(sweep, "AGAIN", 3)
-    monkeypatch.setattr(sweep, "LIMIT", 0)
-    monkeypatch.setattr(sweep, "TURN", 0)
+    monkeypatch.setattr(sweep, "LOOK", Budget(2))
+    monkeypatch.setattr(sweep, "LOOK_AGAIN", Budget(3))
     names = ("max_pool2d", "fused Sequential", "lenet5")
     monkeypatch.setattr(sweep, "OPS", {name: sweep.OPS[name] for name in names})
     path = tmp_path / "sweep.json"
     monkeypatch.setattr("sys.argv", ["sweep.py", "--cases", "1", "--out", str(path)])
     sweep.main()
-    printed = capsys.readouterr().out
-    assert len(printed.split("The worst:")[1].strip().splitlines()) == sweep.WORST
+    assert capsys.readouterr().out.startswith("# Random shapes beside plain torch")
     data = json.loads(path.read_text())
     found = [(row["op"], row["mode"], row["threads"]) for row in data["rows"]]
     assert found == [(op, mode, threads) for op in names for mode in sweep.MODES for threads in (1, 2)]
@@ -74,15 +70,15 @@ def test_a_few_cases_become_a_page(sweep, monkeypatch, capsys, tmp_path):
         "plain_seconds": 1e-6,
         "times_faster": {"low": 0.1, "median": 0.2, "high": 0.3},
     }
-    text = page(data)
+    text = sweep.page(data)
     assert "| max_pool2d | inference | < 50 µs |" in text
-    assert "| 0.20 | 0.10–0.30 | 1 | 1 | max_pool2d, inference | `[" in text
+    (slow,) = (line for line in text.splitlines() if line.startswith("| max_pool2d, inference | `["))
+    assert slow.endswith("` | 1 | 0.20 | 0.10–0.30 | 1 |")
 
 
 def test_quick_writes_no_results(sweep, monkeypatch, tmp_path):
     monkeypatch.setattr(sweep, "RESULTS", tmp_path / "sweep.json")
     monkeypatch.setattr(sweep, "sweep", lambda cases, seed: iter([]))
-    monkeypatch.setattr(sweep, "show", lambda rows: None)
     monkeypatch.setattr("sys.argv", ["sweep.py", "--quick"])
     sweep.main()
     assert not list(tmp_path.iterdir())

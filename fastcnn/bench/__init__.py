@@ -9,27 +9,36 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from .. import _files, use_backend
 from .._commands import quiet
+from ..measure import CLOCKS
 
 if TYPE_CHECKING:
-    from .result import Result
+    from .race import Result
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def run(quick: bool = False, device: str = "cpu", dtype: str = "float32", save: Path | None = None) -> None:
-    """A table to the terminal, each row as soon as its case is done; all of it as JSON to ``save``.
+class Options(NamedTuple):
+    """What to time.
 
-    Args:
-        quick: six cases in minutes, instead of all of them.
-        device: "cpu" or "cuda".
-        dtype: one of DTYPES.
-        save: a file, which is replaced.
+    quick: six cases in minutes, instead of all of them; device: "cpu" or "cuda"; dtype: one of DTYPES; model:
+    "package.module:function" that makes a model of the user's, to be timed instead; shape: of its input.
+    """
+
+    quick: bool = False
+    device: str = "cpu"
+    dtype: str = "float32"
+    model: str | None = None
+    shape: tuple[int, ...] = ()
+
+
+def run(options: Options, save: Path | None = None) -> None:
+    """Prints a table, each row as soon as its case is done; writes all of it as JSON to ``save``.
 
     Raises:
         ModuleNotFoundError: rich is missing.
@@ -39,10 +48,10 @@ def run(quick: bool = False, device: str = "cpu", dtype: str = "float32", save: 
     """
     if importlib.util.find_spec("rich") is None:
         raise ModuleNotFoundError("its table needs rich; install with: pip install rich")
-    if device == "cuda" and not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("--device cuda: torch sees no GPU")
     with _opened(save) as file:
-        record, interrupted = _measure(quick, device, dtype)
+        record, interrupted = _measure(options)
         if file:
             file.write(json.dumps(record, indent=1).encode())
     if interrupted:
@@ -57,7 +66,7 @@ def _opened(path: Path | None) -> contextlib.AbstractContextManager[IO[bytes] | 
     return _files.replacing(path)
 
 
-def _measure(quick: bool, device: str, dtype: str) -> tuple[dict[str, Any], KeyboardInterrupt | None]:
+def _measure(options: Options) -> tuple[dict[str, Any], KeyboardInterrupt | None]:
     """Measures and prints; returns the record to save, and the KeyboardInterrupt that ended it, if any."""
     from rich.console import Console
 
@@ -65,19 +74,20 @@ def _measure(quick: bool, device: str, dtype: str) -> tuple[dict[str, Any], Keyb
     from .rates import rates
     from .table import Sheet, remarks, show
 
+    device, dtype = options.device, options.dtype
     console = Console(width=None if sys.stdout.isatty() else 100)
     say = partial(console.print, markup=False, highlight=False)
     facts = machine.facts(device)
-    peers = contenders.peers(device, DTYPES[dtype])
+    peers = ["eager", "torch.compile"] if options.model else contenders.peers(device, DTYPES[dtype])
     say(machine.describe(facts, dtype))
-    for line in _beforehand(quick, device, dtype):
+    for line in _beforehand(options):
         say(line)
     results: list[Result] = []
     interrupted = None
     with use_backend(facts["backend"]), quiet():
         sheet = Sheet(peers, dtype, rates([DTYPES[dtype]], device))
         try:
-            show(console, sheet, _races(quick, device, dtype, peers), results)
+            show(console, sheet, _races(options, peers), results)
         except KeyboardInterrupt as error:
             interrupted = error
     for remark in remarks(results):
@@ -86,33 +96,37 @@ def _measure(quick: bool, device: str, dtype: str) -> tuple[dict[str, Any], Keyb
     return {"machine_info": facts, "rates": sheet.rates, "cases": cases}, interrupted
 
 
-def _beforehand(quick: bool, device: str, dtype: str) -> Iterator[str]:
+def _beforehand(options: Options) -> Iterator[str]:
     """Yields notes for the reader of the table."""
     from . import contenders, machine
 
     if load := machine.load():
         yield load
-    if device == "cuda":
+    if options.model:
+        yield f"{options.model} on {list(options.shape)}, as it is and with fastcnn.fuse"
+        return
+    if options.device == "cuda":
         yield "Not timed on a GPU: ONNX Runtime, OpenVINO, JAX"
     elif missing := contenders.not_installed():
         yield f"Not installed: {', '.join(missing)}"
-    if device == "cpu":
-        yield "Not timed: ONNX Runtime and OpenVINO in training or in channels_last, JAX but for layers"
-    if device == "cpu" and dtype != "float32":
-        yield f"Not timed in {dtype}: ONNX Runtime; OpenVINO computes in it, but reads and writes float32"
-    if quick:
+    if options.device == "cpu":
+        yield "Not timed: ONNX Runtime and OpenVINO in training, JAX but for layers"
+        if options.dtype != "float32":
+            yield f"Not timed in {options.dtype}: ONNX Runtime; OpenVINO reads and writes float32 around it"
+    if options.quick:
         yield "Not timed with --quick: torch.compile's training step, which takes long to compile"
 
 
-def _races(
-    quick: bool, device: str, dtype: str, peers: list[str]
-) -> Iterator[tuple[str, Callable[..., Result]]]:
-    from .cases import cases
-    from .race import QUICK, THOROUGH, race
-    from .rates import CLOCKS
+def _races(options: Options, peers: list[str]) -> Iterator[tuple[str, Callable[..., Result]]]:
+    from . import race
+    from .cases import Kind, cases
+    from .own import own_cases
 
-    budget = QUICK if quick else THOROUGH
-    for case in cases(quick, device, DTYPES[dtype]):
+    kind = Kind(options.device, DTYPES[options.dtype])
+    found = own_cases(options.model, options.shape, kind) if options.model else cases(options.quick, kind)
+    budget = race.QUICK if options.quick else race.THOROUGH
+    for case in found:
         torch._dynamo.reset()  # it gives up, in silence, on code it has compiled for too many modules
         chosen = {name: build for name, build in case.builders.items() if name in ("fastcnn", *peers)}
-        yield case.name, partial(race, case._replace(builders=chosen), budget, DTYPES[dtype], CLOCKS[device])
+        case = case._replace(builders=chosen)
+        yield case.name, partial(race.race, case, budget, kind.dtype, CLOCKS[kind.device])

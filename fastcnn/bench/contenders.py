@@ -1,4 +1,4 @@
-"""The same computation by everyone: functions that give what runs it, a function without arguments."""
+"""The same computation by everyone: functions that return what runs it, a function without arguments."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from ..stages import LRN, MaxPool
 
@@ -24,11 +25,12 @@ NEEDS = {
     "OpenVINO": ("openvino",),
     "JAX": ("jax",),
 }
+ALONE = "convolutions and dense layers alone"
 _HINTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
 def peers(device: str, dtype: torch.dtype) -> list[str]:
-    """Whom fastcnn can be timed beside here; those of NEEDS run on the CPU only."""
+    """Returns whom fastcnn can be timed beside here; those of NEEDS run on the CPU only."""
     names = ["eager", "torch.compile"]
     if device == "cpu":
         names += [name for name, packages in NEEDS.items() if not _missing(*packages)]
@@ -38,7 +40,7 @@ def peers(device: str, dtype: torch.dtype) -> list[str]:
 
 
 def not_installed() -> list[str]:
-    """The packages that some contender needs and that are not there."""
+    """Returns the packages that some contender needs and that are not there."""
     return _missing(*(package for packages in NEEDS.values() for package in packages))
 
 
@@ -46,23 +48,29 @@ def _missing(*packages: str) -> list[str]:
     return [package for package in packages if importlib.util.find_spec(package) is None]
 
 
-def inferring(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    def run() -> Tensor:
-        with torch.no_grad():
-            return module(x)
+def inferring(module: nn.Module, x: Tensor) -> Run:
+    return torch.no_grad()(partial(module, x))
+
+
+def differentiating(module: nn.Module, x: Tensor) -> Run:
+    """Returns what runs forward and the gradients of all parameters, and of the input if it requires one."""
+    leaves = [t for t in (x, *module.parameters()) if t.requires_grad]
+    grads = [torch.ones_like(y) for y in tensors(module(x))]
+
+    def run() -> list[Tensor]:
+        found = torch.autograd.grad(tensors(module(x)), leaves, grads, allow_unused=True)
+        return [grad for grad in found if grad is not None]
 
     return run
 
 
-def differentiating(module: nn.Module, x: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-    """Forward and the gradients of the input, which requires one, and of all parameters."""
-    leaves = [x, *module.parameters()]
-    grad = torch.ones_like(module(x))
-    return lambda: torch.autograd.grad(module(x), leaves, grad)
+def tensors(output: Any) -> list[Tensor]:
+    """Returns the tensors in what a model returns."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def stepping(module: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], list[Tensor]]:
-    """One step of SGD; the gradients it took."""
+def stepping(module: nn.Module, x: Tensor, labels: Tensor) -> Run:
+    """Returns what takes a step of SGD; it returns the step's gradients."""
     module.train()
     parameters = list(module.parameters())
     optimizer = torch.optim.SGD(parameters, lr=1e-4)
@@ -78,6 +86,18 @@ def stepping(module: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], list[
 
 def compiled(module: nn.Module, **options: Any) -> Any:
     return torch.compile(copy.deepcopy(module), dynamic=False, options=options)
+
+
+def products(plain: nn.Module, x: Tensor) -> Run:
+    """Returns what runs a model's convolutions and dense layers alone, each on the input that it gets."""
+    calls: list[tuple[nn.Module, Tensor]] = []
+    layers = [m for m in plain.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [m.register_forward_hook(lambda m, inputs, _: calls.append((m, inputs[0]))) for m in layers]
+    with torch.no_grad():
+        plain(x)
+    for hook in hooks:
+        hook.remove()
+    return torch.no_grad()(lambda: [layer(given) for layer, given in calls][-1])
 
 
 def by_onnxruntime(module: nn.Module, x: Tensor) -> Run:
@@ -155,15 +175,16 @@ def inference(plain: nn.Module, fused: nn.Module, x: Tensor) -> Builders:
         "eager": partial(inferring, plain, x),
         "torch.compile": lambda: inferring(compiled(plain), x),
     }
-    if x.is_contiguous() and x.dtype == torch.float32:
-        builders["ONNX Runtime"] = partial(by_onnxruntime, plain, x)
     if x.is_contiguous():
+        builders["torch.compile freezing"] = lambda: inferring(compiled(plain, freezing=True), x)
+        if x.dtype == torch.float32:
+            builders["ONNX Runtime"] = partial(by_onnxruntime, plain, x)
         builders["OpenVINO"] = lambda: by_openvino(copy.deepcopy(plain), x, _HINTS[x.dtype])
     return builders
 
 
 def backward(plain: nn.Module, fused: nn.Module, x: Tensor) -> Builders:
-    """Forward and backward; x requires a gradient."""
+    """Forward and backward, of the parameters and of an input that requires a gradient."""
     return {
         "fastcnn": partial(differentiating, fused, x),
         "eager": partial(differentiating, plain, x),

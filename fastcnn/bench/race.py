@@ -2,52 +2,98 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..measure import settle
+from ..measure import Budget, Clock, Timing, in_turns, quartiles, ratio, reason
 from .cases import Case
-from .contenders import Builders, Run
-from .rates import Clock
-from .result import AGAIN, Result
+from .contenders import Builders, Run, tensors
 
-Tell = Callable[[str], None]  # is called with what happens now
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.05}
 _OF_GRADIENTS = 10  # times that: of values as good as the same, pooling may pick another
-_LONG = 0.2  # seconds; such a call needs no warm-up of its own
+AGAIN = "fastcnn again"  # the same once more in each round: how far chance alone sets two times apart
+QUICK, THOROUGH = Budget(5, 3, 8, rest=0.01), Budget(7, 12, 90, rest=0.01)
 
 
-class Budget(NamedTuple):
-    """A case's rounds: all that fit into ``seconds``, at least ``rounds``, but 3 once ``limit`` is over."""
+@dataclass(frozen=True)
+class Result:
+    """What a race gave. seconds: by contender, one for each round; failed: why others have none."""
 
-    rounds: int
-    seconds: float
-    limit: float
+    case: Case
+    seconds: dict[str, list[float]]
+    failed: dict[str, str]
 
-    def goes_on(self, rounds: int, seconds: float) -> bool:
-        return rounds < 3 or seconds < self.seconds or (rounds < self.rounds and seconds < self.limit)
+    def time(self, name: str) -> Timing:
+        return quartiles(self.seconds[name])
+
+    def times_faster(self) -> dict[str, Timing]:
+        """Returns each contender's time divided by fastcnn's; empty if fastcnn has none."""
+        ours = self.seconds.get("fastcnn")
+        return {name: ratio(taken, ours) for name, taken in self.seconds.items()} if ours else {}
+
+    def too_close(self) -> list[str]:
+        """Returns peers whose difference from fastcnn's time is not larger than that of fastcnn from itself.
+
+        That is: its ratio's quartiles lie on both sides of 1, or its median is no farther from 1 than a
+        quartile of the second timing's. Without a second timing nobody's difference is known to be larger.
+        """
+        ratios = self.times_faster()
+        again = ratios.get(AGAIN)
+        chance = max(map(_distance, (again.low, again.high))) if again else math.inf
+        return [
+            name
+            for name, each in ratios.items()
+            if not name.startswith("fastcnn")
+            and (each.low <= 1 <= each.high or _distance(each.median) <= chance)
+        ]
+
+    def record(self, dtype: str, rates: dict[str, float]) -> dict[str, Any]:
+        """Returns what to save. "floor": seconds that the bytes and the FLOPs take at the rates."""
+        case, too_close = self.case, self.too_close()
+        return {
+            "name": case.name,
+            "dtype": dtype,
+            "seconds": {name: self.time(name)._asdict() for name in self.seconds},
+            "times_faster": {name: each._asdict() for name, each in self.times_faster().items()},
+            "too_noisy": bool(too_close),
+            "too_close": too_close,
+            "failed": self.failed,
+            "moved": case.moved,
+            "flops": case.flops,
+            "operations": case.operations,
+            "floor": case.moved / rates["copy"] + case.flops / rates[dtype],
+            **({"memory": case.memory} if case.memory else {}),
+        }
 
 
-QUICK, THOROUGH = Budget(5, 3, 8), Budget(7, 12, 90)
+def _distance(ratio: float) -> float:
+    """From 1; as far for half as for twice."""
+    return abs(math.log(ratio))
 
 
-def race(case: Case, budget: Budget, dtype: torch.dtype, clock: Clock, tell: Tell) -> Result:
-    """Time the case's contenders, fastcnn twice a round; whoever fails or is wrong is left out."""
+def race(case: Case, budget: Budget, dtype: torch.dtype, clock: Clock, tell: Callable[[str], None]) -> Result:
+    """Times the case's contenders, fastcnn twice a round; whoever fails or is wrong is excluded.
+
+    tell: is called with what happens now.
+    """
     try:
         runs, failed = check(case.builders, TOLERANCES[dtype], tell)
     except Exception as error:
-        return Result(case.name, {}, {"eager": reason(error)})
+        return Result(case, {}, {"eager": reason(error)})
     if "fastcnn" in runs:
         runs[AGAIN] = runs["fastcnn"]
-    seconds = take_turns(runs, failed, budget, clock, tell)
-    return Result(case.name, seconds, failed, case.moved, case.flops, case.operations)
+    tell("timing")
+    return Result(case, in_turns(runs, budget, clock, failed), failed)
 
 
-def check(builders: Builders, tolerance: float, tell: Tell) -> tuple[dict[str, Run], dict[str, str]]:
+def check(
+    builders: Builders, tolerance: float, tell: Callable[[str], None] = lambda state: None
+) -> tuple[dict[str, Run], dict[str, str]]:
     """Returns the contenders with eager's values, ready to run, and by name why others are excluded.
 
     Args:
@@ -74,43 +120,11 @@ def check(builders: Builders, tolerance: float, tell: Tell) -> tuple[dict[str, R
 
 
 def difference(actual: Any, expected: Any) -> float:
-    """Norm of the difference over the norm; of several tensors the largest, or NaN where one is NaN."""
-    pairs = zip(_tensors(actual), _tensors(expected), strict=True)
-    return torch.stack([(a - e).norm() / e.norm() for a, e in pairs]).max().item()
+    """Returns the norm of the difference over the norm, of several tensors the largest; NaN where one is NaN.
 
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [t.detach().float() for t in ([output] if isinstance(output, Tensor) else output)]
-
-
-def reason(error: Exception) -> str:
-    """The error in one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:120]}"
-
-
-def take_turns(
-    runs: dict[str, Run], failed: dict[str, str], budget: Budget, clock: Clock, tell: Tell
-) -> dict[str, list[float]]:
-    """Seconds of each in every round; whoever fails on the way goes to ``failed``."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    start, rounds = time.perf_counter(), 0
-    while budget.goes_on(rounds, time.perf_counter() - start):
-        rounds += 1
-        for name in list(seconds):
-            tell(f"round {rounds}, {name}")
-            try:
-                seconds[name].append(turn(runs[name], seconds[name], clock))
-            except Exception as error:
-                failed[name] = reason(error)
-                del seconds[name]
-    return seconds
-
-
-def turn(run: Run, before: list[float], clock: Clock) -> float:
-    """Seconds of one run, warmed up; before: those that it took in earlier rounds."""
-    if before and before[-1] > _LONG:
-        time.sleep(0.01)
-    else:
-        settle(run)
-    return clock(run)
+    A tensor far smaller than the rest is measured by these: the gradient of a bias before a batch norm is
+    nothing but rounding.
+    """
+    pairs = [(a.float(), e.float()) for a, e in zip(tensors(actual), tensors(expected), strict=True)]
+    least = 1e-3 * torch.stack([e.norm() for _, e in pairs]).norm()
+    return torch.stack([(a - e).norm() / e.norm().maximum(least) for a, e in pairs]).max().item()

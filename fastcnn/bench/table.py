@@ -11,14 +11,42 @@ from rich.live import Live
 from rich.table import Table
 
 from ..measure import Timing
-from .result import Result
+from .race import Result
 
 _CAPTION = (
     "ms: median ± half the distance between the quartiles. Under the others' names: how many times as long "
     "as fastcnn they take, round by round. % of copy, FLOP/s: what fastcnn moves and computes, of a large "
     "copy's rate here, and of the faster one's of a matmul and a convolution."
 )
+_MEMORY = {"kept": "keeps {:.1f} MB for backward", "peak": "allocates {:.1f} MB more at its peak"}
 _WIDE = 100  # columns, where the ratios' spread fits in
+
+
+def grid(columns: Iterable[str], caption: str, title: str | None = None) -> Table:
+    """Returns an empty table of numbers by name."""
+    table = Table(
+        title=title,
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def with_spread(timing: Timing, scale: float = 1) -> str:
+    median, spread = scale * timing.median, scale * (timing.high - timing.low) / 2
+    return f"{median:.{_digits(median)}f} ± {spread:.{_digits(median)}f}"
+
+
+def _digits(value: float) -> int:
+    """After the point, for three in all."""
+    return 0 if value >= 100 else 1 if value >= 10 else 2
 
 
 class Sheet(NamedTuple):
@@ -30,51 +58,26 @@ class Sheet(NamedTuple):
 
     def table(self, results: Sequence[Result], width: int) -> Table:
         """For a terminal of so many columns."""
-        table = Table(
-            caption=_CAPTION,
-            caption_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-            show_edge=False,
-        )
-        table.add_column("")
-        for header in ("fastcnn\nms", *self.peers, "% of\ncopy", "% of\nFLOP/s"):
-            lines = header.replace("torch.", "torch.\n").replace("ONNX ", "ONNX\n")
-            table.add_column(lines, justify="right", no_wrap=True)
+        peers = [peer.replace("torch.", "torch.\n").replace("ONNX ", "ONNX\n") for peer in self.peers]
+        table = grid(("fastcnn\nms", *peers, "% of\ncopy", "% of\nFLOP/s"), _CAPTION)
         for result in results:
             table.add_row(*self._cells(result, width >= _WIDE))
         return table
 
     def _cells(self, result: Result, spread: bool) -> Iterator[str]:
-        ratios = result.times_faster()
-        yield f"{result.name}\n[yellow]too noisy[/]" if result.too_close() else result.name
-        if not ratios:
-            columns = ("fastcnn", *self.peers, "% of copy", "% of FLOP/s")
-            yield from ("failed" if name in result.failed else "–" for name in columns)
-            return
-        ours = result.time("fastcnn")
-        yield _with_spread(Timing(*(1e3 * value for value in ours)))
-        for peer in self.peers:
-            yield _ratio(ratios.get(peer), peer in result.failed, spread)
-        for amount, rate in ((result.moved, self.rates["copy"]), (result.flops, self.rates[self.dtype])):
-            yield f"{100 * amount / rate / ours.median:.0f}" if amount else "–"
-
-
-def _ratio(ratio: Timing | None, failed: bool, spread: bool) -> str:
-    if ratio is None:
-        return "failed" if failed else "–"
-    return _with_spread(ratio) if spread else f"{ratio.median:.{_digits(ratio.median)}f}"
-
-
-def _with_spread(timing: Timing) -> str:
-    digits = _digits(timing.median)
-    return f"{timing.median:.{digits}f} ± {(timing.high - timing.low) / 2:.{digits}f}"
-
-
-def _digits(value: float) -> int:
-    """After the point, for three in all."""
-    return 0 if value >= 100 else 1 if value >= 10 else 2
+        case, ratios = result.case, result.times_faster()
+        yield f"{case.name}\n[yellow]too noisy[/]" if result.too_close() else case.name
+        if "fastcnn" in ratios:
+            yield with_spread(result.time("fastcnn"), 1e3)
+        for peer in self.peers if ratios else ("fastcnn", *self.peers):
+            if peer in ratios:
+                each = ratios[peer]
+                yield with_spread(each) if spread else f"{each.median:.{_digits(each.median)}f}"
+            else:
+                yield "failed" if peer in result.failed else "–"
+        for amount, rate in ((case.moved, self.rates["copy"]), (case.flops, self.rates[self.dtype])):
+            done = amount and ratios
+            yield f"{100 * amount / rate / result.time('fastcnn').median:.0f}" if done else "–"
 
 
 def show(
@@ -83,7 +86,7 @@ def show(
     races: Iterable[tuple[str, Callable[..., Result]]],
     results: list[Result],
 ) -> None:
-    """The table, a row as soon as it is there; elsewhere than in a terminal, at the end.
+    """Shows the table, a row as soon as it is there; elsewhere than in a terminal, at the end.
 
     It is drawn between times only: a thread that animates would take its share of the processor.
 
@@ -98,7 +101,6 @@ def show(
                 def tell(state: str, name: str = name) -> None:
                     live.update(Group(sheet.table(results, console.width), f"{name}: {state}"), refresh=True)
 
-                tell("preparing")
                 results.append(race(tell))
         finally:
             live.update(sheet.table(results, console.width))
@@ -107,11 +109,15 @@ def show(
 
 
 def remarks(results: Sequence[Result]) -> Iterator[str]:
-    """Yields why contenders have no time; last, which rows can't be trusted."""
+    """Yields what is needed in memory, why contenders have no time, and which rows can't be trusted."""
     for result in results:
+        for name, found in (result.case.memory or {}).items():
+            yield f"{result.case.name}: {name} " + ", ".join(
+                _MEMORY[k].format(n / 1e6) for k, n in found.items()
+            )
         for name, reason in result.failed.items():
-            yield f"{result.name}: {name} is left out: {reason}"
-    noisy = [f"{r.name} ({', '.join(r.too_close())})" for r in results if r.too_close()]
+            yield f"{result.case.name}: {name} is left out: {reason}"
+    noisy = [f"{r.case.name} ({', '.join(r.too_close())})" for r in results if r.too_close()]
     if noisy:
         yield (
             "Too noisy: fastcnn, timed twice a round, differs from itself by as much as from another, or the "

@@ -12,7 +12,6 @@ import torch
 from .. import measure
 from .runtime import Chain
 
-_SECONDS, _ROUNDS = 2e-3, 7  # of one measurement, at least; of how many
 _NOISE = 1.02
 
 
@@ -22,22 +21,10 @@ def leave_losers(chains: list[Chain], run: Callable[[], Any]) -> None:
         run()
     for chain, (args, kwargs) in seen.items():
         with torch.no_grad():
-            times = _raced(partial(chain, *args, **kwargs), partial(chain.written, *args, **kwargs))
-        chain.times, chain.is_left = times, times[0] > _NOISE * times[1]
-
-
-def _raced(*functions: Callable[[], Any]) -> tuple[float, ...]:
-    """Returns seconds a call, the medians of rounds in turns."""
-    for f in functions:
-        f()  # which may fold weights, or prepare a call
-    calls = [max(1, round(_SECONDS / max(measure.seconds(f), 1e-7))) for f in functions]
-
-    def repeated(f: Callable[[], Any], n: int) -> Callable[[], Any]:
-        return lambda: [f() for _ in range(n)]
-
-    runs = {str(i): repeated(*pair) for i, pair in enumerate(zip(functions, calls, strict=True))}
-    medians = [timing.median for timing in measure.compare(runs, _ROUNDS).values()]
-    return tuple(median / n for median, n in zip(medians, calls, strict=True))
+            ours, plain = measure.compare(
+                {"ours": partial(chain, *args, **kwargs), "plain": partial(chain.written, *args, **kwargs)}
+            ).values()
+        chain.times, chain.is_left = (ours.median, plain.median), ours.median > _NOISE * plain.median
 
 
 @contextmanager
