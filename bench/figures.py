@@ -9,10 +9,10 @@ from typing import Any
 
 import growth as sizes
 import matplotlib
-from markdown import times
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
+from pages import times
 from report_cpu import ROWS, Result
 
 OURS, PEER, GREY, DARK = "#1f6f8b", "#e6a23c", "#a0a0a0", "#555555"

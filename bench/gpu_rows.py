@@ -14,11 +14,11 @@ from unittest import mock
 import torch
 from gpu_cases import DTYPES, LAYOUTS, MAIN, POOL, Case, all_stages, kernels
 from gpu_here import Here
-from gpu_timing import Call, quartiles
+from gpu_timing import Call, times
 from torch import Tensor, nn
 from torch.nn import functional as TF
 
-from fastcnn import backends
+from fastcnn import backends, measure
 from fastcnn.backends import cuda
 from fastcnn.backends._convolution import WAYS, convolve, output_size, rearranged
 from fastcnn.backends._space_to_depth import space_to_depth
@@ -210,7 +210,7 @@ def throughput(here: Here, fn: Call, images: int) -> Row:
     for _ in range(here.size(8, 3)):
         start = time.perf_counter()
         fn()
-        python.append(1e6 * (time.perf_counter() - start))
+        python.append(time.perf_counter() - start)
         here.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(calls):
@@ -223,7 +223,10 @@ def throughput(here: Here, fn: Call, images: int) -> Row:
     return {
         "img/s": round(eager, 1),
         f"img/s by {us.how}": round(1e6 * images / us.median, 1),
-        "us": {"GPU": us, "Python": quartiles(python[1:], "host")},  # the first fills the allocator's cache
+        "us": {
+            "GPU": us,
+            "Python": times(measure.quartiles(python[1:]), "host"),
+        },  # the first fills the allocator's cache
         "peak MB": here.cuda.max_memory_allocated() - before >> 20,
     }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from fastcnn import measure
 
 Call = Callable[[], Any]
 
@@ -32,9 +33,12 @@ class Launches(NamedTuple):
     how: str
     cycles: int
 
+    def __call__(self) -> None:
+        self.run()
 
-def quartiles(us: list[float], how: str) -> Times:
-    return Times(*statistics.quantiles(us, n=4, method="inclusive"), how)
+
+def times(seconds: measure.Timing, how: str) -> Times:
+    return Times(1e6 * seconds.low, 1e6 * seconds.median, 1e6 * seconds.high, how)
 
 
 def describe(error: BaseException) -> str:
@@ -98,8 +102,8 @@ class Clock:
 
     def compare(self, launches: dict[str, Launches]) -> dict[str, Times]:
         """Returns each one's times; they take turns."""
-        rounds = [{name: self.seconds(one) for name, one in launches.items()} for _ in range(self.repeats)]
-        return {n: quartiles([1e6 * r[n] for r in rounds], one.how) for n, one in launches.items()}
+        found = measure.compare(launches, self.repeats, self.seconds)
+        return {name: times(took, launches[name].how) for name, took in found.items()}
 
     def time(self, fn: Call) -> Times:
         return self.compare({"fn": self.prepare(fn)})["fn"]

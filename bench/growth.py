@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from markdown import digits, machine, span, table, times
+from pages import digits, machine, span, table, times
 
 from fastcnn import LRN
 from fastcnn.bench.cases import POOL, Epilogue, plain_epilogue

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from markdown import machine, table, times
+from pages import machine, table, times
 from torch import nn
 from torch.nn import functional as TF
 from torch.profiler import ProfilerActivity, profile

@@ -24,7 +24,7 @@ import report_cpu
 import report_gpu
 import report_public
 import sweep
-from markdown import marked
+from pages import marked
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"

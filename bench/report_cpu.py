@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from markdown import machine, milliseconds, processor, span, table, times
+from pages import machine, milliseconds, processor, span, table, times
 
 from fastcnn.bench.cases import LARGE, PIXELS, SMALL
 from fastcnn.bench.contenders import ALONE

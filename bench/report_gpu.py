@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_summary as gpu
-from markdown import table
+from pages import table
 
 Row = dict[str, Any]
 COUNTED = ("kernels", "tests", "other tests", "memcheck", "racecheck", "initcheck", "synccheck")

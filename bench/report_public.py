@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from markdown import machine, milliseconds, table, times, unsure
+from pages import machine, milliseconds, table, times, unsure
 
 COLUMNS = ("fuse", "fold_bn", "torch.fx", "torch.compile", "fold_bn, torch.compile")
 OURS = COLUMNS[:3]

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from markdown import marked, table
+from pages import marked, table
 from sass import BYTES, INSTRUCTIONS, accesses, cuobjdump, in_flight, instructions, run, turns
 
 from fastcnn import _native

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from markdown import machine, span, table, times
+from pages import machine, span, table, times
 from torch import Tensor, nn
 from torch.nn import functional as TF
 

@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 import triton
-from markdown import marked, table
+from pages import marked, table
 from sass import BYTES, INSTRUCTIONS
 from torch import Tensor
 from triton_launches import TARGETS, issued, launches

