@@ -62,7 +62,7 @@ def fuse(plain: nn.Module) -> tuple[nn.Module, nn.Module, Row]:
 
 def timed(builders: Builders, budget: Budget) -> Row:
     """Times the contenders in turns; returns seconds, plain's over each round by round, and who failed."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     runs, failed = check(builders, TOLERANCES[torch.float32])
     taken = in_turns(runs, budget, failed=failed)
     return {

@@ -33,7 +33,7 @@ def in_both_formats(name: str, case: str, dtype: torch.dtype) -> Case:
 @pytest.mark.benchmark(timer=lambda: REPLAY.now)
 def test_cpu(benchmark, name):
     """Races the contenders; then pytest-benchmark sees fastcnn's times, on a clock that they move on."""
-    torch._dynamo.reset()  # it gives up, in silence, on code it has compiled for too many modules
+    torch.compiler.reset()  # it gives up, in silence, on code it has compiled for too many modules
     case, dtype = NAMES[name]
     typical = rates([DTYPES["float32"], DTYPES["bfloat16"]])
     case = in_both_formats(name, case, DTYPES[dtype])

@@ -126,7 +126,7 @@ def _races(options: Options, peers: list[str]) -> Iterator[tuple[str, Callable[.
     found = own_cases(options.model, options.shape, kind) if options.model else cases(options.quick, kind)
     budget = race.QUICK if options.quick else race.THOROUGH
     for case in found:
-        torch._dynamo.reset()  # it gives up, in silence, on code it has compiled for too many modules
+        torch.compiler.reset()  # it gives up, in silence, on code it has compiled for too many modules
         chosen = {name: build for name, build in case.builders.items() if name in ("fastcnn", *peers)}
         case = case._replace(builders=chosen)
         yield case.name, partial(race.race, case, budget, kind.dtype, CLOCKS[kind.device])

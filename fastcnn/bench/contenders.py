@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 
+from .._torch_private import tree_leaves
 from ..stages import LRN, MaxPool
 
 Run = Callable[[], Any]

@@ -14,6 +14,8 @@ from ..measure import bytes_kept, peak_bytes
 from . import cases, contenders
 from .cases import Case, Kind
 
+_DROPOUT = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout
+
 
 def own_cases(name: str, shape: tuple[int, ...], kind: Kind) -> Iterator[Case]:
     """Yields inference, and forward and backward, of the model that ``package.module:function`` makes.
@@ -23,7 +25,7 @@ def own_cases(name: str, shape: tuple[int, ...], kind: Kind) -> Iterator[Case]:
     torch.manual_seed(0)
     plain = _factory.load(name).to(kind.device, kind.dtype)
     for module in plain.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
+        if isinstance(module, _DROPOUT):
             module.p = 0
     x = kind.random(1, *shape)
     fused = fuse(copy.deepcopy(plain).eval())
