@@ -93,7 +93,7 @@ sanitize: .venv/built  ## run the kernels, CUDA's too, on the CPU under AddressS
 	  $(abspath $(BIN)/python) -c "from fastcnn._native import load; assert 'sanitize' in load().__file__" && \
 	  $(abspath $(BIN)/python) -m pytest tests/test_epilogue.py tests/test_properties.py tests/test_direct.py \
 	    tests/test_direct_functions.py tests/test_cuda_on_host.py tests/test_space_to_depth.py \
-	    tests/test_residual.py tests/test_written_outputs.py \
+	    tests/test_saved.py tests/test_written_outputs.py \
 	    tests/test_convolution.py::test_the_first_block_of_2012_by_kernels_alone \
 	    -k "not test_epilogue_follows_the_reference and not triton" $(ARGS)
 

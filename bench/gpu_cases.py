@@ -92,7 +92,7 @@ def kernels(module: Any, kind: str) -> Iterator[None]:
 
     def params(*args: Any, make: Callable[..., Any] = module.params, **named: Any) -> Any:
         p = make(*args, **named)
-        p.variant = VARIANTS[kind]
+        p.kernel_set = VARIANTS[kind]
         return p
 
     with mock.patch.object(module, "params", params):
@@ -101,7 +101,7 @@ def kernels(module: Any, kind: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
-    """Fills fresh memory with NaN, or impossible offsets, so that what is left unwritten is seen."""
+    """Fills fresh memory with NaN, or impossible argmax, so that what is left unwritten is seen."""
     before = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode("error")  # see torch.utils.deterministic.fill_uninitialized_memory
     try:

@@ -61,14 +61,14 @@ def contenders(here: Here, case: Case, phase: str, compiled: bool = False) -> tu
     stages = all_stages()[case.stages]
     x, weight, conv = here.size(BLOCKS, TINY)[case.kind]
     x, bias, grad = case.tensors((x[0], weight[0], *output_size(x, weight, conv)), here.device)
-    y, r, offsets = backends.module("reference").epilogue_forward(x, bias, stages, True)
-    saved = saved_tensor(stages.residual(True), x, y, r)
-    moved = {"inference": (x, y), "training": (x, y, r, offsets), "backward": (x, grad, saved, offsets)}
+    y, r, argmax = backends.module("reference").epilogue_forward(x, bias, stages, True)
+    saved = saved_tensor(stages.saved_name(True), x, y, r)
+    moved = {"inference": (x, y), "training": (x, y, r, argmax), "backward": (x, grad, saved, argmax)}
 
     def by(module: ModuleType, kind: str = "best") -> Any:
         with kernels(module, kind):
             if phase == "backward":
-                return module.epilogue_backward(grad, saved, offsets, stages, x.shape, case.format, True)
+                return module.epilogue_backward(grad, saved, argmax, stages, x.shape, case.format, True)
             return module.epilogue_forward(x, bias, stages, phase == "training")[0]
 
     def by_autograd(fn: Callable[..., Tensor]) -> Call:

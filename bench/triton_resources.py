@@ -100,7 +100,7 @@ def call(case: Case) -> tuple[Callable[[], Any], list[Tensor | None]]:
         return lambda: conv.block_forward(x, weight, *rest), [x, weight, y]
     stages, size, save = EPILOGUES[case.name][0], (IMAGES, case.channels, 55, 55), case.phase != "inference"
     x, y = case.empty(size), case.empty(stages.output_shape(size))
-    bias, kept = x.new_empty(case.channels), stages.block_residual("cuda")
+    bias, kept = x.new_empty(case.channels), stages.saved_name_in_block("cuda")
     places = case.empty(y.shape, torch.uint8) if stages.pool and save else None
     if case.phase == "backward":
         r = {"r": y, "input": x, None: None}[kept]

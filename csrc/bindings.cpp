@@ -38,7 +38,7 @@ static EpilogueParams make_params(
     const std::optional<std::tuple<int64_t, double, double, double, int64_t>>& lrn,
     const std::optional<std::array<int64_t, 8>>& pool, bool pool_first, const Sizes& input_size,
     const Sizes& output_size, const Address& x, const Address& y, const Address& r,
-    const Address& offsets, int64_t offset_bytes, uintptr_t bias, uintptr_t r_bias, int threads) {
+    const Address& argmax, int64_t argmax_bytes, uintptr_t bias, uintptr_t r_bias, int threads) {
   EpilogueParams p;
   p.dtype = dtype, p.channels_last = channels_last, p.relu = relu;
   p.N = input_size[0], p.C = input_size[1], p.H = input_size[2], p.W = input_size[3];
@@ -51,8 +51,8 @@ static EpilogueParams make_params(
     const auto [kh, kw, sh, sw, ph, pw, dh, dw] = *pool;
     p.pool = {kh, kw, sh, sw, ph, pw, dh, dw, pool_first};
   }
-  p.x = tensor(x), p.y = tensor(y), p.r = tensor(r), p.offsets = tensor(offsets);
-  p.offset_bytes = offset_bytes;
+  p.x = tensor(x), p.y = tensor(y), p.r = tensor(r), p.argmax = tensor(argmax);
+  p.argmax_bytes = argmax_bytes;
   p.bias = reinterpret_cast<void*>(bias), p.r_bias = reinterpret_cast<void*>(r_bias);
   p.threads = threads;
   return p;
@@ -133,9 +133,9 @@ PYBIND11_MODULE(_C, m) {
       .value("float64", Dtype::f64);
   py::class_<EpilogueParams>(m, "EpilogueParams")
       .def(py::init(&make_params), "dtype"_a, "channels_last"_a, "relu"_a, "lrn"_a, "pool"_a,
-           "pool_first"_a, "input_size"_a, "output_size"_a, "x"_a, "y"_a, "r"_a, "offsets"_a,
-           "offset_bytes"_a, "bias"_a, "r_bias"_a, "threads"_a)
-      .def_readwrite("variant", &EpilogueParams::variant);
+           "pool_first"_a, "input_size"_a, "output_size"_a, "x"_a, "y"_a, "r"_a, "argmax"_a,
+           "argmax_bytes"_a, "bias"_a, "r_bias"_a, "threads"_a)
+      .def_readwrite("kernel_set", &EpilogueParams::kernel_set);
   m.def("build_info", &build_info);
   m.def("instruction_sets", &cpu::instruction_sets);
   m.def("prefer_huge_pages", &cpu::prefer_huge_pages);

@@ -14,7 +14,7 @@ inline void check(bool condition, const char* message) {
 
 inline void check_sizes(const EpilogueParams& p) {
   check(p.N >= 0 && p.C >= 0 && p.H >= 0 && p.W >= 0, "sizes must not be negative");
-  check(p.offset_bytes == 1 || p.offset_bytes == 4, "offset_bytes must be 1 or 4");
+  check(p.argmax_bytes == 1 || p.argmax_bytes == 4, "argmax_bytes must be 1 or 4");
   check(p.lrn.size >= 0 && p.lrn.groups >= 1 && p.C % p.lrn.groups == 0,
         "lrn groups must divide the channels");
   const Pool& pool = p.pool;
@@ -23,7 +23,7 @@ inline void check_sizes(const EpilogueParams& p) {
       pool.sh >= 1 && pool.sw >= 1 && pool.dh >= 1 && pool.dw >= 1 && pool.ph >= 0 && pool.pw >= 0,
       "bad pool stride, dilation or padding");
   check(pool.kh || (p.OH == p.H && p.OW == p.W), "without pooling the sizes must agree");
-  check(p.offset_bytes == 4 || pool.kh * pool.kw <= 255, "offsets of one byte hold 255 places");
+  check(p.argmax_bytes == 4 || pool.kh * pool.kw <= 255, "argmax of one byte hold 255 places");
 }
 
 inline void check_params(const EpilogueParams& p) {
@@ -34,7 +34,7 @@ inline void check_params(const EpilogueParams& p) {
 // Checks that backward gets the tensors that forward saved for it.
 inline void check_saved(const EpilogueParams& p) {
   check(p.r.data || !(p.lrn.size || (p.relu && !p.pool.kh)), "r must be given");
-  check(p.offsets.data || !p.pool.kh, "offsets must be given");
+  check(p.argmax.data || !p.pool.kh, "argmax must be given");
 }
 
 inline void check_backward_params(const EpilogueParams& p) {

@@ -26,7 +26,7 @@ struct Pool {
   bool first = false;
 };
 
-// The offset of a window that has no gradient to pass on, which is 255 in uint8_t: its maximum was
+// The argmax of a window that has no gradient to pass on, which is 255 in uint8_t: its maximum was
 // cut by the ReLU just before, or it has no place inside the map.
 constexpr int32_t kNoPlace = -1;
 
@@ -38,15 +38,15 @@ struct EpilogueParams {
   bool relu = false;
   Lrn lrn;
   Pool pool;
-  Tensor x;        // the input; in backward its gradient
-  Tensor y;        // the output; in backward its gradient
-  Tensor r;        // what backward needs: the LRN's input, else the output if a ReLU comes last
-  Tensor offsets;  // each pooled value's place in its window, row-major
-  int64_t offset_bytes = 1;
+  Tensor x;       // the input; in backward its gradient
+  Tensor y;       // the output; in backward its gradient
+  Tensor r;       // what backward needs: the LRN's input, else the output if a ReLU comes last
+  Tensor argmax;  // each pooled value's place in its window, row-major
+  int64_t argmax_bytes = 1;
   void* bias = nullptr;          // (C,); in backward its gradient
   const void* r_bias = nullptr;  // (C,); in backward on a GPU: r is the LRN's input without it
   int threads = 1;
-  int variant = -1;  // instruction set; on a GPU general (0) or special (1); -1: the best
+  int kernel_set = -1;  // instruction set; on a GPU general (0) or special (1); -1: the best
 };
 
 // A convolution of C channels before an epilogue without LRN. Rows, then columns; padding has a top

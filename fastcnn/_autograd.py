@@ -40,14 +40,15 @@ def none_for_empty(t: Tensor | None) -> Tensor | None:
 
 def save(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, how: How, results: Results) -> None:
     """Saves what :func:`gradients` needs; of results that it is to recompute, nothing."""
-    y, r, offsets = results
+    y, r, argmax = results
     if weight is None:
-        ctx.residual, ctx.size, ctx.format = how.stages.residual(bias is not None), x.shape, memory_format(x)
-        ctx.save_for_backward(None, None, None, saved_tensor(ctx.residual, x, y, r), offsets)
+        ctx.saved_name = how.stages.saved_name(bias is not None)
+        ctx.size, ctx.format = x.shape, memory_format(x)
+        ctx.save_for_backward(None, None, None, saved_tensor(ctx.saved_name, x, y, r), argmax)
     else:
-        ctx.residual, ctx.format = how.stages.block_residual(x.device.type), memory_format(y)
-        kept = (None, None) if how.recompute else (_saved_of_block(ctx, y, r), offsets)
-        needs_bias = how.recompute or ctx.residual == "input"
+        ctx.saved_name, ctx.format = how.stages.saved_name_in_block(x.device.type), memory_format(y)
+        kept = (None, None) if how.recompute else (_saved_of_block(ctx, y, r), argmax)
+        needs_bias = how.recompute or ctx.saved_name == "input"
         ctx.save_for_backward(x, weight, bias if needs_bias else None, *kept)
     ctx.how = how
     ctx.set_materialize_grads(False)
@@ -55,7 +56,7 @@ def save(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, how: H
 
 def _saved_of_block(ctx: Any, y: Tensor, r: Tensor | None) -> Tensor | None:
     """Returns what backward needs. In a block the stages' input, the convolution's output, is r."""
-    return saved_tensor(ctx.residual, r, y, r)
+    return saved_tensor(ctx.saved_name, r, y, r)
 
 
 def gradients(
@@ -78,16 +79,16 @@ def epilogue_gradients(
 def _gradients(
     ctx: Any, needed: Sequence[bool], grad_y: Tensor | None, grad_r: Tensor | None
 ) -> BlockGradients:
-    x, weight, bias, saved, offsets = ctx.saved_tensors
+    x, weight, bias, saved, argmax = ctx.saved_tensors
     stages, conv, recompute, name = ctx.how
     if recompute:
         with backends.use_backend(name):
-            y, r, offsets = _fastcnn.conv2d_block_forward(x, weight, bias, *conv, *stages.flat(), True, False)
-        saved, offsets, grad_r = none_for_empty(_saved_of_block(ctx, y, r)), none_for_empty(offsets), None
-    bias = bias if ctx.residual == "input" else None
-    backend = _backend(name, grad_y, x, weight, saved, offsets)
+            y, r, argmax = _fastcnn.conv2d_block_forward(x, weight, bias, *conv, *stages.flat(), True, False)
+        saved, argmax, grad_r = none_for_empty(_saved_of_block(ctx, y, r)), none_for_empty(argmax), None
+    bias = bias if ctx.saved_name == "input" else None
+    backend = _backend(name, grad_y, x, weight, saved, argmax)
     if weight is not None and grad_y is not None and grad_r is None:
-        given = (saved, offsets, bias, conv, stages, ctx.format, needed)
+        given = (saved, argmax, bias, conv, stages, ctx.format, needed)
         return block_backward(backend, grad_y, x, weight, *given)
     size = (
         ctx.size if weight is None else (*x.shape[:1], *weight.shape[:1], *conv_output_size(x, weight, conv))
@@ -95,12 +96,12 @@ def _gradients(
     rest = (size, ctx.format, needed[2])
     parts: list[Gradients] = []
     if grad_y is not None:
-        parts.append(backend.epilogue_backward(grad_y, saved, offsets, stages, *rest, bias))
-    if grad_r is not None and ctx.residual == "input":
+        parts.append(backend.epilogue_backward(grad_y, saved, argmax, stages, *rest, bias))
+    if grad_r is not None and ctx.saved_name == "input":
         parts.append((grad_r, None))
     elif grad_r is not None:
         before = Stages(stages.relu, None, stages.pool if stages.pool_first else None)
-        parts.append(reference.epilogue_backward(grad_r, saved, offsets, before, *rest))
+        parts.append(reference.epilogue_backward(grad_r, saved, argmax, before, *rest))
     grad_a, grad_bias = (_total(grads) for grads in zip(*parts, strict=True)) if parts else (None, None)
     if weight is None:
         return grad_a, None, grad_bias
@@ -128,7 +129,7 @@ class _Dispatched(NamedTuple):
         self,
         grad_y: Tensor,
         r: Tensor | None,
-        offsets: Tensor | None,
+        argmax: Tensor | None,
         stages: Stages,
         size: Sequence[int],
         format: torch.memory_format,
@@ -137,7 +138,7 @@ class _Dispatched(NamedTuple):
     ) -> Gradients:
         rest = (size, format == torch.channels_last, need_bias, bias)
         with backends.use_backend(self.backend):
-            grad_x, grad_bias = _fastcnn.epilogue_backward(grad_y, r, offsets, *stages.flat(), *rest)
+            grad_x, grad_bias = _fastcnn.epilogue_backward(grad_y, r, argmax, *stages.flat(), *rest)
         return grad_x, grad_bias if need_bias else None
 
     @staticmethod

@@ -1,7 +1,7 @@
 """``fastcnn::epilogue`` and ``fastcnn::conv2d_block``: schema, fake, autograd, autocast and vmap, once.
 
 The public ops are composite: they decide whether backward will need anything, and call an inner
-``_forward`` op that returns (y, r, offsets), with empty tensors for what is not kept. An exported or
+``_forward`` op that returns (y, r, argmax), with empty tensors for what is not kept. An exported or
 compiled graph so holds one node per block, and inference never saves. The backend ``plain`` needs no op of
 ours: torch records what it does. :mod:`._calls` calls the ops where PyTorch's dispatcher has something to do.
 """
@@ -37,7 +37,7 @@ _library.define(
     f"epilogue_forward(Tensor input, Tensor? bias, {_STAGES}, bool save) -> (Tensor, Tensor, Tensor)"
 )
 _library.define(
-    f"epilogue_backward(Tensor grad, Tensor? r, Tensor? offsets, {_STAGES}, SymInt[] size, "
+    f"epilogue_backward(Tensor grad, Tensor? r, Tensor? argmax, {_STAGES}, SymInt[] size, "
     "bool channels_last, bool need_bias, Tensor? bias=None) -> (Tensor, Tensor)"
 )
 _library.define(f"conv2d_block({_BLOCK}, bool recompute) -> Tensor")
@@ -87,7 +87,7 @@ def _(x: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
 def _epilogue_backward(
     grad: Tensor,
     r: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
     relu: bool,
     lrn: list[float] | None,
     pool: list[int] | None,
@@ -99,7 +99,7 @@ def _epilogue_backward(
 ) -> tuple[Tensor, ...]:
     stages = Stages.unflat(relu, lrn, pool, order)
     backend, format = backends.choose(grad, stages, inside_op=True), _format(channels_last)
-    grads = backend.epilogue_backward(grad, r, offsets, stages, size, format, need_bias, bias)
+    grads = backend.epilogue_backward(grad, r, argmax, stages, size, format, need_bias, bias)
     return _empty_for_none(grad, *grads)
 
 
@@ -107,7 +107,7 @@ def _epilogue_backward(
 def _(
     grad: Tensor,
     r: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
     relu: bool,
     lrn: list[float] | None,
     pool: list[int] | None,
@@ -123,9 +123,9 @@ def _(
 
 def _setup_epilogue(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, bias, *flat, _ = inputs
-    y, r, offsets = output
+    y, r, argmax = output
     how = How(Stages.unflat(*flat), backend=backends.current_backend())
-    save(ctx, x, None, bias, how, (y, none_for_empty(r), none_for_empty(offsets)))
+    save(ctx, x, None, bias, how, (y, none_for_empty(r), none_for_empty(argmax)))
 
 
 torch.library.register_autograd(
@@ -174,9 +174,9 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, ...]
 def _setup_block(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, *conv, relu, lrn, pool, order, saves, recompute = inputs
     stages, recompute = Stages.unflat(relu, lrn, pool, order), recompute or not saves
-    y, r, offsets = output
+    y, r, argmax = output
     how = How(stages, conv, recompute, backends.current_backend())
-    save(ctx, x, weight, bias, how, (y, none_for_empty(r), none_for_empty(offsets)))
+    save(ctx, x, weight, bias, how, (y, none_for_empty(r), none_for_empty(argmax)))
 
 
 torch.library.register_autograd(

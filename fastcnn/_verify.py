@@ -14,7 +14,7 @@ from .backends import reference
 from .stages import LRN, NO_PLACE, MaxPool, Stages, memory_format, saved_tensor
 from .testing import TOLERANCES, assert_within_twice, plain_epilogue, require
 
-Saved: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # y, r, offsets
+Saved: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # y, r, argmax
 
 # What published networks have behind a convolution. The CUDA kernels of each are compiled apart.
 FAMILIES = {
@@ -48,7 +48,7 @@ def verify(backend: Any, x: Tensor, bias: Tensor | None, stages: Stages) -> None
     grad = torch.rand(saved[0].shape, generator=generator).to(x).contiguous(memory_format=memory_format(x))
     check_backward(backend, x, bias, stages, saved, grad)
     if saved[2] is not None:
-        check_offsets(x, bias, stages, saved[2])
+        check_argmax(x, bias, stages, saved[2])
 
 
 def _wide(t: Tensor | None) -> Tensor | None:
@@ -62,7 +62,7 @@ def _require_same_bits(first: Tensor | None, second: Tensor | None, what: str) -
 
 def check_forward(backend: Any, x: Tensor, bias: Tensor | None, stages: Stages) -> Saved:
     """Returns the results of a forward for training, once they are right and inference gives the same."""
-    y, r, offsets = backend.epilogue_forward(x, bias, stages, save=True)
+    y, r, argmax = backend.epilogue_forward(x, bias, stages, save=True)
     exact, exact_r, _ = reference.epilogue_forward(x.double(), _wide(bias), stages, save=True)
     assert_within_twice(y, plain_epilogue(x, bias, stages), exact)
     require((r is None) == (exact_r is None), f"r is {r}, the reference's {exact_r}")
@@ -74,31 +74,31 @@ def check_forward(backend: Any, x: Tensor, bias: Tensor | None, stages: Stages) 
     _require_same_bits(inference, y, "inference")
     require(nothing == [None, None], "inference keeps tensors for backward")
     again = backend.epilogue_forward(x, bias, stages, save=True)
-    for a, b, what in zip(again, (y, r, offsets), ("y", "r", "offsets"), strict=True):
+    for a, b, what in zip(again, (y, r, argmax), ("y", "r", "argmax"), strict=True):
         _require_same_bits(a, b, f"{what} of a second forward")
-    return y, r, offsets
+    return y, r, argmax
 
 
 def check_backward(
     backend: Any, x: Tensor, bias: Tensor | None, stages: Stages, saved: Saved, grad: Tensor
 ) -> None:
     """Checks backward with the forward's own r and argmax, so that near-ties in a window don't matter."""
-    y, r, offsets = saved
-    kept = saved_tensor(stages.residual(bias is not None), x, y, r)
+    y, r, argmax = saved
+    kept = saved_tensor(stages.saved_name(bias is not None), x, y, r)
     size = list(x.shape)
     rest = (stages, size, memory_format(x), True)
-    grad_x, grad_bias = backend.epilogue_backward(grad, kept, offsets, *rest)
-    plain_x, plain_bias = reference.epilogue_backward(grad, kept, offsets, *rest)
-    exact_x, exact_bias = reference.epilogue_backward(grad.double(), _wide(kept), offsets, *rest)
-    summed = _terms(grad, kept, offsets, size, stages)
+    grad_x, grad_bias = backend.epilogue_backward(grad, kept, argmax, *rest)
+    plain_x, plain_bias = reference.epilogue_backward(grad, kept, argmax, *rest)
+    exact_x, exact_bias = reference.epilogue_backward(grad.double(), _wide(kept), argmax, *rest)
+    summed = _terms(grad, kept, argmax, size, stages)
     assert_within_twice(grad_x, plain_x, exact_x, summed)
     require(grad_x.is_contiguous(memory_format=memory_format(x)), "x's gradient is in another format")
-    for a, b in zip(backend.epilogue_backward(grad, kept, offsets, *rest), (grad_x, grad_bias), strict=True):
+    for a, b in zip(backend.epilogue_backward(grad, kept, argmax, *rest), (grad_x, grad_bias), strict=True):
         _require_same_bits(a, b, "a second backward")
     if stages.lrn_first and bias is not None:  # as in a block on a GPU, from the convolution's output
         own = x.clone(memory_format=memory_format(x))
         sources = (own, bias), (reference.lrn_input(own, bias, stages), None)
-        found = [backend.epilogue_backward(grad, r, offsets, *rest, b) for r, b in sources]
+        found = [backend.epilogue_backward(grad, r, argmax, *rest, b) for r, b in sources]
         for a, b in zip(*found, strict=True):
             _require_same_bits(a, b, "backward from the stages' input")
     # A sum's rounding is judged against the size of what is summed.
@@ -114,46 +114,46 @@ def check_backward(
 
 
 def _terms(
-    grad: Tensor, kept: Tensor | None, offsets: Tensor | None, size: list[int], stages: Stages
+    grad: Tensor, kept: Tensor | None, argmax: Tensor | None, size: list[int], stages: Stages
 ) -> Tensor:
     """Returns the magnitude of the terms whose sum or difference the gradient is."""
     largest = grad.double().abs()
-    if stages.pool and offsets is not None:
-        largest = reference._pool_backward(largest, offsets, size, stages.pool)
+    if stages.pool and argmax is not None:
+        largest = reference._pool_backward(largest, argmax, size, stages.pool)
     if stages.lrn is None or kept is None:
         return largest
     return largest * reference._denominator(kept.double(), stages.lrn).pow(-stages.lrn.beta).max()
 
 
-def check_offsets(x: Tensor, bias: Tensor | None, stages: Stages, offsets: Tensor) -> None:
+def check_argmax(x: Tensor, bias: Tensor | None, stages: Stages, argmax: Tensor) -> None:
     """Checks that each argmax is a place of the window's maximum, to rounding, unless the ReLU cut that."""
     assert stages.pool
     before = Stages(stages.relu, None if stages.pool_first else stages.lrn)
     full = plain_epilogue(x.double(), _wide(bias), before)
     pooled, exact = reference._pool(full, stages.pool, stages.relu and stages.pool_first)
-    moved = offsets != exact
+    moved = argmax != exact
     if not moved.any():
         return
-    require(torch.equal(offsets == NO_PLACE, exact == NO_PLACE), "another maximum is cut by the ReLU")
+    require(torch.equal(argmax == NO_PLACE, exact == NO_PLACE), "another maximum is cut by the ReLU")
     unit = torch.ones_like(pooled)
-    at = reference._pool_backward(torch.where(moved, unit, 0), offsets, list(x.shape), stages.pool)
+    at = reference._pool_backward(torch.where(moved, unit, 0), argmax, list(x.shape), stages.pool)
     # A window whose place differs must hold a value as large there: compare sums over moved windows.
     off = ((full * at).sum() - pooled[moved].sum()).abs()
     eps = 8 * torch.finfo(torch.float32 if x.dtype != torch.float64 else torch.float64).eps
     if off <= eps * pooled[moved].abs().sum() + 1e-30:
         return
     # Where values are compared in x's dtype, as torch's layers do, those that round alike are equals.
-    held, most = _values_at(full, offsets, stages.pool)[moved], pooled[moved]
+    held, most = _values_at(full, argmax, stages.pool)[moved], pooled[moved]
     alike = (held + eps * held.abs()).to(x.dtype) >= (most - eps * most.abs()).to(x.dtype)
-    require(x.dtype.itemsize == 2 and alike.all(), "an offset names a place that is no maximum")
+    require(x.dtype.itemsize == 2 and alike.all(), "an argmax names a place that is no maximum")
 
 
-def _values_at(full: Tensor, offsets: Tensor, pool: MaxPool) -> Tensor:
+def _values_at(full: Tensor, argmax: Tensor, pool: MaxPool) -> Tensor:
     """Returns the value at each window's place; NaN for a place outside of full (N, C, H, W)."""
     (_, kw), (sh, sw), (ph, pw), (dh, dw) = pool.pairs
-    places, (rows, columns) = offsets.long(), full.shape[2:]
-    row = torch.arange(offsets.shape[2], device=full.device)[:, None] * sh - ph + places // kw * dh
-    column = torch.arange(offsets.shape[3], device=full.device) * sw - pw + places % kw * dw
+    places, (rows, columns) = argmax.long(), full.shape[2:]
+    row = torch.arange(argmax.shape[2], device=full.device)[:, None] * sh - ph + places // kw * dh
+    column = torch.arange(argmax.shape[3], device=full.device) * sw - pw + places % kw * dw
     inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
     index = torch.where(inside, row * columns + column, 0).flatten(2)
-    return full.flatten(2).gather(2, index).view(offsets.shape).where(inside, torch.nan)
+    return full.flatten(2).gather(2, index).view(argmax.shape).where(inside, torch.nan)

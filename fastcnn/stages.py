@@ -17,7 +17,7 @@ Conv: TypeAlias = Sequence[Any]  # stride, padding, dilation and groups; see bac
 ORDERS = ("lrn_pool", "pool_lrn")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-# The offset of a window that has no gradient to pass on, which is 255 in uint8: its maximum was cut by the
+# The argmax of a window that has no gradient to pass on, which is 255 in uint8: its maximum was cut by the
 # ReLU just before, or it has no place inside the map. csrc/params.h has the same.
 NO_PLACE = -1
 
@@ -191,7 +191,7 @@ class MaxPool:
         return (kh - 1) * dh + 1, (kw - 1) * dw + 1
 
     @property
-    def offset_dtype(self) -> torch.dtype:
+    def argmax_dtype(self) -> torch.dtype:
         """The type that holds a place in the window, row-major: uint8 up to 255 places."""
         kh, kw = self.pairs[0]
         return torch.uint8 if kh * kw <= 255 else torch.int32
@@ -288,10 +288,10 @@ class Stages:
         """Returns whether an LRN follows bias and ReLU directly, so that its input can be recomputed."""
         return self.lrn is not None and not (self.pool and self.pool_first)
 
-    def residual(self, has_bias: bool) -> str | None:
-        """Returns what backward needs besides the offsets: the LRN's input, else a ReLU's sign pattern.
+    def saved_name(self, has_bias: bool) -> str | None:
+        """Returns what backward needs besides the argmax: the LRN's input, else a ReLU's sign pattern.
 
-        Offsets that come straight after a ReLU name no place where it cut the maximum, and are enough.
+        Where pooling follows the ReLU directly, the argmax is enough: it names no place where the ReLU cut.
         "r": a tensor that the forward makes for it (the LRN's input; pooled already where pooling
         comes first); "input" or "output": the op's own, nothing more is kept; None: nothing.
         """
@@ -300,27 +300,27 @@ class Stages:
         return "r" if self.relu or has_bias or not self.lrn_first else "input"
 
     def makes_r(self, has_bias: bool = True, in_block: bool = False) -> bool:
-        """Returns whether forward makes a tensor for backward besides y and the offsets.
+        """Returns whether forward makes a tensor for backward besides y and the argmax.
 
         A block does for each LRN, since nobody else knows its convolution's output.
         """
-        return self.lrn is not None if in_block else self.residual(has_bias) == "r"
+        return self.lrn is not None if in_block else self.saved_name(has_bias) == "r"
 
-    def block_residual(self, device: str) -> str | None:
-        """Returns the same as :meth:`residual` for a block.
+    def saved_name_in_block(self, device: str) -> str | None:
+        """Returns the same as :meth:`saved_name` for a block.
 
         On a GPU (a torch.device's type "cuda"), which waits for memory, that is kept, as "input": with the
         bias, backward makes r again, and forward need not write it. The CPU's kernels write r while it is in
         cache.
         """
-        return "input" if device == "cuda" and self.lrn_first else self.residual(has_bias=True)
+        return "input" if device == "cuda" and self.lrn_first else self.saved_name(has_bias=True)
 
 
 def saved_tensor(
-    residual: str | None, x: torch.Tensor | None, y: torch.Tensor | None, r: torch.Tensor | None
+    name: str | None, x: torch.Tensor | None, y: torch.Tensor | None, r: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """Returns the tensor that :meth:`Stages.residual` names, of the stages' input, output and r."""
-    return {"input": x, "output": y, "r": r, None: None}[residual]
+    """Returns the tensor that :meth:`Stages.saved_name` names, of the stages' input, output and r."""
+    return {"input": x, "output": y, "r": r, None: None}[name]
 
 
 stages_of = remembered(Stages)

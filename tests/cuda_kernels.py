@@ -19,8 +19,8 @@ MISALIGNED = ("channels[3:-5]", "channels[:-3]")  # for the fast kernels' vector
 class Kernels:
     """The cuda backend with these kernels, or an error where they can't run."""
 
-    def __init__(self, variant):
-        self.variant = variant
+    def __init__(self, kernel_set):
+        self.kernel_set = kernel_set
 
     def epilogue_forward(self, *args, save):
         with self.chosen():
@@ -34,7 +34,7 @@ class Kernels:
     def chosen(self):
         def params(*args, make=cuda.params, **named):
             p = make(*args, **named)
-            p.variant = self.variant
+            p.kernel_set = self.kernel_set
             return p
 
         with pytest.MonkeyPatch.context() as patch:
@@ -78,16 +78,16 @@ EACH_STAGES = {
 }
 
 
-def run_each_kernel(variant, stages, dtype, format, device):
+def run_each_kernel(kernel_set, stages, dtype, format, device):
     """Inference, training and backward of two images of odd size; close to the reference's."""
-    kernels = Kernels(variant)
+    kernels = Kernels(kernel_set)
     x = torch.randn(2, 48, 21, 19, device=device, dtype=dtype).contiguous(memory_format=format)
     bias = torch.randn(48, device=device, dtype=dtype)
     inference, *_ = kernels.epilogue_forward(x, bias, stages, save=False)
-    y, r, offsets = kernels.epilogue_forward(x, bias, stages, save=True)
+    y, r, argmax = kernels.epilogue_forward(x, bias, stages, save=True)
     expected, *_ = reference.epilogue_forward(x, bias, stages, save=True)
     assert torch.equal(inference, y)
     assert_close(y, expected)
-    rest = (y if stages.residual(True) == "output" else r, offsets, stages, x.shape, format, True)
+    rest = (y if stages.saved_name(True) == "output" else r, argmax, stages, x.shape, format, True)
     for a, b in zip(kernels.epilogue_backward(y, *rest), reference.epilogue_backward(y, *rest), strict=True):
         assert_close(a, b, factor=10)  # of the largest of many summed values

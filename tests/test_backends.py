@@ -122,8 +122,8 @@ def test_a_block_goes_backward_at_once_where_the_backend_can(monkeypatch):
     expected, asked = gradients(pool=MaxPool(2)), []
     answers = [None, (torch.zeros_like(x), torch.zeros_like(weight), torch.ones_like(bias))]
 
-    def at_once(grad_y, x, weight, y, offsets, conv, stages, needed):
-        asked.append((grad_y.shape, y, offsets.shape, conv, stages, tuple(needed)))
+    def at_once(grad_y, x, weight, y, argmax, conv, stages, needed):
+        asked.append((grad_y.shape, y, argmax.shape, conv, stages, tuple(needed)))
         return answers[len(asked) - 1]
 
     monkeypatch.setattr(cpu, "conv_block_backward", at_once, raising=False)

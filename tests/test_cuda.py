@@ -41,9 +41,9 @@ def block(x, bias=None, stages=STAGES):
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("stages", EACH_STAGES.values(), ids=EACH_STAGES)
-@pytest.mark.parametrize("variant", [GENERAL, SPECIAL])
-def test_each_kernel(variant, stages, dtype, format):
-    run_each_kernel(variant, stages, dtype, format, "cuda")
+@pytest.mark.parametrize("kernel_set", [GENERAL, SPECIAL])
+def test_each_kernel(kernel_set, stages, dtype, format):
+    run_each_kernel(kernel_set, stages, dtype, format, "cuda")
 
 
 @settings(max_examples=200, deadline=None, phases=PHASES)
@@ -130,14 +130,14 @@ def test_nothing_but_the_results_is_allocated():
     assert torch.cuda.max_memory_allocated() - before <= y.nbytes + 512
 
 
-@pytest.mark.parametrize("variant", [GENERAL, SPECIAL])
-def test_more_values_than_32_bits_count(variant):
+@pytest.mark.parametrize("kernel_set", [GENERAL, SPECIAL])
+def test_more_values_than_32_bits_count(kernel_set):
     if torch.cuda.mem_get_info()[0] < 20 << 30:
         pytest.skip("needs 20 GiB of the GPU's memory")
     x = torch.ones(1100, 64, 180, 180, device="cuda", dtype=torch.bfloat16)
     x = x.contiguous(memory_format=torch.channels_last)
-    y, *_ = Kernels(variant).epilogue_forward(x, None, STAGES, save=False)
-    few, *_ = Kernels(variant).epilogue_forward(x[:1].clone(), None, STAGES, save=False)
+    y, *_ = Kernels(kernel_set).epilogue_forward(x, None, STAGES, save=False)
+    few, *_ = Kernels(kernel_set).epilogue_forward(x[:1].clone(), None, STAGES, save=False)
     assert torch.equal(y[-1:], few)
 
 

@@ -64,9 +64,9 @@ def device(request, monkeypatch):
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("stages", EACH_STAGES.values(), ids=EACH_STAGES)
-@pytest.mark.parametrize("variant", [GENERAL, SPECIAL])
-def test_each_kernel(variant, stages, dtype, format):
-    run_each_kernel(variant, stages, dtype, format, "cpu")
+@pytest.mark.parametrize("kernel_set", [GENERAL, SPECIAL])
+def test_each_kernel(kernel_set, stages, dtype, format):
+    run_each_kernel(kernel_set, stages, dtype, format, "cpu")
 
 
 @on_host
@@ -101,16 +101,16 @@ def test_a_misaligned_bias_is_not_read_as_vectors():
 @on_host
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("variant", [GENERAL, SPECIAL])
-def test_the_same_bits_in_any_order_of_blocks_and_threads(monkeypatch, variant, order, format):
+@pytest.mark.parametrize("kernel_set", [GENERAL, SPECIAL])
+def test_the_same_bits_in_any_order_of_blocks_and_threads(monkeypatch, kernel_set, order, format):
     x = torch.randn(3, 16, 33, 21).contiguous(memory_format=format)
     stages = Stages(True, LRN(5, 0.1), MaxPool(3, 2), order)
-    kernels = Kernels(variant)
+    kernels = Kernels(kernel_set)
 
     def run(turns):
         monkeypatch.setenv("FASTCNN_HOST_ORDER", turns)
-        y, r, offsets = kernels.epilogue_forward(x, x[0, :, 0, 0], stages, save=True)
-        return y, r, offsets, *kernels.epilogue_backward(y, r, offsets, stages, x.shape, format, True)
+        y, r, argmax = kernels.epilogue_forward(x, x[0, :, 0, 0], stages, save=True)
+        return y, r, argmax, *kernels.epilogue_backward(y, r, argmax, stages, x.shape, format, True)
 
     first, *others = map(run, RUN_ORDERS)
     for other in others:
@@ -135,13 +135,13 @@ def test_a_launch_goes_to_the_tensors_device_whichever_was_current():
         native.cuda_epilogue_backward(backward, 1 - device, 0, sums.data_ptr())
         assert devices() == f"current device {1 - device}, last launch on {1 - device}"
 
-    forward.variant = 2
-    with pytest.raises(ValueError, match="variant"):
+    forward.kernel_set = 2
+    with pytest.raises(ValueError, match="kernel_set"):
         native.cuda_epilogue_forward(forward, 1, 0)
     with pytest.raises(RuntimeError, match="cudaErrorInvalidDevice"):
         native.cuda_epilogue_forward(forward, 2, 0)
     assert devices() == "current device 1, last launch on 0"
-    forward.variant = BEST
+    forward.kernel_set = BEST
     native.cuda_epilogue_forward(forward, 0, 0)  # isn't blamed for what went wrong before
 
 

@@ -23,15 +23,15 @@ def forward(case, x, weight, bias):
     return _direct.forward(x, weight, bias, case.conv, case.stages, True, sizes)
 
 
-def backward(case, grad_y, x, weight, y, offsets, needed=(True, True, True)):
+def backward(case, grad_y, x, weight, y, argmax, needed=(True, True, True)):
     sizes = _direct.Geometry(x.shape, weight.shape, case.conv)
-    return _direct.backward(grad_y, x, weight, y, offsets, case.conv, case.stages, needed, sizes)
+    return _direct.backward(grad_y, x, weight, y, argmax, case.conv, case.stages, needed, sizes)
 
 
-def expected_gradients(case, grad_y, x, weight, y, offsets):
+def expected_gradients(case, grad_y, x, weight, y, argmax):
     """The reference's in the tensors' dtype, for the windows' places that our forward found."""
     size = (x.shape[0], weight.shape[0], *conv_output_size(x, weight, case.conv))
-    rest = (offsets, case.stages, size, torch.contiguous_format, True)
+    rest = (argmax, case.stages, size, torch.contiguous_format, True)
     grad_a, grad_bias = reference.epilogue_backward(grad_y, y, *rest)
     return *convolution_backward(grad_a, x, weight, case.conv, (True, True)), grad_bias
 
@@ -45,7 +45,7 @@ def same(a, b):
 
 
 def check_values(case, x, weight, bias, in_onednn):
-    y, r, offsets = forward(case, x, weight, bias)
+    y, r, argmax = forward(case, x, weight, bias)
     given = x, weight, bias
     plain_y, exact_y, sums = (
         plain.conv2d_block(*tensors, case.conv, case.stages, recompute=False)
@@ -59,15 +59,15 @@ def check_values(case, x, weight, bias, in_onednn):
     assert r is None
     assert y.is_contiguous(memory_format=output_format(x, weight))
     grad_y = laid_out(case.layout if case.layout in LAYOUTS else "contiguous", *y.shape, case.values)
-    grads = backward(case, grad_y, x, weight, y, offsets)
+    grads = backward(case, grad_y, x, weight, y, argmax)
     given = grad_y, x, weight
     plains, exacts, sums = (
-        expected_gradients(case, *tensors, y.to(tensors[0].dtype), offsets)
+        expected_gradients(case, *tensors, y.to(tensors[0].dtype), argmax)
         for tensors in (in_dtype(torch.float32, *given), in_dtype(torch.float64, *given), magnitudes(*given))
     )
     for ours, theirs, right, terms in zip(grads, plains, exacts, sums, strict=True):
         assert_within_twice(ours, theirs.to(ours.dtype), right, None if rounds_last else terms)
-    return y, offsets, grad_y, grads
+    return y, argmax, grad_y, grads
 
 
 def check(case):
@@ -76,19 +76,19 @@ def check(case):
     # oneDNN crashes on some convolutions that have a window of nothing but padding.
     flat = all(p <= r for p, r in zip(case.conv[1], 2 * reach, strict=False))
     with torch.backends.mkldnn.flags(enabled=flat):
-        y, offsets, grad_y, grads = check_values(case, x, weight, bias, flat)
+        y, argmax, grad_y, grads = check_values(case, x, weight, bias, flat)
     # The same bits again, of some gradients alone, on two threads, and of an image alone.
-    some = backward(case, grad_y, x, weight, y, offsets, case.needed)
+    some = backward(case, grad_y, x, weight, y, argmax, case.needed)
     for a, b, need in zip(some, grads, case.needed, strict=True):
         assert same(a, b) if need else a is None
     with pytest.MonkeyPatch.context() as m:
         m.setattr(_direct, "threads", lambda products: 2)
-        assert all(map(same, forward(case, x, weight, bias), (y, None, offsets)))
-        assert all(map(same, backward(case, grad_y, x, weight, y, offsets), grads))
+        assert all(map(same, forward(case, x, weight, bias), (y, None, argmax)))
+        assert all(map(same, backward(case, grad_y, x, weight, y, argmax), grads))
     one = slice(x.shape[0] - 1, None)
     alone, _, places = forward(case, x[one], weight, bias)
     assert same(alone, y[one])
-    assert offsets is None or same(places, offsets[one])
+    assert argmax is None or same(places, argmax[one])
     assert same(backward(case, grad_y[one], x[one], weight, alone, places)[0], grads[0][one])
 
 
@@ -128,18 +128,18 @@ def test_special_values(outputs, format, pool, isa, monkeypatch):
         x[i % 2, i % 3, 2 * i, 5 * i] = value
     case = SimpleNamespace(conv=conv, stages=stages)
     bias = torch.randn(outputs)
-    y, _, offsets = forward(case, x, weight, bias)
+    y, _, argmax = forward(case, x, weight, bias)
     exact, _, places = reference.conv_block_forward(
         x.double(), weight.double(), bias.double(), conv, stages, save=True
     )
     assert_close(y, exact.float(), factor=10)
     if pool:  # of an output that is 0 in several places, or rounded, another may be named
-        assert torch.equal(offsets[y != 0], places[y != 0])
+        assert torch.equal(argmax[y != 0], places[y != 0])
     x[x.isnan() | x.isinf()] = 0
     grad_y = torch.randn_like(y)
     grad_y[0, 0, 0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
-    expected = expected_gradients(case, *in_dtype(torch.float64, grad_y, x, weight, y), offsets)
-    for ours, right in zip(backward(case, grad_y, x, weight, y, offsets), expected, strict=True):
+    expected = expected_gradients(case, *in_dtype(torch.float64, grad_y, x, weight, y), argmax)
+    for ours, right in zip(backward(case, grad_y, x, weight, y, argmax), expected, strict=True):
         assert_close(ours, right.float(), factor=10)
 
 
@@ -150,11 +150,11 @@ def test_infinite_weights_make_nans_of_gradients_of_zero(isa, monkeypatch):
     case = SimpleNamespace(conv=((1, 1), (0, 0), (1, 1), 1), stages=Stages(pool=MaxPool(2)))
     x, weight = torch.rand(2, 3, 9, 9), torch.randn(5, 3, 3, 3)
     weight[0, 0, 1, 1] = torch.inf
-    y, _, offsets = forward(case, x, weight, None)
+    y, _, argmax = forward(case, x, weight, None)
     grad_y = torch.randn_like(y)
-    expected = expected_gradients(case, *in_dtype(torch.float64, grad_y, x, weight, y), offsets)[0]
+    expected = expected_gradients(case, *in_dtype(torch.float64, grad_y, x, weight, y), argmax)[0]
     assert expected.isnan().any()
-    assert_close(backward(case, grad_y, x, weight, y, offsets)[0], expected.float(), factor=10)
+    assert_close(backward(case, grad_y, x, weight, y, argmax)[0], expected.float(), factor=10)
 
 
 @pytest.mark.parametrize("outputs", [2, 40])
@@ -163,14 +163,14 @@ def test_windows_of_nothing_but_padding(size, outputs):
     stages, conv = Stages(False, None, MaxPool(2, 1, 1, (3, 4))), ((1, 1), (0, 0), (1, 1), 1)
     x, weight, bias = torch.randn(2, 3, *size), torch.randn(outputs, 3, 1, 1), torch.randn(outputs)
     case = SimpleNamespace(conv=conv, stages=stages)
-    y, _, offsets = forward(case, x, weight, bias)
+    y, _, argmax = forward(case, x, weight, bias)
     exact, _, places = reference.conv_block_forward(x, weight, bias, conv, stages, save=True)
     assert (y == -torch.inf).any()
     assert_close(y, exact)
-    assert torch.equal(offsets, places)
+    assert torch.equal(argmax, places)
     grad_y = torch.randn_like(y)
-    expected = expected_gradients(case, grad_y, x, weight, y, offsets)
-    for ours, right in zip(backward(case, grad_y, x, weight, y, offsets), expected, strict=True):
+    expected = expected_gradients(case, grad_y, x, weight, y, argmax)
+    for ours, right in zip(backward(case, grad_y, x, weight, y, argmax), expected, strict=True):
         assert_close(ours, right, factor=10)
 
 
@@ -178,9 +178,9 @@ def test_places_that_a_hook_made_up_are_within_memory():
     stages, conv = Stages(False, None, MaxPool(3, 1, 1, 2)), ((1, 1), (0, 0), (1, 1), 1)
     x, weight = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 1, 1)
     case = SimpleNamespace(conv=conv, stages=stages)
-    y, _, offsets = forward(case, x, weight, None)
+    y, _, argmax = forward(case, x, weight, None)
     for place in range(256):  # what is outside AddressSanitizer sees
-        grads = backward(case, torch.ones_like(y), x, weight, y, offsets.fill_(place))
+        grads = backward(case, torch.ones_like(y), x, weight, y, argmax.fill_(place))
         assert all(g.abs().max() < 1e3 for g in grads)
 
 

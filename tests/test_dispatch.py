@@ -196,7 +196,7 @@ def test_saved_tensors_pass_through_hooks_and_are_guarded():
     ):
         y = F.conv2d_block(*given, **BLOCK)
     assert light(y)
-    assert len(packed) == 4  # input, weight, r, offsets
+    assert len(packed) == 4  # input, weight, r, argmax
     for a, b in zip(torch.autograd.grad(y.sum(), given), expected, strict=True):
         assert torch.equal(a, b)
     y = F.epilogue(given[0], lrn=LRN(3))

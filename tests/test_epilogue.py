@@ -336,7 +336,7 @@ def test_same_padding(device, kernel):
         assert_close(F.conv2d_block(x, weight, None, 1, padding, dilation), expected)
 
 
-def test_large_windows_take_wide_offsets(device):
+def test_large_windows_take_wide_argmax(device):
     x = torch.randn(2, 3, 40, 41, device=device, dtype=torch.float64, requires_grad=True)
     ours, theirs = F.max_pool2d(x, 17, 5, 8), TF.max_pool2d(x, 17, 5, 8)
     assert_close(ours, theirs)

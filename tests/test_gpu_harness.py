@@ -43,7 +43,7 @@ def one_thread():
 # Errors.
 
 
-def planted(y=None, offsets=None, grad=None, bias=None):
+def planted(y=None, argmax=None, grad=None, bias=None):
     """The cpu backend with what a function makes of these results."""
 
     def put(function, value):
@@ -51,7 +51,7 @@ def planted(y=None, offsets=None, grad=None, bias=None):
 
     def forward(*args, save):
         results = cpu.epilogue_forward(*args, save)
-        return put(y, results[0]), results[1], put(offsets, results[2])
+        return put(y, results[0]), results[1], put(argmax, results[2])
 
     def backward(*args):
         results = cpu.epilogue_backward(*args)
@@ -61,7 +61,7 @@ def planted(y=None, offsets=None, grad=None, bias=None):
 
 
 def at_one(change):
-    """Changes the largest value alone, or of offsets the largest place, at the same place every time."""
+    """Changes the largest value alone, or of argmax the largest place, at the same place every time."""
 
     def put(t):
         t = t.clone()
@@ -105,17 +105,17 @@ def test_one_wrong_pixel_is_seen(what):
         assert verdict(planted(**{what: at_one(lambda v: 0.9 * v)}), case) == "wrong", case
 
 
-def test_one_wrong_offset_is_seen():
+def test_one_wrong_argmax_is_seen():
     for case in CASES:
         if gpu_cases.all_stages()[case.stages].pool:
-            assert verdict(planted(offsets=at_one(lambda v: v - 1)), case) == "wrong", case
-            assert verdict(planted(offsets=at_one(lambda v: 255)), case) == "wrong", case
+            assert verdict(planted(argmax=at_one(lambda v: v - 1)), case) == "wrong", case
+            assert verdict(planted(argmax=at_one(lambda v: 255)), case) == "wrong", case
 
 
-@pytest.mark.parametrize("what", ["y", "offsets", "grad"])
+@pytest.mark.parametrize("what", ["y", "argmax", "grad"])
 def test_what_is_left_unwritten_is_seen(what):
     for case in CASES[::5]:
-        if what != "offsets" or gpu_cases.all_stages()[case.stages].pool:
+        if what != "argmax" or gpu_cases.all_stages()[case.stages].pool:
             assert verdict(planted(**{what: left_unwritten}), case) == "wrong", case
 
 

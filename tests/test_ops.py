@@ -105,9 +105,9 @@ def test_opcheck(stages, backend):
             args = (image, weight, bias, *conv, *stages, *how)
             torch.library.opcheck(ops.conv2d_block_forward.default, args)
         with torch.no_grad():
-            y, r, offsets = ops.epilogue_forward(x, bias, *stages, True)
+            y, r, argmax = ops.epilogue_forward(x, bias, *stages, True)
             kept = r if r.numel() else (y if stages[0] and not stages[2] else None)
-            rest = (offsets if stages[2] else None, *stages, list(x.shape), False, True)
+            rest = (argmax if stages[2] else None, *stages, list(x.shape), False, True)
             grad = torch.randn_like(y)
             torch.library.opcheck(ops.epilogue_backward.default, (grad, kept, *rest))
 

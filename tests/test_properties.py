@@ -8,7 +8,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from fastcnn import LRN, MaxPool, _native
-from fastcnn._verify import check_backward, check_forward, check_offsets
+from fastcnn._verify import check_argmax, check_backward, check_forward
 from fastcnn.backends import cpu, triton
 from fastcnn.stages import ORDERS, Stages
 from fastcnn.testing import DTYPES
@@ -115,7 +115,7 @@ def with_isa(monkeypatch, isa):
 
     def params(*args):
         p = make(*args)
-        p.variant = ISAS.index(isa)
+        p.kernel_set = ISAS.index(isa)
         return p
 
     monkeypatch.setattr(cpu, "params", params)
@@ -127,7 +127,7 @@ def follows_the_reference(backend, case, device="cpu"):
     grad = torch.randn(saved[0].shape, dtype=torch.float64, generator=case.generator).to(x)
     check_backward(backend, x, bias, stages, saved, grad)
     if stages.pool:
-        check_offsets(x, bias, stages, saved[2])
+        check_argmax(x, bias, stages, saved[2])
 
 
 @settings(max_examples=2000, deadline=None, phases=PHASES)

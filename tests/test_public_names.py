@@ -82,7 +82,7 @@ BLOCK = f"Tensor input, Tensor weight, Tensor? bias, {CONV}, {STAGES}"
 SCHEMAS = {  # an exported program names them
     "epilogue": f"(Tensor input, Tensor? bias, {STAGES}) -> Tensor",
     "epilogue_forward": f"(Tensor input, Tensor? bias, {STAGES}, bool save) -> (Tensor, Tensor, Tensor)",
-    "epilogue_backward": f"(Tensor grad, Tensor? r, Tensor? offsets, {STAGES}, SymInt[] size, "
+    "epilogue_backward": f"(Tensor grad, Tensor? r, Tensor? argmax, {STAGES}, SymInt[] size, "
     "bool channels_last, bool need_bias, Tensor? bias=None) -> (Tensor, Tensor)",
     "conv2d_block": f"({BLOCK}, bool recompute) -> Tensor",
     "conv2d_block_forward": f"({BLOCK}, bool save, bool recompute) -> (Tensor, Tensor, Tensor)",

@@ -68,7 +68,7 @@ CASES = [  # the other format and dtypes, which are the same code, once
 def test_the_block_follows_plain_torch(name, stages, dtype, format):
     stages = STAGES[stages]
     x, weight, bias, conv = case(name, dtype, format)
-    y, r, offsets = triton.conv_block_forward(x, weight, bias, conv, stages, save=True)
+    y, r, argmax = triton.conv_block_forward(x, weight, bias, conv, stages, save=True)
     plain = plain_epilogue(TF.conv2d(x, weight, bias, *conv), None, stages)
     a = TF.conv2d(x.double(), weight.double(), bias.double(), *conv)
     assert_within_twice(y, plain, plain_epilogue(a, None, stages))
@@ -84,15 +84,15 @@ def test_the_block_follows_plain_torch(name, stages, dtype, format):
         exact = plain_epilogue(a, None, before)
         plain = plain_epilogue(TF.conv2d(x, weight, bias, *conv), None, before)
         assert_within_twice(r, plain, exact)
-    if offsets is not None:
+    if argmax is not None:
         grad = torch.ones_like(y)
         rest = (stages, a.shape, format, True)
-        found, _ = triton.epilogue_backward(grad, r, offsets, *rest)
+        found, _ = triton.epilogue_backward(grad, r, argmax, *rest)
         exact = a.clone().requires_grad_()
         plain_epilogue(exact, None, stages).sum().backward()
         expected = exact.grad
-        if dtype != torch.float32:  # rounding makes ties: the offsets choose among them
-            wide = grad.double(), None if r is None else r.double(), offsets
+        if dtype != torch.float32:  # rounding makes ties: the argmax choose among them
+            wide = grad.double(), None if r is None else r.double(), argmax
             expected, _ = reference.epilogue_backward(*wide, *rest)
         torch.testing.assert_close(found.double(), expected, rtol=0.1, atol=0.1)
 
@@ -104,12 +104,12 @@ def test_the_tile_makes_no_difference(monkeypatch):
         # whole numbers they are exact in any order.
         x, weight = (8 * x).round(), (8 * weight).round()
     rest = (x, weight, bias, conv, STAGES["pool, lrn"], True, LAST)
-    y, _, offsets = conv_kernels.block_forward(*rest)
+    y, _, argmax = conv_kernels.block_forward(*rest)
     limits = conv_kernels.limits
     monkeypatch.setattr(conv_kernels, "limits", lambda *given: limits(*given)._replace(values=512))
     others = conv_kernels.block_forward(*rest)
     assert torch.equal(others[0], y)
-    assert torch.equal(others[2], offsets)
+    assert torch.equal(others[2], argmax)
 
 
 # Maps, and the LRN: where its groups are whole vectors of 8 channels, or all, windows of five share sums.

@@ -75,7 +75,7 @@ def tensors(stages, shape, dtype):
 
 
 def run(x, bias, stages, save):
-    """y, r and offsets, each where the reference has it."""
+    """y, r and argmax, each where the reference has it."""
     results = [
         None if t is None else torch.full_like(t, 77)
         for t in reference.epilogue_forward(x, bias, stages, save)
@@ -85,44 +85,44 @@ def run(x, bias, stages, save):
     return results
 
 
-def run_backward(grad, r, bias, offsets, stages, shape):
+def run_backward(grad, r, bias, argmax, stages, shape):
     grad_x = torch.full(shape, 77, dtype=grad.dtype, device=DEVICE)
-    return grad_x, planes.backward(grad, r, bias, offsets, stages, grad_x, True)
+    return grad_x, planes.backward(grad, r, bias, argmax, stages, grad_x, True)
 
 
 @pytest.mark.parametrize(("name", "dtype"), PARAMETERS)
 def test_forward_follows_plain_torch(name, dtype):
     stages, shape = CASES[name]
     x, bias = tensors(stages, shape, dtype)
-    y, r, offsets = run(x, bias, stages, True)
+    y, r, argmax = run(x, bias, stages, True)
     exact = plain_epilogue(x.double(), bias.double(), stages)
     assert_within_twice(y, plain_epilogue(x, bias, stages), exact)
     if stages.pool:
         torch.testing.assert_close(run(x, bias, stages, False)[0], y, rtol=0, atol=0)
-    _, exact_r, exact_offsets = reference.epilogue_forward(x.double(), bias.double(), stages, True)
+    _, exact_r, exact_argmax = reference.epilogue_forward(x.double(), bias.double(), stages, True)
     if r is not None:
         assert torch.equal(r, exact_r.to(dtype))
-    if offsets is not None and dtype == torch.float32:  # rounding makes ties
-        assert torch.equal(offsets, exact_offsets)
+    if argmax is not None and dtype == torch.float32:  # rounding makes ties
+        assert torch.equal(argmax, exact_argmax)
 
 
 @pytest.mark.parametrize(("name", "dtype"), PARAMETERS)
 def test_backward_follows_the_reference(name, dtype):
     stages, shape = CASES[name]
     x, bias = tensors(stages, shape, dtype)
-    y, r, offsets = reference.epilogue_forward(x, bias, stages, True)
-    saved = saved_tensor(stages.residual(True), x, y, r)
+    y, r, argmax = reference.epilogue_forward(x, bias, stages, True)
+    saved = saved_tensor(stages.saved_name(True), x, y, r)
     wide = None if saved is None else saved.double()
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype)
     rest = stages, list(shape), FORMAT, True
-    plain, plain_bias = reference.epilogue_backward(grad, saved, offsets, *rest)
-    exact, exact_bias = reference.epilogue_backward(grad.double(), wide, offsets, *rest)
-    found, found_bias = run_backward(grad, saved, None, offsets, stages, shape)
+    plain, plain_bias = reference.epilogue_backward(grad, saved, argmax, *rest)
+    exact, exact_bias = reference.epilogue_backward(grad.double(), wide, argmax, *rest)
+    found, found_bias = run_backward(grad, saved, None, argmax, stages, shape)
     assert_within_twice(found, plain, exact)
     assert found_bias.dtype == torch.float32
     assert_within_twice(found_bias.to(dtype), plain_bias, exact_bias)
     if stages.lrn_first:  # from the stages' input
-        again, again_bias = run_backward(grad, x, bias, offsets, stages, shape)
+        again, again_bias = run_backward(grad, x, bias, argmax, stages, shape)
         assert_within_twice(again, plain, exact)
         assert_within_twice(again_bias.to(dtype), plain_bias, exact_bias)
 
@@ -142,20 +142,20 @@ def test_nan_and_infinity_are_torchs(name):
     stages, shape = CASES[name]
     x, _ = tensors(stages, shape, torch.float32)
     x[0, 0, :2, :2] = torch.tensor([[NAN, 1.0], [INF, -INF]])
-    y, _, offsets = run(x, None, stages, True)
+    y, _, argmax = run(x, None, stages, True)
     expected, _, places = reference.epilogue_forward(x, None, stages, True)
     torch.testing.assert_close(y, expected, equal_nan=True)
     torch.testing.assert_close(run(x, None, stages, False)[0], expected, equal_nan=True)
-    assert offsets is None or torch.equal(offsets, places)
+    assert argmax is None or torch.equal(argmax, places)
 
 
 @pytest.mark.parametrize("name", ["pool 3/2", "lrn, pool 3/2, one window", "pool 2/2"])
 @pytest.mark.parametrize("value", [1.0, -1.0])
 def test_the_first_of_equals_wins(name, value):
     stages, shape = CASES[name]
-    _, _, offsets = run(torch.full(shape, value, device=DEVICE), None, stages, True)
+    _, _, argmax = run(torch.full(shape, value, device=DEVICE), None, stages, True)
     cut = stages.relu and stages.pool_first and value < 0
-    assert (offsets == (NO_PLACE if cut else 0)).all()
+    assert (argmax == (NO_PLACE if cut else 0)).all()
 
 
 def test_what_has_another_layout_or_option_is_left():

@@ -179,7 +179,7 @@ def test_the_last_place_of_a_large_window_is_no_code(device, kernel, format):
     """255 places fit into a byte, with one more for what the ReLU cut."""
     rows, columns = (k + 5 for k in kernel)
     pool = MaxPool(kernel, (2, 3), tuple(k // 4 for k in kernel))
-    assert pool.offset_dtype == (torch.uint8 if kernel[0] * kernel[1] < 256 else torch.int32)
+    assert pool.argmax_dtype == (torch.uint8 if kernel[0] * kernel[1] < 256 else torch.int32)
     x = torch.zeros(1, 4, rows, columns)
     x[:, 0] = -1
     x[:, 1, -1, -1] = 1  # the last place of the last window inside
@@ -204,9 +204,9 @@ def test_what_is_kept(run, dtype):
         packed = []
         with saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t):
             y = make()
-        offsets = [t for t in packed if t.dtype == torch.uint8]
-        assert all(t.shape == y.shape for t in offsets)
-        return {t.data_ptr() for t in packed if t.dtype != torch.uint8}, len(offsets)
+        argmax = [t for t in packed if t.dtype == torch.uint8]
+        assert all(t.shape == y.shape for t in argmax)
+        return {t.data_ptr() for t in packed if t.dtype != torch.uint8}, len(argmax)
 
     both, pool = {x.data_ptr(), weight.data_ptr()}, MaxPool(2)
     assert kept(lambda: F.conv2d_block(x, weight, bias, pool=pool)) == (both, 1)

@@ -39,7 +39,7 @@ class DirectForward {
     pooled_ = scratch.span<float>(geometry_.pooled ? values : 0);
     spans_ = scratch.span<const float*>(after_.pool.kh * after_.pool.kw);
     places_ = scratch.span<int32_t>(after_.pool.kh * after_.pool.kw);
-    place_ = scratch.span<int32_t>(after_.offsets.data ? values : 0);
+    place_ = scratch.span<int32_t>(after_.argmax.data ? values : 0);
   }
 
   int64_t tasks() const { return after_.N * bands_.per_image; }
@@ -110,7 +110,7 @@ class DirectForward {
   // Pools each window, n lanes at a time.
   void pool_pixels(int64_t n) {
     float* out = pooled_;
-    int32_t* place = after_.offsets.data ? place_ : nullptr;
+    int32_t* place = after_.argmax.data ? place_ : nullptr;
     for (int64_t oh = out_.begin; oh < out_.end; ++oh) {
       const Rows inside = geometry_.inside(oh);
       for (int64_t ow = 0; ow < after_.OW; ++ow, out += n) {
@@ -151,7 +151,7 @@ class DirectForward {
     T* out = static_cast<T*>(y.data) + n_ * y.n + out_.begin * y.h;
     if (after_.channels_last) {
       for (int64_t q = 0; q < pixels; ++q) write(in + q * n, real, out + q * y.w + c);
-      if (after_.offsets.data)
+      if (after_.argmax.data)
         for (int64_t q = 0; q < pixels; ++q) write_places(q * n, 1, real, q * y.w + c);
       return;
     }
@@ -161,7 +161,7 @@ class DirectForward {
         write_block(in + q * n + l, n, channels, std::min(pixels - q, int64_t(kLanes)),
                     out + (c + l) * y.c + q);
     }
-    for (int64_t l = 0; l < real && after_.offsets.data; ++l)
+    for (int64_t l = 0; l < real && after_.argmax.data; ++l)
       write_places(l, n, pixels, (c + l) * y.c);
   }
 
@@ -186,8 +186,8 @@ class DirectForward {
   // Writes the argmax from place `from` on; at: the first one's position after the band's first
   // row. The layout is y's.
   void write_places(int64_t from, int64_t stride, int64_t count, int64_t at) const {
-    at += n_ * after_.offsets.n + out_.begin * after_.offsets.h;
-    write_offsets(after_, at, place_ + from, count, stride);
+    at += n_ * after_.argmax.n + out_.begin * after_.argmax.h;
+    write_argmax(after_, at, place_ + from, count, stride);
   }
 
   void over_pixels(Input in, const float* weights, int64_t first) {

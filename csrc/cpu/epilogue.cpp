@@ -7,12 +7,12 @@ namespace fastcnn::cpu {
 
 void epilogue_forward(const EpilogueParams& p) {
   check_params(p);
-  choose(p.variant, p.threads).forward(p);
+  choose(p.kernel_set, p.threads).forward(p);
 }
 
 void epilogue_backward(const EpilogueParams& p) {
   check_backward_params(p);
-  choose(p.variant, p.threads).backward(p);
+  choose(p.kernel_set, p.threads).backward(p);
 }
 
 bool has_openmp() {

@@ -37,10 +37,10 @@ const std::vector<Kernels>& kernels() {
 
 }  // namespace
 
-const Kernels& choose(int variant, int threads) {
+const Kernels& choose(int kernel_set, int threads) {
   check(threads >= 1, "threads must be at least 1");
-  check(variant < int(kernels().size()), "variant: there is no such instruction set here");
-  return variant < 0 ? kernels().back() : kernels()[variant];
+  check(kernel_set < int(kernels().size()), "kernel_set: there is no such instruction set here");
+  return kernel_set < 0 ? kernels().back() : kernels()[kernel_set];
 }
 
 std::vector<std::string> instruction_sets() {

@@ -17,8 +17,8 @@ struct Kernels {
   void (*network_forward)(const NetworkParams&);
 };
 
-// variant: an index into instruction_sets(), or -1 for the best.
-const Kernels& choose(int variant, int threads);
+// kernel_set: an index into instruction_sets(), or -1 for the best.
+const Kernels& choose(int kernel_set, int threads);
 
 std::vector<std::string> instruction_sets();  // that run here, the best last
 

@@ -170,26 +170,26 @@ inline void take_cut(const A* value, int64_t n, A cut, Int<A>* place) {
   }
 }
 
-// Writes n offsets from the one at `at` on, from places that are `stride` apart.
+// Writes n argmax from the one at `at` on, from places that are `stride` apart.
 template <class I>
-inline void write_offsets(const EpilogueParams& p, int64_t at, const I* place, int64_t n,
-                          int64_t stride = 1) {
+inline void write_argmax(const EpilogueParams& p, int64_t at, const I* place, int64_t n,
+                         int64_t stride = 1) {
   const auto write = [=](auto* out) {
     if (stride == 1) return void(std::copy_n(place, n, out));
     for (int64_t i = 0; i < n; ++i) out[i] = place[i * stride];
   };
-  if (p.offset_bytes == 1)
-    write(static_cast<uint8_t*>(p.offsets.data) + at);
+  if (p.argmax_bytes == 1)
+    write(static_cast<uint8_t*>(p.argmax.data) + at);
   else
-    write(static_cast<int32_t*>(p.offsets.data) + at);
+    write(static_cast<int32_t*>(p.argmax.data) + at);
 }
 
-// A pooled row whose windows hold an input row: its gradients, its offsets, and which place the
+// A pooled row whose windows hold an input row: its gradients, its argmax, and which place the
 // input row's first column has in the windows.
 template <class A>
 struct Holder {
   const A* g;
-  const Int<A>* offsets;
+  const Int<A>* argmax;
   Int<A> place;
 };
 
@@ -203,8 +203,7 @@ inline Vec<A> chosen(const Holder<A>* holders, int64_t count, Axis axis, int64_t
     if (column % stride != 0) continue;
     const int64_t window = column / stride;
     for (int64_t i = 0; i < count; ++i) {
-      const auto here =
-          load<IntVec<A>>(holders[i].offsets + window) == holders[i].place + Int<A>(j);
+      const auto here = load<IntVec<A>>(holders[i].argmax + window) == holders[i].place + Int<A>(j);
       sum += here ? load<Vec<A>>(holders[i].g + window) : Vec<A>{};
     }
   }
@@ -212,7 +211,7 @@ inline Vec<A> chosen(const Holder<A>* holders, int64_t count, Axis axis, int64_t
 }
 
 // out: an input row of n columns, of which the first is column `column` of the first window. Where
-// the holders have no window, their offsets must name no place.
+// the holders have no window, their argmax must name no place.
 template <class A>
 inline void gather(const Holder<A>* holders, int64_t count, Axis axis, int64_t column, int64_t n,
                    A* out) {

@@ -137,7 +137,7 @@ class PixelsForward : Pixels<T> {
     for (int64_t c = 0; p.bias && c < p.C; ++c)
       if (!std::isfinite(T::get(static_cast<const T*>(p.bias)[c]))) return false;
     return pool_first && std::is_same_v<T, Plain<A>> && p.C % lanes<A> == 0 && pixel == p.C &&
-           p.x.c == 1 && p.x.w == p.C && !(p.offsets.data && (p.bias || p.relu));
+           p.x.c == 1 && p.x.w == p.C && !(p.argmax.data && (p.bias || p.relu));
   }
 
   // A tensor's row h, as arithmetic values.
@@ -226,12 +226,12 @@ class PixelsForward : Pixels<T> {
         std::fill(out, out + pixel, -std::numeric_limits<A>::infinity());
         std::fill(place_, place_ + pixel, Int<A>(kNoPlace));
       } else {
-        maximum(from, nans, pixel, out, p.offsets.data ? place_ : nullptr);
+        maximum(from, nans, pixel, out, p.argmax.data ? place_ : nullptr);
         if (in_place_ && (p.bias || p.relu))
           for (int64_t c = 0; c < p.C; c += lanes<A>)
             store(out + c, bias_and_relu()(load<Vec<A>>(out + c), c));
       }
-      if (!p.offsets.data) continue;
+      if (!p.argmax.data) continue;
       take_cut(out, pixel, cut_, place_);
       write_places(oh, ow);
     }
@@ -255,10 +255,10 @@ class PixelsForward : Pixels<T> {
   }
 
   void write_places(int64_t oh, int64_t ow) const {
-    const Tensor& t = p.offsets;
+    const Tensor& t = p.argmax;
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t at = n_ * t.n + oh * t.h + ow * t.w + g * channels;
-      write_offsets(p, at, place_ + g * this->pitch + this->head, channels);
+      write_argmax(p, at, place_ + g * this->pitch + this->head, channels);
     }
   }
 

@@ -18,11 +18,11 @@ class PixelsBackward : Pixels<T> {
         bands_(p.N, p.H, kBackwardRows, kBackwardRows, kBackwardTasks),
         held_(pool ? (geometry.extent - 1) / p.pool.sh + 1 : 1) {
     rows_ = scratch.span<A*>(held_);
-    offsets_ = scratch.span<Int<A>*>(held_);
+    argmax_ = scratch.span<Int<A>*>(held_);
     for (int64_t i = 0; i < held_; ++i) {
       A* row = this->row_span(scratch, p.OW);
-      Int<A>* offsets = scratch.span<Int<A>>(pool ? p.OW * pixel : 0);
-      if (rows_) rows_[i] = row, offsets_[i] = offsets;
+      Int<A>* argmax = scratch.span<Int<A>>(pool ? p.OW * pixel : 0);
+      if (rows_) rows_[i] = row, argmax_[i] = argmax;
     }
     const int64_t width = std::max(p.W, p.OW);
     spread_ = this->row_span(scratch, pool ? p.W : 0);
@@ -56,24 +56,24 @@ class PixelsBackward : Pixels<T> {
   void take(int64_t oh) {
     A* row = rows_[oh % held_];
     this->read_row(p.y, n_, oh, p.OW, row, same);
-    if (pool) read_offsets(oh, offsets_[oh % held_]);
+    if (pool) read_argmax(oh, argmax_[oh % held_]);
     if (pool_first) through(oh, p.OW, row);
   }
 
-  void read_offsets(int64_t oh, Int<A>* out) const {
-    const Tensor& t = p.offsets;
+  void read_argmax(int64_t oh, Int<A>* out) const {
+    const Tensor& t = p.argmax;
     for (int64_t w = 0; w < p.OW; ++w)
       for (int64_t g = 0; g < this->groups; ++g) {
         Int<A>* to = out + w * pixel + g * this->pitch + this->head;
         const int64_t start = n_ * t.n + oh * t.h + w * t.w + g * this->channels;
-        if (p.offset_bytes == 1)
+        if (p.argmax_bytes == 1)
           std::copy_n(static_cast<const uint8_t*>(t.data) + start, this->channels, to);
         else
           std::copy_n(static_cast<const int32_t*>(t.data) + start, this->channels, to);
       }
   }
 
-  // Input row h gathers from the pooled rows whose windows hold it, where the offset names it.
+  // Input row h gathers from the pooled rows whose windows hold it, where the argmax names it.
   void spread(int64_t h, Rows pooled) {
     const Pool& pool = p.pool;
     std::fill(spread_, spread_ + p.W * pixel, A(0));
@@ -85,22 +85,22 @@ class PixelsBackward : Pixels<T> {
           const int64_t w = ow * pool.sw - pool.pw + j * pool.dw;
           if (w < 0 || w >= p.W) continue;
           const int64_t from = ow * pixel;
-          add_chosen(rows_[oh % held_] + from, offsets_[oh % held_] + from,
+          add_chosen(rows_[oh % held_] + from, argmax_[oh % held_] + from,
                      Int<A>(down / pool.dh * pool.kw + j), spread_ + w * pixel);
         }
     }
   }
 
   // One pixel; exactly its own channels, since a spill would be added to a neighbour.
-  void add_chosen(const A* g, const Int<A>* offsets, Int<A> place, A* out) const {
+  void add_chosen(const A* g, const Int<A>* argmax, Int<A> place, A* out) const {
     constexpr int L = lanes<A>;
     int64_t i = 0;
     for (; i + L <= pixel; i += L) {
       const Vec<A> zero = {};
-      const auto chosen = load<IntVec<A>>(offsets + i) == place;
+      const auto chosen = load<IntVec<A>>(argmax + i) == place;
       store(out + i, load<Vec<A>>(out + i) + (chosen ? load<Vec<A>>(g + i) : zero));
     }
-    for (; i < pixel; ++i) out[i] += offsets[i] == place ? g[i] : A(0);
+    for (; i < pixel; ++i) out[i] += argmax[i] == place ? g[i] : A(0);
   }
 
   // g: a row of gradients at the LRN's output, or the ReLU's; becomes that of the input to both.
@@ -142,7 +142,7 @@ class PixelsBackward : Pixels<T> {
   Bands bands_;
   int64_t held_;  // pooled rows whose windows hold one input row
   A **rows_, *spread_, *r_, *direct_, *cross_, *row_sums_;
-  Int<A>** offsets_;
+  Int<A>** argmax_;
   const A** window_;
   int64_t n_;
 };

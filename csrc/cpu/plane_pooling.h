@@ -31,7 +31,7 @@ class PlanePool {
     padding_ = scratch.span<A>(padded_ ? in_rows * reach_ : 0);
     rows_.pitch = pitch;
     rows_.value = scratch.span<A>(in_rows * pitch);
-    rows_.column = p.offsets.data ? scratch.span<Int<A>>(in_rows * pitch) : nullptr;
+    rows_.column = p.argmax.data ? scratch.span<Int<A>>(in_rows * pitch) : nullptr;
     place_ = scratch.span<Int<A>>(out_rows * p.OW);
   }
 
@@ -55,11 +55,11 @@ class PlanePool {
         maxima_down(from, {inside.count(), pool_.dh, pool_.sh}, nans, windows, inside.begin,
                     pool_.kw, p_.OW, out, place);
       }
-      for (int64_t i = 0; p_.offsets.data && i < windows; ++i) {
+      for (int64_t i = 0; p_.argmax.data && i < windows; ++i) {
         if (inside.count() > 0) leave_padding(inside.begin * pool_.kw, place + i * p_.OW);
         take_cut(out + i * p_.OW, p_.OW, cut_, place + i * p_.OW);
-        const int64_t at = n * p_.offsets.n + c * p_.offsets.c + (oh + i) * p_.offsets.h;
-        write_offsets(p_, at, place + i * p_.OW, p_.OW);
+        const int64_t at = n * p_.argmax.n + c * p_.argmax.c + (oh + i) * p_.argmax.h;
+        write_argmax(p_, at, place + i * p_.OW, p_.OW);
       }
       out += windows * p_.OW;
       place += windows * p_.OW;
@@ -104,7 +104,7 @@ class PlanePool {
 };
 
 // Pooling backward on one channel: each input row gathers from the pooled rows whose windows hold
-// it, where the offset names it.
+// it, where the argmax names it.
 template <class A>
 class PlaneUnpool {
  public:
@@ -115,10 +115,10 @@ class PlaneUnpool {
     const int64_t after = std::max(p.OW, (p.W + pool_.pw) / axis_.stride + 1) + 2 * lanes<A>;
     pitch_ = before + round_up(after, lanes<A>);
     g_ = scratch.span<A>(rows * pitch_, before);
-    offsets_ = scratch.span<Int<A>>(rows * pitch_, before);
+    argmax_ = scratch.span<Int<A>>(rows * pitch_, before);
     holders_ = scratch.span<Holder<A>>(in_rows * pool_.kh);
     held_ = scratch.span<int64_t>(in_rows);
-    if (offsets_) std::fill(offsets_ - before, offsets_ + rows * pitch_, Int<A>(-2));
+    if (argmax_) std::fill(argmax_ - before, argmax_ + rows * pitch_, Int<A>(-2));
   }
 
   // Where the gradients of the i-th pooled row that run() will be told of belong.
@@ -129,11 +129,11 @@ class PlaneUnpool {
     std::fill(held_, held_ + in.count(), 0);
     for (int64_t oh = from.begin; oh < from.end; ++oh) {
       const int64_t row = (oh - from.begin) * pitch_;
-      read_offsets(n, c, oh, offsets_ + row);
+      read_argmax(n, c, oh, argmax_ + row);
       for (int64_t i = 0; i < pool_.kh; ++i) {
         const int64_t h = geometry_.top(oh) + i * pool_.dh - in.begin;
         if (h >= 0 && h < in.count())
-          holders_[h * pool_.kh + held_[h]++] = {g_ + row, offsets_ + row, Int<A>(i * pool_.kw)};
+          holders_[h * pool_.kh + held_[h]++] = {g_ + row, argmax_ + row, Int<A>(i * pool_.kw)};
       }
     }
     for (int64_t h = 0; h < in.count(); ++h)
@@ -141,12 +141,12 @@ class PlaneUnpool {
   }
 
  private:
-  void read_offsets(int64_t n, int64_t c, int64_t oh, Int<A>* out) const {
-    const int64_t start = n * p_.offsets.n + c * p_.offsets.c + oh * p_.offsets.h;
-    if (p_.offset_bytes == 1)
-      std::copy_n(static_cast<const uint8_t*>(p_.offsets.data) + start, p_.OW, out);
+  void read_argmax(int64_t n, int64_t c, int64_t oh, Int<A>* out) const {
+    const int64_t start = n * p_.argmax.n + c * p_.argmax.c + oh * p_.argmax.h;
+    if (p_.argmax_bytes == 1)
+      std::copy_n(static_cast<const uint8_t*>(p_.argmax.data) + start, p_.OW, out);
     else
-      std::copy_n(static_cast<const int32_t*>(p_.offsets.data) + start, p_.OW, out);
+      std::copy_n(static_cast<const int32_t*>(p_.argmax.data) + start, p_.OW, out);
   }
 
   const EpilogueParams& p_;
@@ -155,7 +155,7 @@ class PlaneUnpool {
   Axis axis_;
   int64_t pitch_ = 0;
   A* g_;
-  Int<A>* offsets_;
+  Int<A>* argmax_;
   Holder<A>* holders_;  // of each input row, pool.kh at most
   int64_t* held_;       // how many
 };

@@ -80,11 +80,11 @@ class PooledBackward {
  private:
   void add_channel(int64_t task, int64_t o) {
     read_plane<T>(after_, after_.y, n_, o, g_);
-    const int64_t at = n_ * after_.offsets.n + o * after_.offsets.c;
-    const void* offsets = after_.offsets.data;
-    const int64_t count = after_.offset_bytes == 1
-                              ? choose(static_cast<const uint8_t*>(offsets) + at)
-                              : choose(static_cast<const int32_t*>(offsets) + at);
+    const int64_t at = n_ * after_.argmax.n + o * after_.argmax.c;
+    const void* argmax = after_.argmax.data;
+    const int64_t count = after_.argmax_bytes == 1
+                              ? choose(static_cast<const uint8_t*>(argmax) + at)
+                              : choose(static_cast<const int32_t*>(argmax) + at);
     double even = 0, odd = 0;  // two sums: an addition waits for the one before
     int64_t i = 0;
     for (; i + 1 < count; i += 2) even += chosen_[i].g, odd += chosen_[i + 1].g;
@@ -105,8 +105,8 @@ class PooledBackward {
 
   // The values that were chosen and have a gradient; a window without a place inside has none. No
   // branch depends on values: half of them would be foreseen wrongly.
-  template <class Offset>
-  int64_t choose(const Offset* offsets) {
+  template <class Argmax>
+  int64_t choose(const Argmax* argmax) {
     const Pool& pool = after_.pool;
     const float* g = g_;
     int64_t count = 0;
@@ -114,7 +114,7 @@ class PooledBackward {
       for (int64_t ow = 0; ow < after_.OW; ++ow, ++g) {
         const int64_t top = oh * pool.sh - pool.ph, left = ow * pool.sw - pool.pw;
         // A saved-tensor hook may have changed the argmax: clamp it to a valid place.
-        const uint32_t named = offsets[oh * after_.offsets.h + ow * after_.offsets.w];
+        const uint32_t named = argmax[oh * after_.argmax.h + ow * after_.argmax.w];
         const Place& place = places_[std::min<size_t>(named, places_.size() - 1)];
         const int64_t h = top + place.h, w = left + place.w;
         chosen_[count] = {*g, pixel(top, left) + place.pixels, value(top, left) + place.values};

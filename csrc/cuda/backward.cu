@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, kLrn && !Layout::channels_last ? 1 :
         const bool there = oh == a - e / E && ow == b - e % E;
         const auto loaded = B::template load<B::Halo>(p.y, n, oh, ow, of);
         const auto places =
-            B::template load<kPoolFirst ? 0 : B::Halo, uint8_t>(p.offsets, n, oh, ow, of);
+            B::template load<kPoolFirst ? 0 : B::Halo, uint8_t>(p.argmax, n, oh, ow, of);
         float g[W];
         loaded.unpack(g);
         if constexpr (kLrn && kPoolFirst) {

@@ -15,9 +15,9 @@ constexpr int kAdders = 128;
 
 bool special_runs(const EpilogueParams& p) {
   const bool fits = special::fits(p);
-  fastcnn::check(p.variant <= 1 && (p.variant != 1 || fits),
-                 "variant: there are no such kernels for this");
-  return fits && p.variant != 0;
+  fastcnn::check(p.kernel_set <= 1 && (p.kernel_set != 1 || fits),
+                 "kernel_set: there are no such kernels for this");
+  return fits && p.kernel_set != 0;
 }
 
 // The bias gradient of a channel, a block's, from its parts: each thread's in order, then by

@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, kLrn && K && !Layout::channels_last 
         window.one_by_one(take);  // the registers do not do for all loads at once
 #pragma unroll
       for (int j = 0; j < W; ++j) r[j] = best.value[j];
-      if constexpr (kSave) store_offsets<V, Layout>(p.offsets, n, oh, ow, of, best.place + H);
+      if constexpr (kSave) store_argmax<V, Layout>(p.argmax, n, oh, ow, of, best.place + H);
     }
     if constexpr (kLrn) {
       if (p.r.data) F::store(p.r, n, oh, ow, of, r + H);
@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kThreads, Layout::blocks)
         in_tile(h, w).unpack(o);
         best.take(o, place);
       });
-      store_offsets<V, Layout>(p.offsets, n, oh, ow, of, best.place);
+      store_argmax<V, Layout>(p.argmax, n, oh, ow, of, best.place);
       F::store(p.y, n, oh, ow, of, best.value);
     } else {
       Words<T, V> best = lowest<T, V>();
@@ -258,8 +258,8 @@ struct Launch {
   template <bool kLrn, int K>
   void run() const {
     if constexpr (kLrn && K > 0)
-      if (!p.pool.first) return p.offsets.data ? tiled<true>() : tiled<false>();
-    return p.offsets.data ? untiled<kLrn, K, true>() : untiled<kLrn, K, false>();
+      if (!p.pool.first) return p.argmax.data ? tiled<true>() : tiled<false>();
+    return p.argmax.data ? untiled<kLrn, K, true>() : untiled<kLrn, K, false>();
   }
 
   template <bool kLrn, int K, bool kSave>

@@ -27,12 +27,12 @@ __global__ void each_output(Stages<T> s) {
     const Place at = s.place(i, p.OH, p.OW);
     if (s.pool_first) {
       const auto best = s.largest(at, rectified);
-      s.store_offset(at, best);
+      s.store_argmax(at, best);
       if (p.r.data) Stages<T>::store(p.r, at, best.value);
       Stages<T>::store(p.y, at, s.lrn ? s.normalised(at, pooled) : best.value);
     } else if (s.pool) {
       const auto best = s.largest(at, normalised);
-      s.store_offset(at, best);
+      s.store_argmax(at, best);
       Stages<T>::store(p.y, at, best.value);
     } else {
       Stages<T>::store(p.y, at, s.lrn ? normalised(at) : rectified(at));

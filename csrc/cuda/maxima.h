@@ -69,8 +69,8 @@ struct Largest {
 };
 
 template <int V, class Layout>
-__device__ void store_offsets(const Tensor& t, int n, int h, int w, const Channels& of,
-                              const int* places) {
+__device__ void store_argmax(const Tensor& t, int n, int h, int w, const Channels& of,
+                             const int* places) {
   Pack<uint8_t, V> bytes;
 #pragma unroll
   for (int i = 0; i < V; ++i) bytes.at[i] = uint8_t(places[i]);

@@ -18,14 +18,14 @@ bool fits_pool(const EpilogueParams& p) {
   const Pool& pool = p.pool;
   if (pool.kh == 0) return true;
   const bool square = pool.kh == pool.kw && pool.sh == 2 && pool.sw == 2;
-  const bool plain = pool.dh == 1 && pool.dw == 1 && p.offset_bytes == 1;
+  const bool plain = pool.dh == 1 && pool.dw == 1 && p.argmax_bytes == 1;
   const bool known = pool.kh == 3 || (pool.kh == 2 && p.lrn.size == 0);
   const auto covered = [](int64_t outputs, int64_t size, int64_t kernel, int64_t padding) {
     const int64_t last = (outputs - 1) * 2 - padding;
     return padding < kernel && last < size && last + kernel + 1 >= size;
   };
   return square && plain && known && covered(p.OH, p.H, pool.kh, pool.ph) &&
-         covered(p.OW, p.W, pool.kw, pool.pw) && (p.offsets.data || !p.r.data);
+         covered(p.OW, p.W, pool.kw, pool.pw) && (p.argmax.data || !p.r.data);
 }
 
 // Whether each of a tensor's pixels begins where `width` values can be read at once.
@@ -45,7 +45,7 @@ bool reaches(const EpilogueParams& p, const Tensor& t, int64_t H, int64_t W) {
 bool fits_layout(const EpilogueParams& p) {
   const int64_t bytes = p.dtype == Dtype::f32 ? 4 : 2, width = 16 / bytes;
   const bool pool_first = p.pool.kh && (p.pool.first || !p.lrn.size);
-  for (const Tensor* t : {&p.x, &p.y, &p.r, &p.offsets})
+  for (const Tensor* t : {&p.x, &p.y, &p.r, &p.argmax})
     if (!reaches(p, *t, p.H, p.W)) return false;
   if (!p.channels_last) return true;
   const int64_t vectors = p.C / p.lrn.groups / width;  // a group's are one block's in backward
@@ -55,7 +55,7 @@ bool fits_layout(const EpilogueParams& p) {
   return p.C / p.lrn.groups % width == 0 && aligned(p, p.x, width, bytes, p.H, p.W) &&
          aligned(p, p.y, width, bytes, p.OH, p.OW) &&
          aligned(p, p.r, width, bytes, pool_first ? p.OH : p.H, pool_first ? p.OW : p.W) &&
-         aligned(p, p.offsets, width, 1, p.OH, p.OW);
+         aligned(p, p.argmax, width, 1, p.OH, p.OW);
 }
 
 }  // namespace

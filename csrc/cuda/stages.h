@@ -132,19 +132,19 @@ struct Stages {
     return best;
   }
 
-  __device__ void store_offset(Place at, Largest best) const {
-    if (!p.offsets.data) return;
-    const int64_t i = offset(p.offsets, at);
+  __device__ void store_argmax(Place at, Largest best) const {
+    if (!p.argmax.data) return;
+    const int64_t i = offset(p.argmax, at);
     const int32_t place = p.relu && pool_first && best.value <= 0 ? kNoPlace : best.place;
-    if (p.offset_bytes == 1)
-      static_cast<uint8_t*>(p.offsets.data)[i] = uint8_t(place);
+    if (p.argmax_bytes == 1)
+      static_cast<uint8_t*>(p.argmax.data)[i] = uint8_t(place);
     else
-      static_cast<int32_t*>(p.offsets.data)[i] = place;
+      static_cast<int32_t*>(p.argmax.data)[i] = place;
   }
-  __device__ int32_t load_offset(Place at) const {
-    const int64_t i = offset(p.offsets, at);
-    return p.offset_bytes == 1 ? int32_t(static_cast<const uint8_t*>(p.offsets.data)[i])
-                               : static_cast<const int32_t*>(p.offsets.data)[i];
+  __device__ int32_t load_argmax(Place at) const {
+    const int64_t i = offset(p.argmax, at);
+    return p.argmax_bytes == 1 ? int32_t(static_cast<const uint8_t*>(p.argmax.data)[i])
+                               : static_cast<const int32_t*>(p.argmax.data)[i];
   }
 
   // The sum of g(output) over the windows whose maximum was at a place.
@@ -159,7 +159,7 @@ struct Stages {
         const int64_t left = at.w + pool.pw - j * pool.dw;
         if (left < 0 || left % pool.sw != 0 || left / pool.sw >= p.OW) continue;
         const Place out{at.n, at.c, top / pool.sh, left / pool.sw};
-        if (load_offset(out) == int32_t(i * pool.kw + j)) sum += g(out);
+        if (load_argmax(out) == int32_t(i * pool.kw + j)) sum += g(out);
       }
     }
     return sum;

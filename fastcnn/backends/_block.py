@@ -28,9 +28,9 @@ def convolve_then(
     """Returns a backend's epilogue on the convolution of x, which is r where backward can do with that."""
     a = convolve(x, weight, conv)
     check(a, bias, stages)
-    keep_r = stages.block_residual(a.device.type) == "r"
-    y, r, offsets = epilogue_forward(a, bias, stages, save, keep_r)
-    return y, a if save and stages.makes_r(in_block=True) and r is None else r, offsets
+    keep_r = stages.saved_name_in_block(a.device.type) == "r"
+    y, r, argmax = epilogue_forward(a, bias, stages, save, keep_r)
+    return y, a if save and stages.makes_r(in_block=True) and r is None else r, argmax
 
 
 def in_chunks(
@@ -47,7 +47,7 @@ def in_chunks(
 ) -> Results:
     """Returns the same, of so many images at a time, convolved in weight's dtype.
 
-    empty: as allocate has it; run: fills y, r and offsets, given the convolution's part and its format.
+    empty: as allocate has it; run: fills y, r and argmax, given the convolution's part and its format.
     """
     outputs: Results | None = None
     for start in range(0, x.shape[0], images):
@@ -57,12 +57,12 @@ def in_chunks(
             check(a, bias, stages)
             format, shape = memory_format(a), (x.shape[0], *a.shape[1:])
             outputs = allocate(empty, shape, a.dtype, format, stages, save, stages.makes_r(in_block=True))
-        y, r, offsets = (None if t is None else t[part] for t in outputs)
+        y, r, argmax = (None if t is None else t[part] for t in outputs)
         assert y is not None
-        if r is not None and stages.block_residual(x.device.type) == "input":
+        if r is not None and stages.saved_name_in_block(x.device.type) == "input":
             r.copy_(a)
             r = None
-        run(a, bias, stages, format, y, r, offsets)
+        run(a, bias, stages, format, y, r, argmax)
     assert outputs is not None  # an empty batch is not in chunks
     return outputs
 
@@ -73,7 +73,7 @@ def block_backward(
     x: Tensor,
     weight: Tensor,
     saved: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
     bias: Tensor | None,
     conv: Conv,
     stages: Stages,
@@ -86,18 +86,18 @@ def block_backward(
     the convolution's.
 
     Args:
-        saved: what :meth:`Stages.block_residual` names; bias: where that is the stages' input.
+        saved: what :meth:`Stages.saved_name_in_block` names; bias: where that is the stages' input.
         format: y's memory format.
     """
     at_once = getattr(backend, "conv_block_backward", None)
     if at_once is not None and stages.lrn is None:
-        given = {"y": saved, "offsets": offsets, "conv": conv, "stages": stages, "needed": needed}
+        given = {"y": saved, "argmax": argmax, "conv": conv, "stages": stages, "needed": needed}
         grads: BlockGradients | None = at_once(grad_y, x, weight, **given)
         if grads is not None:
             return grads
     size = (x.shape[0], weight.shape[0], *conv_output_size(x, weight, conv))
     grad_a, grad_bias = backend.epilogue_backward(
-        grad_y, saved, offsets, stages, size, format, needed[2], bias
+        grad_y, saved, argmax, stages, size, format, needed[2], bias
     )
     return *convolution_gradients(backend, grad_a, x, weight, conv, needed), grad_bias
 

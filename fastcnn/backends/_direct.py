@@ -171,13 +171,13 @@ def forward(
     save: bool,
     sizes: Geometry,
 ) -> Results:
-    """Returns y, no r, and the offsets if they are to be saved."""
+    """Returns y, no r, and the argmax if they are to be saved."""
     format = output_format(x, weight)
-    y, _, offsets = allocate(_empty, sizes.shape, x.dtype, format, stages, save, makes_r=False)
+    y, _, argmax = allocate(_empty, sizes.shape, x.dtype, format, stages, save, makes_r=False)
     bias = None if bias is None else bias.contiguous()
-    after = params(sizes.shape, y, None, offsets, bias, stages, format, threads(sizes.products))
+    after = params(sizes.shape, y, None, argmax, bias, stages, format, threads(sizes.products))
     _native.load().convolution_forward(convolution(x, weight, conv, after))
-    return y, None, offsets
+    return y, None, argmax
 
 
 def backward(
@@ -185,7 +185,7 @@ def backward(
     x: Tensor,
     weight: Tensor,
     y: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
     conv: Conv,
     stages: Stages,
     needed: Sequence[bool],
@@ -196,7 +196,7 @@ def backward(
     grad_x = torch.empty_like(x, memory_format=format) if needed[0] else None
     grad_weight = torch.empty_like(weight) if needed[1] else None
     grad_bias = grad_y.new_empty(weight.shape[0]) if needed[2] else None
-    after = params(sizes.shape, grad_y, y, offsets, None, stages, format, threads(3 * sizes.products))
+    after = params(sizes.shape, grad_y, y, argmax, None, stages, format, threads(3 * sizes.products))
     _native.load().convolution_backward(
         convolution(x, weight, conv, after),
         address(grad_x),

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import _native
 from ..stages import Stages
 
-Results: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # y, r, offsets
+Results: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]  # y, r, argmax
 
 _NAMES = {
     torch.float32: "float32",
@@ -35,14 +35,14 @@ def address(t: Tensor | None) -> tuple[int, tuple[int, ...]] | None:
 
 @functools.lru_cache(maxsize=1024)
 def _numbers(stages: Stages) -> tuple[Any, ...]:
-    """Returns what the struct has of them: the stages, whether pooling comes first, bytes of an offset."""
+    """Returns what the struct has of them: the stages, whether pooling comes first, bytes of an argmax."""
     lrn, pool = stages.lrn, stages.pool
     return (
         stages.relu,
         lrn and (lrn.size, lrn.alpha, lrn.beta, lrn.k, lrn.groups),
         pool and [i for pair in pool.pairs for i in pair],
         stages.pool_first,
-        pool.offset_dtype.itemsize if pool else 1,
+        pool.argmax_dtype.itemsize if pool else 1,
     )
 
 
@@ -79,7 +79,7 @@ def allocate(
     save: bool,
     makes_r: bool,
 ) -> Results:
-    """Returns memory for y, and if it is to be saved for r and the offsets, for an input of this shape.
+    """Returns memory for y, and if it is to be saved for r and the argmax, for an input of this shape.
 
     empty: makes a tensor of a shape, dtype and format. makes_r: whether there is an r, see :class:`Stages`.
     """
@@ -87,7 +87,7 @@ def allocate(
     return (
         empty(out, dtype, format),
         empty(out if stages.pool_first else shape, dtype, format) if save and makes_r else None,
-        empty(out, stages.pool.offset_dtype, format) if save and stages.pool else None,
+        empty(out, stages.pool.argmax_dtype, format) if save and stages.pool else None,
     )
 
 
@@ -95,7 +95,7 @@ def params(
     x: Tensor | Sequence[int],
     y: Tensor,
     r: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
     bias: Tensor | None,
     stages: Stages,
     format: torch.memory_format,
@@ -111,7 +111,7 @@ def params(
     """
     data, shape = (x, x.shape) if isinstance(x, Tensor) else (None, x)
     one_pixel = shape[2:] == y.shape[2:] == (1, 1)  # both formats at once: vectors need channels then
-    *numbers, offset_bytes = _numbers(stages)
+    *numbers, argmax_bytes = _numbers(stages)
     return _native.load().EpilogueParams(
         _dtype(y.dtype),
         format == torch.channels_last or one_pixel,
@@ -121,8 +121,8 @@ def params(
         address(data),
         address(y),
         address(r),
-        address(offsets),
-        offset_bytes,
+        address(argmax),
+        argmax_bytes,
         0 if bias is None else bias.data_ptr(),
         0 if r_bias is None else r_bias.data_ptr(),
         threads,

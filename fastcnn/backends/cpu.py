@@ -133,19 +133,19 @@ def _run(
     format: torch.memory_format,
     y: Tensor,
     r: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
 ) -> None:
-    """Fills y, r and offsets, which are laid out in this format; x and bias may have any strides."""
+    """Fills y, r and argmax, which are laid out in this format; x and bias may have any strides."""
     if x.numel() == 0:
         return
     bias = bias if bias is None else bias.contiguous()
-    _native.load().epilogue_forward(params(x, y, r, offsets, bias, stages, format, _threads(x)))
+    _native.load().epilogue_forward(params(x, y, r, argmax, bias, stages, format, _threads(x)))
 
 
 def epilogue_backward(
     grad_y: Tensor,
     r: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
     stages: Stages,
     size: Sequence[int],
     format: torch.memory_format,
@@ -156,10 +156,10 @@ def epilogue_backward(
         r = lrn_input(r, bias, stages)
     grad_x = _empty(size, grad_y.dtype, format)
     grad_bias = grad_y.new_zeros(size[1]) if need_bias else None
-    if offsets is not None:  # a saved-tensor hook may have brought them back in other strides
-        offsets = offsets.contiguous(memory_format=format)
+    if argmax is not None:  # a saved-tensor hook may have brought them back in other strides
+        argmax = argmax.contiguous(memory_format=format)
     if grad_x.numel():
-        p = params(grad_x, grad_y, r, offsets, grad_bias, stages, format, _threads(grad_x))
+        p = params(grad_x, grad_y, r, argmax, grad_bias, stages, format, _threads(grad_x))
         _native.load().epilogue_backward(p)
     return grad_x, grad_bias
 
@@ -236,7 +236,7 @@ def conv_block_backward(
     x: Tensor,
     weight: Tensor,
     y: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
     conv: Conv,
     stages: Stages,
     needed: Sequence[bool],
@@ -245,4 +245,4 @@ def conv_block_backward(
     sizes = _direct.geometry(x, weight, conv, stages)
     if sizes is None or not _direct.backward_is_best(weight, sizes):
         return None
-    return _direct.backward(grad_y, x, weight, y, offsets, conv, stages, needed, sizes)
+    return _direct.backward(grad_y, x, weight, y, argmax, conv, stages, needed, sizes)

@@ -142,13 +142,13 @@ def _run(
     format: torch.memory_format,
     y: Tensor,
     r: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
 ) -> None:
-    """Fills y, r and offsets, which are laid out in this format; x and bias may have any strides."""
+    """Fills y, r and argmax, which are laid out in this format; x and bias may have any strides."""
     if x.numel() == 0:
         return
     bias = bias if bias is None else bias.contiguous()
-    p = params(x, y, r, offsets, bias, stages, format)
+    p = params(x, y, r, argmax, bias, stages, format)
     with on_device(x):
         _native.load().cuda_epilogue_forward(p, *_where(x))
 
@@ -156,7 +156,7 @@ def _run(
 def epilogue_backward(
     grad_y: Tensor,
     r: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
     stages: Stages,
     size: Sequence[int],
     format: torch.memory_format,
@@ -171,7 +171,7 @@ def epilogue_backward(
         grad_y = grad_y.contiguous(memory_format=format)
         native = _native.load()
         bias = bias if bias is None else bias.contiguous()
-        p = params(grad_x, grad_y, r, offsets, grad_bias, stages, format, r_bias=bias)
+        p = params(grad_x, grad_y, r, argmax, grad_bias, stages, format, r_bias=bias)
         parts = size[1] * native.cuda_bias_parts(p) if need_bias else 0
         sums = grad_y.new_empty(parts, dtype=torch.float64)
         with on_device(grad_y):

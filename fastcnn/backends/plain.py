@@ -141,7 +141,7 @@ def _onnx_local_response_norm(x: Tensor, lrn: LRN) -> Tensor:
     return y.view(x.shape)
 
 
-# Inside an op autograd sees nothing, and backward is given r and offsets: there the reference takes over.
+# Inside an op autograd sees nothing, and backward is given r and argmax: there the reference takes over.
 
 
 def epilogue_forward(

@@ -60,11 +60,11 @@ def _pool(x: Tensor, pool: MaxPool, cuts: bool = False) -> tuple[Tensor, Tensor]
     rows = torch.arange(y.shape[2], device=x.device) * sh - ph
     columns = torch.arange(y.shape[3], device=x.device) * sw - pw
     row, column = index // x.shape[3], index % x.shape[3]
-    offsets = (row - rows.view(-1, 1)) // dh * kw + (column - columns) // dw
+    argmax = (row - rows.view(-1, 1)) // dh * kw + (column - columns) // dw
     seen = _sees(rows, x.shape[2], kh, dh).view(-1, 1) & _sees(columns, x.shape[3], kw, dw)
     if cuts:
         seen = seen & ~(y <= 0)  # a NaN lets its gradient pass
-    return y, torch.where(seen, offsets, NO_PLACE).to(pool.offset_dtype)
+    return y, torch.where(seen, argmax, NO_PLACE).to(pool.argmax_dtype)
 
 
 def _sees(starts: Tensor, size: int, kernel: int, dilation: int) -> Tensor:
@@ -73,7 +73,7 @@ def _sees(starts: Tensor, size: int, kernel: int, dilation: int) -> Tensor:
     return ((at >= 0) & (at < size)).any(1)
 
 
-def _pool_backward(g: Tensor, offsets: Tensor, size: Sequence[int], pool: MaxPool) -> Tensor:
+def _pool_backward(g: Tensor, argmax: Tensor, size: Sequence[int], pool: MaxPool) -> Tensor:
     """Adds, for each place of the window in turn, its pooled gradients to the inputs that it covers."""
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = pool.pairs
     height = max(size[2] + 2 * ph, (g.shape[2] - 1) * sh + (kh - 1) * dh + 1)
@@ -83,7 +83,7 @@ def _pool_backward(g: Tensor, offsets: Tensor, size: Sequence[int], pool: MaxPoo
         top, left = place // kw * dh, place % kw * dw
         rows = slice(top, top + (g.shape[2] - 1) * sh + 1, sh)
         columns = slice(left, left + (g.shape[3] - 1) * sw + 1, sw)
-        padded[:, :, rows, columns] += torch.where(offsets == place, g, 0)
+        padded[:, :, rows, columns] += torch.where(argmax == place, g, 0)
     return padded[:, :, ph : ph + size[2], pw : pw + size[3]]
 
 
@@ -97,14 +97,14 @@ def epilogue_forward(
         v = v + bias.to(acc).view(1, -1, 1, 1)
     if stages.relu:
         v = v.relu()
-    offsets = None
+    argmax = None
     if stages.pool and stages.pool_first:
-        v, offsets = _pool(v, stages.pool, stages.relu)
+        v, argmax = _pool(v, stages.pool, stages.relu)
     r = v
     if stages.lrn:
         v = _normalise(v, stages.lrn)
     if stages.pool and not stages.pool_first:
-        v, offsets = _pool(v, stages.pool)
+        v, argmax = _pool(v, stages.pool)
 
     def stored(t: Tensor) -> Tensor:
         return t.to(x.dtype).contiguous(memory_format=format)
@@ -113,9 +113,9 @@ def epilogue_forward(
     if not save:
         return y, None, None
     keep = keep_r and stages.makes_r(bias is not None)
-    if offsets is not None:
-        offsets = offsets.contiguous(memory_format=format)
-    return y, stored(r) if keep else None, offsets
+    if argmax is not None:
+        argmax = argmax.contiguous(memory_format=format)
+    return y, stored(r) if keep else None, argmax
 
 
 def lrn_input(r: Tensor | None, bias: Tensor | None, stages: Stages) -> Tensor | None:
@@ -129,7 +129,7 @@ def lrn_input(r: Tensor | None, bias: Tensor | None, stages: Stages) -> Tensor |
 def epilogue_backward(
     grad_y: Tensor,
     r: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
     stages: Stages,
     size: Sequence[int],
     format: torch.memory_format,
@@ -138,25 +138,25 @@ def epilogue_backward(
 ) -> tuple[Tensor, Tensor | None]:
     """Returns the gradients of the stages' input and, if ``need_bias``, of the bias.
 
-    r: what :meth:`Stages.residual` names; size: the input's (N, C, H, W); format: its memory format.
+    r: what :meth:`Stages.saved_name` names; size: the input's (N, C, H, W); format: its memory format.
     bias: (C,), where r is the stages' input and the LRN's is to be made from both.
     """
     acc = _acc(grad_y.dtype)
     g = grad_y.to(acc)
     r = lrn_input(r, bias, stages)
-    residual = None if r is None else r.to(acc)
+    saved = None if r is None else r.to(acc)
     if stages.pool and not stages.pool_first:
-        assert offsets is not None
-        g = _pool_backward(g, offsets, size, stages.pool)
+        assert argmax is not None
+        g = _pool_backward(g, argmax, size, stages.pool)
     if stages.lrn:
-        assert residual is not None
-        g = _normalise_backward(g, residual, stages.lrn)
+        assert saved is not None
+        g = _normalise_backward(g, saved, stages.lrn)
     if stages.relu and (stages.pool is None or not stages.pool_first):
-        assert residual is not None
-        g = torch.where(residual <= 0, 0, g)
+        assert saved is not None
+        g = torch.where(saved <= 0, 0, g)
     if stages.pool and stages.pool_first:
-        assert offsets is not None
-        g = _pool_backward(g, offsets, size, stages.pool)
+        assert argmax is not None
+        g = _pool_backward(g, argmax, size, stages.pool)
     grad_bias = g.sum((0, 2, 3)).to(grad_y.dtype) if need_bias else None
     return g.to(grad_y.dtype).contiguous(memory_format=format), grad_bias
 

@@ -109,7 +109,7 @@ def epilogue_forward(
 def epilogue_backward(
     grad_y: Tensor,
     r: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
     stages: Stages,
     size: Sequence[int],
     format: torch.memory_format,
@@ -118,7 +118,7 @@ def epilogue_backward(
 ) -> tuple[Tensor, Tensor | None]:
     from . import epilogue
 
-    return epilogue.backward(grad_y, r, offsets, stages, size, format, need_bias, bias)
+    return epilogue.backward(grad_y, r, argmax, stages, size, format, need_bias, bias)
 
 
 convolution_backward = convolution_backward_fastest

@@ -3,7 +3,7 @@
 An implicit matrix product makes the convolution's outputs that a tile of pooled outputs needs, for all maps
 of a group. They wait in scratch of the program's own, small enough for L2, where the LRN finds its
 neighbouring channels and the pooling its windows, some vectors at a time. They wait in x's type, as they
-would between torch's layers: half the traffic in 16 bits, and the offsets see the ties that torch sees. A
+would between torch's layers: half the traffic in 16 bits, and the argmax see the ties that torch sees. A
 program takes one tile after another into the same scratch.
 """
 
@@ -71,7 +71,7 @@ def registers(target: str, dtype: torch.dtype, precision: str, lrn: bool) -> int
 
 @triton.jit
 def block_kernel(
-    x, weight, bias, y, r, offsets, scratch, strides, y_strides, size, conv, padding, tiles, parts,
+    x, weight, bias, y, r, argmax, scratch, strides, y_strides, size, conv, padding, tiles, parts,
     spec: tl.constexpr, CIN: tl.constexpr, MAPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     PADDED: tl.constexpr, SQUARE: tl.constexpr, RELU: tl.constexpr, GROUP: tl.constexpr,
     POOL_FIRST: tl.constexpr, PK: tl.constexpr, PS: tl.constexpr, LEAVES: tl.constexpr,
@@ -146,12 +146,12 @@ def block_kernel(
                 t = tl.minimum(p * BP + tl.arange(0, BP), T * T * CV - 1)
                 waiting = second if LRN_FIRST else first
                 o, place = pooled(
-                    waiting, t, top, left, size, spec, T, RW, PK, PS, LEAVES, offsets is not None
+                    waiting, t, top, left, size, spec, T, RW, PK, PS, LEAVES, argmax is not None
                 )
                 to, there = outputs(t, n, th, tw, g, size, y_strides, MAPS, CV, T)
-                if offsets is not None:
+                if argmax is not None:
                     place = uncut(place, o, RELU and not LRN_FIRST)
-                    tl.store(offsets + to, place.to(tl.uint8), mask=there)
+                    tl.store(argmax + to, place.to(tl.uint8), mask=there)
                 if r is not None:
                     tl.store(r + to, rounded(o, r.dtype.element_ty), mask=there)
                 if LRN_LAST:
@@ -230,10 +230,10 @@ def block_forward(
     shape = (x.shape[0], weight.shape[0], rows, columns)
     check(x.new_empty(0, *shape[1:]), bias, stages)
     empty = empty_on(x.device)
-    y, r, offsets = allocate(empty, shape, x.dtype, format, stages, save, stages.makes_r(in_block=True))
+    y, r, argmax = allocate(empty, shape, x.dtype, format, stages, save, stages.makes_r(in_block=True))
     if y.numel():
-        _launch(x, weight, bias, conv, stages, shape, y, r, offsets)
-    return y, r, offsets
+        _launch(x, weight, bias, conv, stages, shape, y, r, argmax)
+    return y, r, argmax
 
 
 def _launch(
@@ -245,7 +245,7 @@ def _launch(
     shape: Sequence[int],
     y: Tensor,
     r: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
 ) -> None:
     with on_device(x):
         values = arguments(x, weight, conv, stages, shape, y, _target(x))
@@ -258,7 +258,7 @@ def _launch(
         programs = min(values["tiles"][0], max(1, _programs(x) // conv[3]))
         scratch = torch.empty(programs * conv[3] * values["SLOT"], dtype=x.dtype, device=x.device)
         block_kernel[(programs, conv[3])](
-            x, weight, bias, y, r, offsets, scratch,
+            x, weight, bias, y, r, argmax, scratch,
             x.stride(), y.stride(), **values,
         )  # fmt: skip
 

@@ -67,7 +67,7 @@ def covered(size, pool, oh, ow, i, j, inside):
 
 
 @triton.jit
-def covering(offsets, size, pool, n, c, h, w, i, j, KW: tl.constexpr, inside, CHANNELS_LAST: tl.constexpr):
+def covering(argmax, size, pool, n, c, h, w, i, j, KW: tl.constexpr, inside, CHANNELS_LAST: tl.constexpr):
     """The output whose window has an input as its place (i, j), and whether its maximum was there."""
     top = h + pool[2] - i * pool[4]
     left = w + pool[3] - j * pool[5]
@@ -75,7 +75,7 @@ def covering(offsets, size, pool, n, c, h, w, i, j, KW: tl.constexpr, inside, CH
     ok = inside & (top >= 0) & (top % pool[0] == 0) & (oh < size[3])
     ok &= (left >= 0) & (left % pool[1] == 0) & (ow < size[4])
     at = index(n, c, oh, ow, size[0], size[3], size[4], CHANNELS_LAST)
-    return oh, ow, ok & (tl.load(offsets + at, mask=ok, other=0).to(tl.int32) == i * KW + j)
+    return oh, ow, ok & (tl.load(argmax + at, mask=ok, other=0).to(tl.int32) == i * KW + j)
 
 
 @triton.jit
@@ -118,7 +118,7 @@ def normalised(
 
 @triton.jit
 def forward_kernel(
-    x, bias, y, r, offsets, strides, size, pool, total,
+    x, bias, y, r, argmax, strides, size, pool, total,
     RELU: tl.constexpr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
     POOL_FIRST: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
@@ -134,8 +134,8 @@ def forward_kernel(
         v, at = pooled(x, bias, strides, size, pool, n, c, h, w, inside, RELU, KH, KW, ACC)
         if r is not None:
             tl.store(r + i, v, mask=inside)
-        if offsets is not None:
-            tl.store(offsets + i, at, mask=inside)
+        if argmax is not None:
+            tl.store(argmax + i, at, mask=inside)
         if SIZE > 0:
             v = normalised(
                 x, bias, strides, size, pool, n, c, h, w, inside,
@@ -151,8 +151,8 @@ def forward_kernel(
                     RELU, SIZE, ALPHA, BETA, K, False, KH, KW, ACC,
                 )  # fmt: skip
                 v, at = larger(o, a * KW + b, v, at, ok)
-        if offsets is not None:
-            tl.store(offsets + i, at, mask=inside)
+        if argmax is not None:
+            tl.store(argmax + i, at, mask=inside)
     elif SIZE > 0:
         v = normalised(
             x, bias, strides, size, pool, n, c, h, w, inside,
@@ -165,7 +165,7 @@ def forward_kernel(
 
 @triton.jit
 def given(
-    grad, offsets, grad_strides, size, pool, n, c, h, w, inside,
+    grad, argmax, grad_strides, size, pool, n, c, h, w, inside,
     UNPOOL: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The gradient at an output; or, UNPOOL, at an input: the sum over windows with their maximum there."""
@@ -173,7 +173,7 @@ def given(
         g = tl.zeros(n.shape, ACC)
         for i in range(KH):
             for j in range(KW):
-                oh, ow, ok = covering(offsets, size, pool, n, c, h, w, i, j, KW, inside, CHANNELS_LAST)
+                oh, ow, ok = covering(argmax, size, pool, n, c, h, w, i, j, KW, inside, CHANNELS_LAST)
                 g += load(grad, grad_strides, n, c, oh, ow, ok, ACC)
     else:
         g = load(grad, grad_strides, n, c, h, w, inside, ACC)
@@ -195,7 +195,7 @@ def denominator(
 
 @triton.jit
 def through(
-    grad, r, offsets, grad_strides, strides, size, pool, n, c, h, w, inside,
+    grad, r, argmax, grad_strides, strides, size, pool, n, c, h, w, inside,
     RELU: tl.constexpr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
     UNPOOL: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -204,7 +204,7 @@ def through(
     dr[i] = g[i] d[i]^-beta - 2 alpha beta/size r[i] sum of g[j] r[j] d[j]^-beta / d[j], over the j whose
     window holds i; 0 where the ReLU let nothing through, if r tells.
     """
-    g = given(grad, offsets, grad_strides, size, pool, n, c, h, w, inside, UNPOOL, KH, KW, CHANNELS_LAST, ACC)
+    g = given(grad, argmax, grad_strides, size, pool, n, c, h, w, inside, UNPOOL, KH, KW, CHANNELS_LAST, ACC)
     if SIZE > 0:
         own = load(r, strides, n, c, h, w, inside, ACC)
         begin = c // size[5] * size[5]
@@ -216,7 +216,7 @@ def through(
             ok = inside & (j >= begin) & (j < end)
             d = denominator(r, strides, n, j, h, w, begin, end, ok, SIZE, ALPHA, K, ACC)
             gj = given(
-                grad, offsets, grad_strides, size, pool, n, j, h, w, ok, UNPOOL, KH, KW, CHANNELS_LAST, ACC
+                grad, argmax, grad_strides, size, pool, n, j, h, w, ok, UNPOOL, KH, KW, CHANNELS_LAST, ACC
             )
             passed = gj * inverse_power(d, BETA, ACC)
             term = passed * load(r, strides, n, j, h, w, ok, ACC) / d
@@ -230,7 +230,7 @@ def through(
 
 @triton.jit
 def backward_kernel(
-    grad, r, offsets, grad_x, grad_strides, strides, size, pool, total,
+    grad, r, argmax, grad_x, grad_strides, strides, size, pool, total,
     RELU: tl.constexpr, SIZE: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, K: tl.constexpr,
     POOL_FIRST: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
@@ -243,15 +243,15 @@ def backward_kernel(
         g = tl.zeros(n.shape, ACC)
         for a in range(KH):
             for b in range(KW):
-                oh, ow, ok = covering(offsets, size, pool, n, c, h, w, a, b, KW, inside, CHANNELS_LAST)
+                oh, ow, ok = covering(argmax, size, pool, n, c, h, w, a, b, KW, inside, CHANNELS_LAST)
                 v = through(
-                    grad, r, offsets, grad_strides, strides, size, pool, n, c, oh, ow, ok,
+                    grad, r, argmax, grad_strides, strides, size, pool, n, c, oh, ow, ok,
                     RELU, SIZE, ALPHA, BETA, K, False, KH, KW, CHANNELS_LAST, ACC,
                 )  # fmt: skip
                 g += tl.where(ok, v, 0.0).to(ACC)
     else:
         g = through(
-            grad, r, offsets, grad_strides, strides, size, pool, n, c, h, w, inside,
+            grad, r, argmax, grad_strides, strides, size, pool, n, c, h, w, inside,
             RELU, SIZE, ALPHA, BETA, K, KH > 0, KH, KW, CHANNELS_LAST, ACC,
         )  # fmt: skip
     tl.store(grad_x + i, g, mask=inside)
@@ -290,22 +290,22 @@ def block(x: Tensor) -> int:
 
 
 def forward(
-    x: Tensor, bias: Tensor | None, stages: Stages, y: Tensor, r: Tensor | None, offsets: Tensor | None
+    x: Tensor, bias: Tensor | None, stages: Stages, y: Tensor, r: Tensor | None, argmax: Tensor | None
 ) -> None:
-    """Fills y, and r and offsets where there are any, laid out as y."""
+    """Fills y, and r and argmax where there are any, laid out as y."""
     with_y = r if stages.pool_first and stages.pool else None
-    _forward(x, bias, stages, y, with_y, offsets)
+    _forward(x, bias, stages, y, with_y, argmax)
     if r is not None and with_y is None:
         _forward(x, bias, Stages(stages.relu), r, None, None)
 
 
 def _forward(
-    x: Tensor, bias: Tensor | None, stages: Stages, y: Tensor, r: Tensor | None, offsets: Tensor | None
+    x: Tensor, bias: Tensor | None, stages: Stages, y: Tensor, r: Tensor | None, argmax: Tensor | None
 ) -> None:
     total = y.numel()
     with on_device(x):
         forward_kernel[(ceil_div(total, block(x)),)](
-            x, bias, y, r, offsets, x.stride(), total=total,
+            x, bias, y, r, argmax, x.stride(), total=total,
             CHANNELS_LAST=memory_format(x) == torch.channels_last, **arguments(x, y, stages),
         )  # fmt: skip
 
@@ -314,17 +314,17 @@ def backward(
     grad_y: Tensor,
     r: Tensor | None,
     bias: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
     stages: Stages,
     grad_x: Tensor,
     need_bias: bool,
 ) -> Tensor | None:
-    """Fills grad_x and returns the bias's gradient, (C,), if it is needed; offsets are laid out as grad_x."""
+    """Fills grad_x and returns the bias's gradient, (C,), if it is needed; argmax are laid out as grad_x."""
     r = lrn_input(r, bias, stages)
     total = grad_x.numel()
     with on_device(grad_x):
         backward_kernel[(ceil_div(total, block(grad_x)),)](
-            grad_y, r, offsets, grad_x, grad_y.stride(), r.stride() if r is not None else (0, 0, 0, 0),
+            grad_y, r, argmax, grad_x, grad_y.stride(), r.stride() if r is not None else (0, 0, 0, 0),
             total=total, CHANNELS_LAST=memory_format(grad_x) == torch.channels_last,
             **arguments(grad_x, grad_y, stages, r),
         )  # fmt: skip

@@ -48,29 +48,29 @@ def takes(x: Tensor, stages: Stages, backward: bool = False) -> bool:
 
 
 def forward(
-    x: Tensor, bias: Tensor | None, stages: Stages, y: Tensor, r: Tensor | None, offsets: Tensor | None
+    x: Tensor, bias: Tensor | None, stages: Stages, y: Tensor, r: Tensor | None, argmax: Tensor | None
 ) -> None:
-    """Fills y, and r and offsets where there are any; all in channels_last."""
+    """Fills y, and r and argmax where there are any; all in channels_last."""
     relu, lrn, pool = bool(stages.relu), stages.lrn, stages.pool
     if pool is None:
         _pointwise(x, bias, relu, lrn, y, r)
     elif stages.pool_first:
-        _pool(x, bias, relu, None, pool, y, r, offsets, lrn)
+        _pool(x, bias, relu, None, pool, y, r, argmax, lrn)
     elif pool.pairs == ((3, 3), (2, 2), (0, 0), (1, 1)):
-        _lrn_pool(x, bias, relu, lrn, y, r, offsets)
+        _lrn_pool(x, bias, relu, lrn, y, r, argmax)
     elif r is None and all(size <= stride for size, stride in zip(pool.extent, pool.pairs[1], strict=True)):
-        _pool(x, bias, relu, lrn, pool, y, None, offsets)
+        _pool(x, bias, relu, lrn, pool, y, None, argmax)
     else:  # windows share values: each is normalised once, and waits in memory for pooling
         between = torch.empty_like(x, memory_format=torch.channels_last)
         _pointwise(x, bias, relu, lrn, between, r)
-        _pool(between, None, False, None, pool, y, None, offsets)
+        _pool(between, None, False, None, pool, y, None, argmax)
 
 
 def backward(
     grad_y: Tensor,
     r: Tensor | None,
     bias: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
     stages: Stages,
     grad_x: Tensor,
     need_bias: bool,
@@ -80,8 +80,8 @@ def backward(
     if lrn is not None and pool is not None and stages.pool_first:
         between = torch.empty_like(grad_y)
         _backward(grad_y, r, None, None, relu, lrn, None, between, False)
-        return _backward(between, None, None, offsets, False, None, pool, grad_x, need_bias)
-    return _backward(grad_y, r, bias, offsets, relu, lrn, pool, grad_x, need_bias)
+        return _backward(between, None, None, argmax, False, None, pool, grad_x, need_bias)
+    return _backward(grad_y, r, bias, argmax, relu, lrn, pool, grad_x, need_bias)
 
 
 def _lanes(x: Tensor, warps: int) -> int:
@@ -142,7 +142,7 @@ def _pool(
     pool: MaxPool,
     y: Tensor,
     r: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
     after: LRN | None = None,
 ) -> None:
     edge, warps = (1, 1) if after else (0, WARPS)
@@ -150,7 +150,7 @@ def _pool(
     total = y.numel() // y.shape[1] * ceil_div(y.shape[1], V.value)
     _launch(
         pool_kernel, x, ceil_div(total, lanes - 2 * edge), warps,
-        x, bias, y, r, offsets, total, *x.shape[2:], *y.shape[2:],
+        x, bias, y, r, argmax, total, *x.shape[2:], *y.shape[2:],
         _spec(x, relu, lrn, bias), _spec(x, relu, after, bias), _window(pool, x.shape[2:], y.shape[2:]),
         EDGE=edge, B=lanes,
     )  # fmt: skip
@@ -163,7 +163,7 @@ def _lrn_pool(
     lrn: LRN | None,
     y: Tensor,
     r: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
 ) -> None:
     n, c, h, w = x.shape
     lanes, vectors, down = _lanes(x, 1), ceil_div(c, V.value), h // 2
@@ -180,7 +180,7 @@ def _lrn_pool(
     outputs = y.shape[2:]
     _launch(
         lrn_pool_kernel, x, programs(rows), 1,
-        x, bias, y, r, offsets, total(rows), h, w, *outputs, _spec(x, relu, lrn, bias),
+        x, bias, y, r, argmax, total(rows), h, w, *outputs, _spec(x, relu, lrn, bias),
         LEAVES=2 * outputs[0] + 1 > h or 2 * outputs[1] + 1 > w, ROWS=rows, G=beside, B=lanes,
     )  # fmt: skip
 
@@ -189,7 +189,7 @@ def _backward(
     grad_y: Tensor,
     r: Tensor | None,
     bias: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
     relu: bool,
     lrn: LRN | None,
     pool: MaxPool | None,
@@ -208,7 +208,7 @@ def _backward(
     sums_ = grad_x.new_empty(programs * helped, V.value, dtype=torch.float32) if need_bias else None
     _launch(
         backward_kernel, grad_x, programs, warps,
-        grad_y, r, bias, offsets, grad_x, sums_, total, h, w, *grad_y.shape[2:],
+        grad_y, r, bias, argmax, grad_x, sums_, total, h, w, *grad_y.shape[2:],
         _spec(grad_x, relu, lrn, grad_y, r, bias), pool and _window(pool, grad_x.shape[2:], grad_y.shape[2:]),
         EACH=each, EDGE=edge, B=lanes,
     )  # fmt: skip

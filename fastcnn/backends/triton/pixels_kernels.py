@@ -106,7 +106,7 @@ def pooled_early(x, b, h, w, n, c, ok, H, W, spec, pool):
 
 @triton.jit
 def pool_kernel(
-    x, bias, y, r, offsets, total, H, W, OH, OW,
+    x, bias, y, r, argmax, total, H, W, OH, OW,
     spec: tl.constexpr, after: tl.constexpr, pool: tl.constexpr, EDGE: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """y = the maxima over windows of max(x + bias, 0), with spec's LRN before and after's LRN behind pooling.
@@ -125,14 +125,14 @@ def pool_kernel(
     b = bias
     if bias is not None:
         b = with_halo(bias, c * V, c, c >= 0, spec)
-    if offsets is None and spec.size == 0 and x.dtype.element_ty != tl.float32:
+    if argmax is None and spec.size == 0 and x.dtype.element_ty != tl.float32:
         best = pooled_early(x, b, h, w, n, c, ok, H, W, spec, pool)
     else:
         best, place = pooled(x, b, h, w, n, c, ok, H, W, spec, pool)
     to = pixel * spec.channels + c * V
     ok &= (lane >= EDGE) & (lane < B - EDGE)
-    if offsets is not None:
-        store(offsets, to, c, ok, uncut(place, best, spec.relu and spec.size == 0), spec)
+    if argmax is not None:
+        store(argmax, to, c, ok, uncut(place, best, spec.relu and spec.size == 0), spec)
     if after.size > 0:
         if r is not None:
             store(r, to, c, ok, best, spec)
@@ -169,7 +169,7 @@ def row_of_three(x, r, v, c, ok, second, keep, by, b, spec, LEAVES: tl.constexpr
 
 @triton.jit
 def lrn_pool_kernel(
-    x, bias, y, r, offsets, total, H, W, OH, OW, spec: tl.constexpr,
+    x, bias, y, r, argmax, total, H, W, OH, OW, spec: tl.constexpr,
     LEAVES: tl.constexpr, ROWS: tl.constexpr, G: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """y = the maxima over 3x3 windows two apart of LRN(r), r = max(x + bias, 0); unpadded but for ceil mode.
@@ -180,7 +180,7 @@ def lrn_pool_kernel(
     total = N ceil(H // 2 / ROWS) ceil(vectors / G) (W // 2 + 1) G, of which a program has B - G.
     """
     PARTS: tl.constexpr = (spec.vectors + G - 1) // G
-    PLACES: tl.constexpr = offsets is not None
+    PLACES: tl.constexpr = argmax is not None
     lane = tl.arange(0, B)
     i = tl.program_id(0) * (B - G) + lane
     by = tl.minimum(lane + G, B - 1)[:, None] + tl.zeros([1, V], tl.int32)
@@ -210,7 +210,7 @@ def lrn_pool_kernel(
         if PLACES:
             best, p = first(top, p, middle, mp + 3)
             best, p = first(best, p, low, lp + 6)
-            store(offsets, to, c, out, p, spec)
+            store(argmax, to, c, out, p, spec)
             p = lp
         else:
             best = tl.maximum(tl.maximum(top, middle, propagate_nan=NAN), low, propagate_nan=NAN)
@@ -244,7 +244,7 @@ def through(g, r, at, c, ok, b, spec):
 
 
 @triton.jit
-def unpooled(grad, offsets, n, a, b, c, ok, OH, OW, i, j, spec, pool):
+def unpooled(grad, argmax, n, a, b, c, ok, OH, OW, i, j, spec, pool):
     """The gradient at place (i, j) of square (a, b): the sum over windows with their maximum there."""
     g = tl.zeros((a.shape[0], V), tl.float32)
     KH: tl.constexpr = pool.kh
@@ -256,7 +256,7 @@ def unpooled(grad, offsets, n, a, b, c, ok, OH, OW, i, j, spec, pool):
             oh, ow = a - u // pool.sh, b - v // pool.sw
             inside = ok & (oh >= 0) & (oh < OH) & (ow >= 0) & (ow < OW)
             at = ((n * OH + oh) * OW + ow) * spec.channels + c * V
-            here = load(offsets, at, c, inside, 255, spec, 0, V) == u * pool.kw + v
+            here = load(argmax, at, c, inside, 255, spec, 0, V) == u * pool.kw + v
             value = load(grad, at, c, inside, 0, spec, 0, V).to(tl.float32)
             g = tl.where(here, g + value, g)
     return g
@@ -264,7 +264,7 @@ def unpooled(grad, offsets, n, a, b, c, ok, OH, OW, i, j, spec, pool):
 
 @triton.jit
 def backward_kernel(
-    grad, r, bias, offsets, grad_x, sums_, total, H, W, OH, OW, spec: tl.constexpr, pool: tl.constexpr,
+    grad, r, bias, argmax, grad_x, sums_, total, H, W, OH, OW, spec: tl.constexpr, pool: tl.constexpr,
     EACH: tl.constexpr, EDGE: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """The gradient at x from that at y. A lane has 8 channels of a square of inputs, as large as the stride.
@@ -300,7 +300,7 @@ def backward_kernel(
             gs = ()
             for s in tl.static_range(SH):
                 for t in tl.static_range(SW):
-                    g = unpooled(grad, offsets, n, a, right, c, ok, OH, OW, s, t, spec, pool)
+                    g = unpooled(grad, argmax, n, a, right, c, ok, OH, OW, s, t, spec, pool)
                     gs += (g,)  # type: ignore[assignment]
             for s in tl.static_range(SH):
                 for t in tl.static_range(SW):

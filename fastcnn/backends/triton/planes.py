@@ -77,26 +77,26 @@ def _lanes(x: Tensor, pool: MaxPool | None) -> dict[str, Any]:
 
 
 def forward(
-    x: Tensor, bias: Tensor | None, stages: Stages, y: Tensor, r: Tensor | None, offsets: Tensor | None
+    x: Tensor, bias: Tensor | None, stages: Stages, y: Tensor, r: Tensor | None, argmax: Tensor | None
 ) -> None:
-    """Fills y, and r and offsets unless None, from x (N, C, H, W) and bias (C,)."""
+    """Fills y, and r and argmax unless None, from x (N, C, H, W) and bias (C,)."""
     lrn, pool = stages.lrn, stages.pool
     with on_device(x):
         if lrn is None and pool is None:
             _relu(x, bias, stages.relu, y)
         elif lrn is None or pool is None or stages.pool_first:
-            _forward(x, bias, stages, y, r, offsets)
+            _forward(x, bias, stages, y, r, argmax)
         elif pool.pairs == ((3, 3), (2, 2), (0, 0), (1, 1)) and not leaves_the_map(
             pool, x.shape[2:], y.shape[2:]
         ):
             if r is not None and x.shape[2] % 2 == 0:  # whose last row no window holds
                 _relu(x, bias, stages.relu, r)
                 r = None
-            _lrn_pool(x, bias, stages, y, r, offsets)
+            _lrn_pool(x, bias, stages, y, r, argmax)
         else:
             o = torch.empty_like(x)
             _forward(x, bias, Stages(stages.relu, lrn), o, r, None)
-            _forward(o, None, Stages(False, None, pool), y, None, offsets)
+            _forward(o, None, Stages(False, None, pool), y, None, argmax)
 
 
 def _relu(x: Tensor, bias: Tensor | None, relu: bool, y: Tensor) -> None:
@@ -112,28 +112,28 @@ def _relu(x: Tensor, bias: Tensor | None, relu: bool, y: Tensor) -> None:
 
 
 def _forward(
-    x: Tensor, bias: Tensor | None, stages: Stages, y: Tensor, r: Tensor | None, offsets: Tensor | None
+    x: Tensor, bias: Tensor | None, stages: Stages, y: Tensor, r: Tensor | None, argmax: Tensor | None
 ) -> None:
     pool, (n, c) = stages.pool, x.shape[:2]
     out, lanes = _places(y, pool), _lanes(x, pool)
     total = n * out[0] * out[1]
     grid, channels = _walk(x, ceil_div(total, lanes["B"]), stages.lrn)
     forward_kernel[grid](
-        x, bias, y, r, offsets, total, c, _places(x, pool), out,
+        x, bias, y, r, argmax, total, c, _places(x, pool), out,
         CHECK=pool is not None and leaves_the_map(pool, x.shape[2:], y.shape[2:]),
         **channels, **lanes, **_constants(x, stages), enable_fp_fusion=False,
     )  # fmt: skip
 
 
 def _lrn_pool(
-    x: Tensor, bias: Tensor | None, stages: Stages, y: Tensor, r: Tensor | None, offsets: Tensor | None
+    x: Tensor, bias: Tensor | None, stages: Stages, y: Tensor, r: Tensor | None, argmax: Tensor | None
 ) -> None:
     (n, c, _, w), rows, block = x.shape, y.shape[2], warp_size(x, INTERPRETED_LANES)
     strip = min(rows, 3 if r is None else 2)  # 3 with r: 12 warps a multiprocessor
     total = n * ceil_div(rows, strip) * ceil_div(w, 2)
     grid, channels = _walk(x, ceil_div(total, block - 1), stages.lrn)
     lrn_pool_kernel[grid](
-        x, bias, y, r, offsets, total, c, tuple(x.shape[2:]), tuple(y.shape[2:]), STRIP=strip, B=block,
+        x, bias, y, r, argmax, total, c, tuple(x.shape[2:]), tuple(y.shape[2:]), STRIP=strip, B=block,
         **channels, **_constants(x, stages), enable_fp_fusion=False,
     )  # fmt: skip
 
@@ -142,27 +142,27 @@ def backward(
     grad_y: Tensor,
     r: Tensor | None,
     bias: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
     stages: Stages,
     grad_x: Tensor,
     need_bias: bool,
 ) -> Tensor | None:
     """Fills grad_x; returns the bias gradient (C,) in float32, or None.
 
-    r: the tensor that :meth:`Stages.residual` names. bias: given where r is the stages' input, from which and
-    the bias the LRN's input is made again.
+    r: the tensor that :meth:`Stages.saved_name` names. bias: given where r is the stages' input; both make
+    the LRN's input again.
     """
     lrn, pool, apart = stages.lrn, stages.pool, Stages(False, None, stages.pool)
     with on_device(grad_x):
         if lrn and pool and stages.pool_first:
             grad = torch.empty_like(grad_y)
             _backward(grad_y, r, None, None, Stages(stages.relu, lrn), grad, False)
-            return _backward(grad, None, None, offsets, apart, grad_x, need_bias)
+            return _backward(grad, None, None, argmax, apart, grad_x, need_bias)
         if lrn and pool and not _few(pool):
             grad = torch.empty_like(grad_x)
-            _backward(grad_y, None, None, offsets, apart, grad, False)
+            _backward(grad_y, None, None, argmax, apart, grad, False)
             return _backward(grad, r, bias, None, Stages(stages.relu, lrn), grad_x, need_bias)
-        return _backward(grad_y, r, bias, offsets, stages, grad_x, need_bias)
+        return _backward(grad_y, r, bias, argmax, stages, grad_x, need_bias)
 
 
 def _few(pool: MaxPool) -> bool:
@@ -175,7 +175,7 @@ def _backward(
     grad_y: Tensor,
     r: Tensor | None,
     bias: Tensor | None,
-    offsets: Tensor | None,
+    argmax: Tensor | None,
     stages: Stages,
     grad_x: Tensor,
     need_bias: bool,
@@ -188,7 +188,7 @@ def _backward(
     grid, channels = _walk(grad_x, blocks, stages.lrn)
     sums = torch.empty(blocks, c, device=grad_x.device) if need_bias else None
     backward_kernel[grid](
-        grad_y, r, bias, offsets, grad_x, sums, total, c, (h, w), _places(grad_y, pool),
+        grad_y, r, bias, argmax, grad_x, sums, total, c, (h, w), _places(grad_y, pool),
         **channels, **lanes, **_constants(grad_x, stages), enable_fp_fusion=True,
     )  # fmt: skip
     return None if sums is None else sums.sum(0)

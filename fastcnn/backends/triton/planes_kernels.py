@@ -96,14 +96,14 @@ def window_max(
 
 @triton.jit
 def forward_kernel(
-    x, bias, y, r, offsets, total, C, size, out, group, CHUNK, RELU: tl.constexpr, NORM: tl.constexpr,
+    x, bias, y, r, argmax, total, C, size, out, group, CHUNK, RELU: tl.constexpr, NORM: tl.constexpr,
     POOL: tl.constexpr, CHECK: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """y = LRN(r), r = max over a window of max(x + bias, 0); a window of one place: no pooling.
 
     A lane owns pixels of the output; total = N OH OW.
     """
-    ARGMAX: tl.constexpr = offsets is not None
+    ARGMAX: tl.constexpr = argmax is not None
     AFTER: tl.constexpr = NORM[0] - 1 - NORM[0] // 2
     i = tl.program_id(0) * B + tl.arange(0, B)
     mine = i < total
@@ -122,7 +122,7 @@ def forward_kernel(
         past = past + (v,)
         if ARGMAX:
             keep = mine & (j >= first) & (j < last)
-            tl.store(offsets + j * out[0] * out[1] + to, place.to(tl.uint8), mask=keep)
+            tl.store(argmax + j * out[0] * out[1] + to, place.to(tl.uint8), mask=keep)
     c = first
     while c < last:
         loaded = ()  # of all UNROLL channels before the stores, which later loads could not pass
@@ -134,7 +134,7 @@ def forward_kernel(
             j = c + s + AFTER
             if ARGMAX:
                 stored = loaded[s][1].to(tl.uint8)
-                tl.store(offsets + j * out[0] * out[1] + to, stored, mask=mine & (j < last))
+                tl.store(argmax + j * out[0] * out[1] + to, stored, mask=mine & (j < last))
             window = past + (loaded[s][0],)
             past = window[1:]
             here = (c + s) * out[0] * out[1] + to
@@ -169,7 +169,7 @@ def two_columns(x, at, right, W, live, ROWS: tl.constexpr):
 
 @triton.jit
 def lrn_pool_kernel(
-    x, bias, y, r, offsets, total, C, size, out, group, CHUNK, RELU: tl.constexpr, NORM: tl.constexpr,
+    x, bias, y, r, argmax, total, C, size, out, group, CHUNK, RELU: tl.constexpr, NORM: tl.constexpr,
     STRIP: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """y = max over 3x3 windows two apart, all inside the map, of LRN(r), r = max(x + bias, 0).
@@ -178,7 +178,7 @@ def lrn_pool_kernel(
     shuffle: a program is one warp of B lanes, the last of which stores nothing. The last strip of rows ends
     with the map; where it overlaps another, both store the same. total = N ceil(OH / STRIP) ceil(W / 2).
     """
-    ARGMAX: tl.constexpr = offsets is not None
+    ARGMAX: tl.constexpr = argmax is not None
     AFTER: tl.constexpr = NORM[0] - 1 - NORM[0] // 2
     ROWS: tl.constexpr = 2 * STRIP + 1
     lane = tl.arange(0, B)
@@ -233,7 +233,7 @@ def lrn_pool_kernel(
                 here = (c * out[0] + q) * out[1] + to
                 tl.store(y + here, rounded(best, y.dtype.element_ty), mask=keep & (ow < out[1]))
                 if ARGMAX:
-                    tl.store(offsets + here, place.to(tl.uint8), mask=keep & (ow < out[1]))
+                    tl.store(argmax + here, place.to(tl.uint8), mask=keep & (ow < out[1]))
             past = moved
             c += 1
 
@@ -255,7 +255,7 @@ def added(
 
 
 @triton.jit
-def unpooled(grad, y, offsets, c, live, to, windows, out, MASKS: tl.constexpr, POOL: tl.constexpr):
+def unpooled(grad, y, argmax, c, live, to, windows, out, MASKS: tl.constexpr, POOL: tl.constexpr):
     """Returns the gradients at a lane's inputs: the sums over windows with their maximum there.
 
     MASKS: without pooling, gradients are 0 where y <= 0.
@@ -270,11 +270,11 @@ def unpooled(grad, y, offsets, c, live, to, windows, out, MASKS: tl.constexpr, P
         if MASKS:
             g = tl.where(tl.load(y + to + row - t % ACROSS, mask=ok, other=0).to(tl.float32) <= 0, 0.0, g)
         loaded = loaded + (g,)
-        if offsets is not None:  # any place does for a g of 0
-            places = places + (tl.load(offsets + to + row - t % ACROSS, mask=ok).to(tl.int32),)
+        if argmax is not None:  # any place does for a g of 0
+            places = places + (tl.load(argmax + to + row - t % ACROSS, mask=ok).to(tl.int32),)
     gathered = ()
     for q in tl.static_range(POOL[2] * POOL[3]):
-        if offsets is None:
+        if argmax is None:
             sum = loaded[q]
         else:
             sum = minus_zero(to.shape)
@@ -288,7 +288,7 @@ def unpooled(grad, y, offsets, c, live, to, windows, out, MASKS: tl.constexpr, P
 
 @triton.jit
 def backward_kernel(
-    grad, r, bias, offsets, grad_x, sums, total, C, size, out, group, CHUNK, RELU: tl.constexpr,
+    grad, r, bias, argmax, grad_x, sums, total, C, size, out, group, CHUNK, RELU: tl.constexpr,
     NORM: tl.constexpr, POOL: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """The gradient at x from that at y = pool(LRN(r)), r = max(x + bias, 0), where any stage may be missing.
@@ -305,7 +305,7 @@ def backward_kernel(
     ROWS: tl.constexpr = (POOL[0] - 1) * POOL[6] // POOL[2] + 1
     COLUMNS: tl.constexpr = (POOL[1] - 1) * POOL[7] // POOL[3] + 1
     INPUTS: tl.constexpr = POOL[2] * POOL[3]
-    MASKS: tl.constexpr = RELU and NORM[2] == 0 and offsets is None
+    MASKS: tl.constexpr = RELU and NORM[2] == 0 and argmax is None
     i = tl.program_id(0) * B + tl.arange(0, B)
     mine = i < total
     across = (size[1] + POOL[5] + POOL[3] - 1) // POOL[3]
@@ -346,7 +346,7 @@ def backward_kernel(
     while c < last:
         for _ in tl.static_range(UNROLL):
             m, j = c + BEFORE, c + (SIZE - 1)
-            g = unpooled(grad, r, offsets, m, m >= begin, to, windows, out, MASKS, POOL)
+            g = unpooled(grad, r, argmax, m, m >= begin, to, windows, out, MASKS, POOL)
             loaded = ()
             if NORM[2] != 0:
                 add = channel_bias(bias, j, j < end)

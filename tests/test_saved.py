@@ -16,8 +16,8 @@ BACKENDS = ["reference", *(["cuda"] if ON_HOST else [])]
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """CPU tensors are kept as a GPU's are."""
-    rule = Stages.block_residual
-    return lambda: monkeypatch.setattr(Stages, "block_residual", lambda stages, _: rule(stages, "cuda"))
+    rule = Stages.saved_name_in_block
+    return lambda: monkeypatch.setattr(Stages, "saved_name_in_block", lambda stages, _: rule(stages, "cuda"))
 
 
 @pytest.fixture(params=BACKENDS)
@@ -37,7 +37,7 @@ def backend(request, monkeypatch):
     (Stages(True, NORM, POOL, "pool_lrn"), "r", "r"),
 ])  # fmt: skip
 def test_the_rule(stages, cpu, gpu):
-    assert (stages.block_residual("cpu"), stages.block_residual("cuda")) == (cpu, gpu)
+    assert (stages.saved_name_in_block("cpu"), stages.saved_name_in_block("cuda")) == (cpu, gpu)
 
 
 def leaves(dtype=torch.float32, bias=True):
@@ -73,12 +73,12 @@ def test_the_same_bytes_and_r_is_not_written(as_on_a_gpu, backend, bias):
         y = F.conv2d_block(*given, lrn=NORM, pool=POOL)
         return [t for t in y.grad_fn.saved_tensors if t is not None and t.shape[1:2] == (16,)]
 
-    (r, offsets), convolved = kept(), torch.nn.functional.conv2d(given[0], given[1])
+    (r, argmax), convolved = kept(), torch.nn.functional.conv2d(given[0], given[1])
     as_on_a_gpu()
     a, again = kept()
     assert torch.equal(a, convolved)
     assert (a.shape, a.dtype, a.stride()) == (r.shape, r.dtype, r.stride())
-    assert torch.equal(offsets, again)
+    assert torch.equal(argmax, again)
 
 
 def test_an_epilogue_leaves_its_input_alone(as_on_a_gpu, backend):
