@@ -44,8 +44,8 @@ def benchmarks(cpu: dict, results: dict[str, report_cpu.Result]) -> str:
     details = "\n".join(map(report_cpu.details, results.values()))
     return f"""# Benchmarks
 
-**How much faster is fastcnn?** Than eager PyTorch, and than the fastest of torch.compile, ONNX Runtime,
-OpenVINO and JAX:
+**How fast is fastcnn?** Its speed relative to eager PyTorch, and to the fastest of torch.compile, ONNX
+Runtime, OpenVINO and JAX:
 
 {report_cpu.summary(cpu, results, report_gpu.summary(RESULTS))}
 
