@@ -1,4 +1,4 @@
-"""What pytest-benchmark records beside the times: only what bears on speed."""
+"""Records beside the times what bears on speed: pytest-benchmark's hooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How cost grows with each size: ReLU, LRN and pooling along five axes, and AlexNet with its batch.
+"""Measures how cost grows with each size.
 
     python bench/growth.py [--megabytes 256] [--out bench/results/growth.json]
 

@@ -1,4 +1,4 @@
-"""What a training step needs in memory, fused and plain, of AlexNet's blocks and of whole models.
+"""Measures the memory of a training step, fused and plain: AlexNet's blocks and whole models.
 
     python bench/memory.py [--batch 32]
 

@@ -1,4 +1,4 @@
-"""Write what README and docs say of speed and memory, and their pictures, from bench/results/*.json.
+"""Writes what README and docs say of speed and memory, and their pictures, from bench/results/*.json.
 
     python bench/report.py [--check]
 

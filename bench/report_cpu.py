@@ -1,4 +1,4 @@
-"""What bench/test_cpu.py measured, as tables: README's, that of docs/cpu.md, and one for each benchmark."""
+"""Writes the tables of what bench/test_cpu.py measured."""
 
 from __future__ import annotations
 

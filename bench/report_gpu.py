@@ -1,4 +1,4 @@
-"""What bench/gpu.py measured, beside what the kernels' pages predict."""
+"""Writes what bench/gpu.py measured, beside what the kernels' pages predict."""
 
 from __future__ import annotations
 

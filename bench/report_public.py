@@ -1,4 +1,4 @@
-"""What bench/public_models.py measured, as docs/public_models.md: fuse on models that people have."""
+"""Writes docs/public_models.md, from what bench/public_models.py measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What backward does, once for the ops (:mod:`._ops`) and for calls that bypass them (:mod:`._bypass`).
+"""Autograd's part of a block: what forward saves and what backward computes, for ops and bypassing calls.
 
 A second derivative goes through :mod:`.backends.reference`, which torch can differentiate again, and comes
 back through r, which is therefore an output as well. An epilogue has no weight.

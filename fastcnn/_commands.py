@@ -1,4 +1,4 @@
-"""What commands share: types of arguments, each with its message, and what becomes of errors."""
+"""Shared by commands: types of arguments, each with its message, and how errors end a command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a call may bypass PyTorch's dispatcher, and whether autograd records it."""
+"""Checks whether a call may bypass PyTorch's dispatcher, and whether autograd records it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing a file all at once or not at all, and a folder by one process at a time."""
+"""Writes a file all at once or not at all, and locks a folder for one process at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What torch has no layer for, from torch's own functions."""
+"""Layers that torch lacks, made of torch's own functions."""
 
 from __future__ import annotations
 

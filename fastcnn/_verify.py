@@ -1,4 +1,4 @@
-"""Whether a backend computes what the reference does in float64: the error rule, tried on given tensors.
+"""Checks a backend against the reference in float64, by the error rule, on given tensors.
 
 The tests draw the tensors; ``python -m fastcnn check`` and ``auto`` on a GPU take :func:`example`'s.
 """

@@ -1,4 +1,4 @@
-"""How long functions take beside each other, and what they need in memory."""
+"""Times functions beside each other, and measures their memory."""
 
 from __future__ import annotations
 

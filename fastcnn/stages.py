@@ -1,4 +1,4 @@
-"""What an epilogue does after a convolution: the frozen specs, their checks, and their output shapes."""
+"""The stages of an epilogue: frozen specs, their checks, and their output shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of fastcnn, and of a backend or layer built on it, are made of."""
+"""Tolerances, error rule and device lists, for tests of fastcnn and of backends or layers built on it."""
 
 from __future__ import annotations
 

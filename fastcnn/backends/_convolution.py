@@ -1,4 +1,4 @@
-"""How a block convolves: by torch's convolution, and on a GPU in the fastest of a few ways to call it.
+"""A block's convolution: torch's, and on a GPU the fastest of a few ways to call it.
 
 ``conv`` is stride, padding, dilation and groups, each for rows and columns, as torch has them; padding may
 also be (top, left, bottom, right).

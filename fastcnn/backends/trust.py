@@ -1,4 +1,4 @@
-"""Which kernels ``auto`` may take on a GPU: those that are known to be right on it.
+"""Decides which kernels ``auto`` may take on a GPU: those that are known to be right on it.
 
 That is where the project's own device results say so (``trusted.json``, made of bench/results), and elsewhere
 after a check at first use: a small example forward and backward, against float64. A kernel that fails it is

@@ -1,4 +1,4 @@
-"""What is timed: from a layer up to a step of training AlexNet."""
+"""The cases that are timed: from a layer up to a step of training AlexNet."""
 
 from __future__ import annotations
 

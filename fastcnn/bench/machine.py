@@ -1,4 +1,4 @@
-"""What a result depends on besides fastcnn: the machine, and the versions of all contenders."""
+"""Facts that a result depends on besides fastcnn: the machine, and the versions of all contenders."""
 
 from __future__ import annotations
 

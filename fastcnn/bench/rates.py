@@ -1,4 +1,4 @@
-"""What the machine could do at its best: copy, and multiply."""
+"""Measures the machine at its best: a large copy, a matmul and a convolution."""
 
 from __future__ import annotations
 

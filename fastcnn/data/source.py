@@ -1,4 +1,4 @@
-"""What training reads images from."""
+"""The interface from which training reads images."""
 
 from __future__ import annotations
 

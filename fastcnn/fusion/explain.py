@@ -1,4 +1,4 @@
-"""What fuse does to a model, in words."""
+"""Tells in words what fuse does to a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which modules of a model have chains in their forwards."""
+"""Finds the modules of a model that have chains in their forwards."""
 
 from __future__ import annotations
 

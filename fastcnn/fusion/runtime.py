@@ -1,4 +1,4 @@
-"""What a fused forward calls: chains as one call, which gives what the original calls would have given."""
+"""Functions that a fused forward calls: each chain as one call, with the original calls' results."""
 
 from __future__ import annotations
 

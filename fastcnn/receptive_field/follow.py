@@ -1,4 +1,4 @@
-"""Running a model once, and following what each of its tensors sees of the image.
+"""Runs a model once, and follows what each of its tensors sees of the image.
 
 A mode of torch's shows the operations that the run comes down to, in whatever style the model is written.
 They are few, and torch marks the elementwise ones; a graph of torch.fx holds whatever Python can call, and of

@@ -1,4 +1,4 @@
-"""What the output of an operation sees of the image, from what its arguments see."""
+"""Rules for operations: what their output sees of the image, given what their arguments see."""
 
 from __future__ import annotations
 

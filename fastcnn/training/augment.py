@@ -1,4 +1,4 @@
-"""What is done to a batch of images, on their device: crops, mirror images, colours.
+"""Augments a batch of images on their device: crops, mirror images, colours.
 
 Images are uint8 (N, S, S, C), as files have them; what the model takes is float32 (N, C, size, size), in
 channels_last.

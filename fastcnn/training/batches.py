@@ -1,4 +1,4 @@
-"""Which images make up which step, and reading them."""
+"""Chooses the images of each step, and reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often a trained network is right, and what it takes for what."""
+"""Tests a trained network: how often it is right, and which classes it confuses."""
 
 from __future__ import annotations
 

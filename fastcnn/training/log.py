@@ -1,4 +1,4 @@
-"""What a training says: a table, its numbers while it runs, log.csv, log.jsonl, and TensorBoard's files."""
+"""Writes a training's table, its numbers while it runs, log.csv, log.jsonl, and TensorBoard's files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command line of training decides."""
+"""The options of training's command line, and the network and recipe that they make."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training is to do, and what an epoch of it came to."""
+"""The plan of a training, and the numbers of an epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a network is trained: the paper's way, and today's."""
+"""Recipes to train a network: the paper's, and a modern one."""
 
 from __future__ import annotations
 

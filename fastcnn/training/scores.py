@@ -1,4 +1,4 @@
-"""How well a network's answers fit labels."""
+"""Loss and errors of a network's scores, summed over images."""
 
 from __future__ import annotations
 
