@@ -6,7 +6,7 @@ PIP := $(call pip,.venv,constraints.txt)
 NATIVE := $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help env demo test test-oldest test-newest lint format sanitize wheel bench-cpu growth input memory report sweep public gpu resources clean
+.PHONY: help env demo test test-oldest test-newest lint format sanitize mutants wheel bench-cpu growth input memory report sweep public gpu resources clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -92,6 +92,10 @@ sanitize: .venv/built  ## run the kernels, CUDA's too, on the CPU under AddressS
 	    tests/test_cuda_on_host.py tests/test_space_to_depth.py tests/test_residual.py tests/test_written_outputs.py \
 	    tests/test_convolution.py::test_the_first_block_of_2012_by_kernels_alone \
 	    -k "not test_epilogue_follows_the_reference and not triton" $(ARGS)
+
+mutants: .venv/built  ## change one place of the sources at a time: a test should fail; ARGS="--sample 50", hours without
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kernel_mutants.py
 
 wheel: .venv/built  ## build the source distribution, and from it the wheel, into dist/
 	$(BIN)/python -m build --no-isolation
