@@ -299,12 +299,12 @@ class Stages:
             return "output" if self.relu and self.pool is None else None
         return "r" if self.relu or has_bias or not self.lrn_first else "input"
 
-    def makes_r(self, has_bias: bool = True, in_block: bool = False) -> bool:
+    def makes_r(self, has_bias: bool = True) -> bool:
         """Returns whether forward makes a tensor for backward besides y and the offsets.
 
-        A block does for each LRN, since nobody else knows its convolution's output.
+        A block counts as one with a bias: nobody else knows its convolution's output.
         """
-        return self.lrn is not None if in_block else self.residual(has_bias) == "r"
+        return self.residual(has_bias) == "r"
 
     def block_residual(self, device: str) -> str | None:
         """The same as :meth:`residual` for a block.

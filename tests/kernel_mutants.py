@@ -14,7 +14,7 @@ import pybind11
 import pytest
 
 CPU = "csrc/cpu"
-TESTS = ("residual", "written_outputs", "strides", "epilogue", "properties")
+TESTS = ("written_outputs", "strides", "residual", "epilogue", "properties")
 # By header: what stands there, the first time, and what it becomes.
 EXPRESSIONS = {
     "maxima": {

@@ -33,7 +33,7 @@ FILES = [str(ROOT / f"fastcnn/{name}.py") for name in ("stages", "_ops", "functi
 NAMES = """dispatch fuse* migration models nn opdb ops plain prepared public_names residual scalars strides
            subclasses torch_tools written_outputs zoo*"""
 TESTS = [test for name in NAMES.split() for test in sorted(ROOT.glob(f"tests/test_{name}.py"))]
-SECONDS = 30  # of tests for a mutant, the quickest first
+SECONDS = 8  # of tests for a mutant, the quickest first
 
 
 def forked(run, seconds):

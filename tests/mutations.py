@@ -55,8 +55,8 @@ def _variants(node):
         case ast.BoolOp(values=values):
             rests = [values[:i] + values[i + 1 :] for i in range(len(values))]
             others = [ast.BoolOp(node.op, rest) if rest[1:] else rest[0] for rest in rests]
-        case ast.Tuple(elts=[_, _, *_]) | ast.List(elts=[_, _, *_]) if isinstance(node.ctx, ast.Load):
-            others = [type(node)(elts, node.ctx) for elts in _without_one(node.elts)]
+        case ast.Tuple(elts=[first, _, *_], ctx=ast.Load()) if not isinstance(first, ast.Call):
+            others = [ast.Tuple(elts, node.ctx) for elts in _without_one(node.elts)]
         case ast.Call(keywords=keywords) if keywords:
             others = [ast.Call(node.func, node.args, rest) for rest in _without_one(keywords)]
         case ast.Dict():
@@ -79,8 +79,6 @@ def _variants(node):
             others = [type(node)(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse)]
         case ast.comprehension(ifs=[_, *_]):
             others = [ast.comprehension(node.target, node.iter, [], node.is_async)]
-        case ast.Return(value=value) if value and ast.unparse(value) != "None":
-            others = [ast.Return(None)]
         case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]) | ast.Expr(value=ast.Call()):
             others = [ast.Pass()]
         case ast.Raise() | ast.Break() | ast.Continue() | ast.AugAssign():

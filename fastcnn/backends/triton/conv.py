@@ -261,7 +261,7 @@ def block_forward(
     shape = (x.shape[0], weight.shape[0], rows, columns)
     check(x.new_empty(0, *shape[1:]), bias, stages)
     empty = empty_on(x.device)
-    y, r, offsets = allocate(empty, shape, x.dtype, format, stages, save, stages.makes_r(in_block=True))
+    y, r, offsets = allocate(empty, shape, x.dtype, format, stages, save, stages.makes_r())
     if y.numel():
         _launch(x, weight, bias, conv, stages, shape, y, r, offsets)
     return y, r, offsets
