@@ -6,7 +6,7 @@ PIP := $(call pip,.venv,constraints.txt)
 NATIVE := $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help env demo test test-oldest test-newest test-other docs test-site lint format sanitize wheel bench-cpu growth memory report sweep public gpu resources clean
+.PHONY: help env demo test test-oldest test-newest test-other docs test-site lint format sanitize mutants wheel bench-cpu growth memory report sweep public gpu resources clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -109,6 +109,10 @@ docs: .venv-docs/made  ## build the documentation site, build/site/index.html; n
 
 test-site: docs  ## open the site in a browser, headless: Debian's package chromium, or Chrome
 	.venv-docs/bin/python -m pytest -p no:cacheprovider docs/site $(ARGS)
+
+mutants: .venv/built  ## change one place of the sources at a time: a test should fail; ARGS="--sample 50", hours without
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kernel_mutants.py
 
 wheel: .venv/built  ## build the source distribution, and from it this machine's wheel, into dist/
 	$(BIN)/python -m build --no-isolation

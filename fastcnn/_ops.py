@@ -151,7 +151,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tenso
     stages = Stages.unflat(relu, lrn, pool, order)
     a = convolve(x, weight, conv)
     check(a, bias, stages)
-    return _fake(a, stages, save and not recompute, stages.makes_r(in_block=True))
+    return _fake(a, stages, save and not recompute, stages.makes_r())
 
 
 @torch.library.impl("fastcnn::convolution_backward", "CompositeExplicitAutograd", lib=_library)

@@ -299,12 +299,12 @@ class Stages:
             return "output" if self.relu and self.pool is None else None
         return "r" if self.relu or has_bias or not self.lrn_first else "input"
 
-    def makes_r(self, has_bias: bool = True, in_block: bool = False) -> bool:
+    def makes_r(self, has_bias: bool = True) -> bool:
         """Returns whether forward makes a tensor for backward besides y and the argmax.
 
-        A block does for each LRN, since nobody else knows its convolution's output.
+        A block counts as one with a bias: nobody else knows its convolution's output.
         """
-        return self.lrn is not None if in_block else self.saved_name(has_bias) == "r"
+        return self.saved_name(has_bias) == "r"
 
     def saved_name_in_block(self, device: str) -> str | None:
         """Returns the same as :meth:`saved_name` for a block.

@@ -30,7 +30,7 @@ def convolve_then(
     check(a, bias, stages)
     keep_r = stages.saved_name_in_block(a.device.type) == "r"
     y, r, argmax = epilogue_forward(a, bias, stages, save, keep_r)
-    return y, a if save and stages.makes_r(in_block=True) and r is None else r, argmax
+    return y, a if save and stages.makes_r() and r is None else r, argmax
 
 
 def in_chunks(
@@ -56,7 +56,7 @@ def in_chunks(
         if outputs is None:
             check(a, bias, stages)
             format, shape = memory_format(a), (x.shape[0], *a.shape[1:])
-            outputs = allocate(empty, shape, a.dtype, format, stages, save, stages.makes_r(in_block=True))
+            outputs = allocate(empty, shape, a.dtype, format, stages, save, stages.makes_r())
         y, r, argmax = (None if t is None else t[part] for t in outputs)
         assert y is not None
         if r is not None and stages.saved_name_in_block(x.device.type) == "input":

@@ -230,7 +230,7 @@ def block_forward(
     shape = (x.shape[0], weight.shape[0], rows, columns)
     check(x.new_empty(0, *shape[1:]), bias, stages)
     empty = empty_on(x.device)
-    y, r, argmax = allocate(empty, shape, x.dtype, format, stages, save, stages.makes_r(in_block=True))
+    y, r, argmax = allocate(empty, shape, x.dtype, format, stages, save, stages.makes_r())
     if y.numel():
         _launch(x, weight, bias, conv, stages, shape, y, r, argmax)
     return y, r, argmax
