@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import fastcnn
 from fastcnn import LRN, MaxPool
+from fastcnn._plain import GroupedLRN
 from fastcnn.fusion import chains
 from fastcnn.stages import Stages
 
@@ -51,6 +52,7 @@ RELU, LRN_, POOL, BN = nn.ReLU(), nn.LocalResponseNorm(5), nn.MaxPool2d(2), nn.B
     ([LRN_, POOL, LRN_], ["lrn pool", "lrn"]),
     ([conv(), RELU, RELU, POOL], ["conv relu", "relu pool"]),
     ([conv(), POOL, conv(), RELU], ["conv pool", "conv relu"]),
+    ([LRN_, conv(), RELU], ["lrn", "conv relu"]),
     # A window of padding alone has the maximum -inf: no ReLU may go before it.
     ([nn.MaxPool2d(3, padding=1), RELU], ["pool relu"]),
     ([nn.MaxPool2d(3, dilation=2), RELU], ["pool relu"]),
@@ -169,6 +171,12 @@ def hooked():
 ])  # fmt: skip
 def test_the_reason_why_a_layer_is_in_no_chain(layer, reason):
     assert found(nn.Sequential(layer, RELU)) == ([], [reason])
+
+
+@pytest.mark.parametrize(("lrn", "expected"), [(GroupedLRN(LRN(3)), True), (LRN_, False)])
+def test_an_image_by_itself_is_one_to_a_grouped_lrn(lrn, expected):
+    (chain,), _ = found(nn.Sequential(RELU, lrn, POOL))
+    assert chain.per_image is expected
 
 
 @pytest.mark.parametrize(("layers", "expected"), [
