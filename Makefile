@@ -93,7 +93,7 @@ sanitize: .venv/built  ## run the kernels, CUDA's too, on the CPU under AddressS
 	    tests/test_convolution.py::test_the_first_block_of_2012_by_kernels_alone \
 	    -k "not test_epilogue_follows_the_reference and not triton" $(ARGS)
 
-mutants: .venv/built  ## change one place of the sources at a time: a test should fail; ARGS="--sample 50", hours without
+mutants: .venv/built  ## change the sources in one place at a time, and see that a test fails; ARGS="--sample 50"
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kernel_mutants.py
 
