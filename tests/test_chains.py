@@ -122,6 +122,9 @@ def norm(m, **options):
     (lambda m, x: F.relu(F.dropout(m.conv(x), training=True)), []),
     (lambda m, x: F.relu(F.dropout(m.conv(x))), []),  # for which training is the default
     (lambda m, x: F.relu(m.conv(x) + 1), []),
+    (lambda m, x: F.relu(m.conv(x, 1)), []),  # which raises, as the next two do
+    (lambda m, x: F.max_pool2d(x.relu(1), 2), ["pool"]),
+    (lambda m, x: F.max_pool2d(x.relu(other=1), 2), ["pool"]),
     (lambda m, x: [y := m.conv(x), F.relu(y)], []),
     (lambda m, x: F.max_pool2d(x, x.size(2)), []),
     (lambda m, x: norm(m)(m.conv(x)), ["conv bn"]),
@@ -156,6 +159,14 @@ class OwnConv(nn.Conv2d):
     pass
 
 
+class OwnNorm(nn.LocalResponseNorm):
+    pass
+
+
+class OwnPool(nn.MaxPool2d):
+    pass
+
+
 def hooked():
     layer = conv()
     layer.register_forward_hook(print)
@@ -165,6 +176,8 @@ def hooked():
 @pytest.mark.parametrize(("layer", "reason"), [
     (conv(padding_mode="reflect"), "padding_mode is 'reflect'"),
     (OwnConv(4, 4, 3), "OwnConv is a subclass of Conv2d"),
+    (OwnNorm(5), "OwnNorm is a subclass of LocalResponseNorm"),
+    (OwnPool(2), "OwnPool is a subclass of MaxPool2d"),
     (hooked(), "it has hooks"),
     (nn.BatchNorm2d(4, track_running_stats=False), "it keeps no running statistics"),
     (nn.MaxPool2d(2, return_indices=True), "it returns indices"),
@@ -192,3 +205,16 @@ def test_the_stages_of_a_chain(layers, expected):
     (chain,), left = found(nn.Sequential(*layers))
     assert chain.stages == expected and not left
     assert chain.calls == [str(i) for i in range(len(layers))]
+
+
+def test_the_settings_of_which_changes_are_to_be_noticed():
+    (chain,), _ = found(nn.Sequential(conv(), BN, nn.ReLU(), nn.Dropout(), POOL))
+    assert {part.path: part.settings for part in chain.parts} == {
+        "0": ("stride", "padding", "dilation", "groups", "padding_mode"),
+        "1": ("training", "eps"),
+        "2": ("inplace",),
+        "3": ("training",),
+        "4": ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    }
+    (chain,), _ = found(Called(lambda m, x: norm(m)(m.conv(x))))
+    assert (chain.parts[1].path, chain.parts[1].settings) == ("bn", ("eps",))
