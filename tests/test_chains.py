@@ -188,6 +188,12 @@ def test_the_reason_why_a_layer_is_in_no_chain(layer, reason):
     assert found(nn.Sequential(layer, RELU)) == ([], [reason])
 
 
+def test_of_other_layers_nothing_is_said():
+    block = fastcnn.nn.ConvBlock2d(4, 4, 3)
+    block.register_forward_hook(print)
+    assert found(nn.Sequential(block, nn.Tanh(), RELU)) == ([], [])
+
+
 @pytest.mark.parametrize(("lrn", "expected"), [(GroupedLRN(LRN(3)), True), (LRN_, False)])
 def test_an_image_by_itself_is_one_to_a_grouped_lrn(lrn, expected):
     (chain,), _ = found(nn.Sequential(RELU, lrn, POOL))
