@@ -21,6 +21,10 @@ class Record:
         vars(self).update(values)
 
 
+class Default(Record):
+    value = 1
+
+
 class Method(Record):
     def method(self):
         return 1
@@ -33,7 +37,7 @@ class Kind(enum.Enum):
 @pytest.mark.parametrize("value", [True, 1, 1.5, "text", (1, 2), None], ids=repr)
 def test_records_hold_plain_values(value):
     assert is_record(Record(value=value)) and held(Record(value=value)) == {"value": value}
-    assert not is_record(Record(value=value, other=[]))
+    assert is_record(Default(other=value)) and not is_record(Record(value=value, other=[]))
 
 
 @pytest.mark.parametrize("value", [Method(x=1), Kind.ONE, 1, nn.ReLU(), types.SimpleNamespace(f=print), len])
@@ -48,6 +52,10 @@ def net():
 
 
 class Shared:
+    value = 1
+
+
+class SharedToo:
     value = 1
 
 
@@ -97,6 +105,7 @@ def test_what_is_noted_is_noticed(note, change, reason):
 def test_an_attribute_of_a_class(monkeypatch):
     guard = Guard()
     guard.shared(Shared, "value")
+    guard.shared(SharedToo, "value")
     assert guard.holds() and guard.changed() is None
     monkeypatch.setattr(Shared, "value", 2)
     assert not guard.holds() and guard.changed() == "Shared.value has changed"

@@ -33,7 +33,16 @@ REFUSED = {
     "(lambda: print(x))": f"{SAYS} (print)",
     "def inner():\n        nonlocal x\n        x = 1": "changes a variable of another function",
 }  # fmt: skip
-ALLOWED = ["x + 1", "y = x; y = [y, y]", "x.relu()", "(lambda: x)", "print_it = x; type_of = x", "x.index"]
+ALLOWED = [
+    "x + 1",
+    "y = x; y = [y, y]",
+    "x.relu()",
+    "(lambda: x)",
+    "x.index",
+    "print_it = x",
+    "type = x",
+    "y = 'print'",
+]
 
 
 def forward(line):
@@ -125,3 +134,20 @@ def test_a_function_that_calls_itself():
         return again(x)
 
     purity.check(again)
+
+
+class Base:
+    speaks = SPEAKS
+    spoken = property(SPEAKS)
+    by_class = classmethod(SPEAKS)
+
+
+class Derived(Base):
+    speaks = spoken = by_class = silent = lambda self: self
+
+
+@pytest.mark.parametrize("name", ["speaks", "spoken", "by_class"])
+def test_what_a_base_class_defines_may_be_called_too(name):
+    with pytest.raises(Untraceable, match="says something"):
+        purity.check_definitions(Derived, name)
+    purity.check_definitions(Derived, "silent")

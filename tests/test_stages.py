@@ -136,3 +136,8 @@ def test_the_channels_and_places_of_a_window():
     assert MaxPool((15, 17), 16).offset_dtype == MaxPool(3, 16).offset_dtype == torch.uint8
     assert MaxPool(16, 1).offset_dtype == MaxPool((1, 257), 1).offset_dtype == torch.int32
     assert torch.tensor(NO_PLACE).to(torch.uint8) == 255  # a place in no window of at most 255
+
+
+def test_a_block_makes_r_as_if_it_had_a_bias():
+    alone = Stages(relu=False, lrn=LRN())
+    assert alone.makes_r() and alone.makes_r(has_bias=True) and not alone.makes_r(has_bias=False)
