@@ -110,7 +110,7 @@ docs: .venv-docs/made  ## build the documentation site, build/site/index.html; n
 test-site: docs  ## open the site in a browser, headless: Debian's package chromium, or Chrome
 	.venv-docs/bin/python -m pytest -p no:cacheprovider docs/site $(ARGS)
 
-mutants: .venv/built  ## change one place of the sources at a time: a test should fail; ARGS="--sample 50", hours without
+mutants: .venv/built  ## change the sources in one place at a time, and see that a test fails; ARGS="--sample 50"
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kernel_mutants.py
 

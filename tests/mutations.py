@@ -55,7 +55,9 @@ def _variants(node):
         case ast.BoolOp(values=values):
             rests = [values[:i] + values[i + 1 :] for i in range(len(values))]
             others = [ast.BoolOp(node.op, rest) if rest[1:] else rest[0] for rest in rests]
-        case ast.Tuple(elts=[first, _, *_], ctx=ast.Load()) if not isinstance(first, ast.Call):
+        case ast.Tuple(elts=[_, _, *_], ctx=ast.Load()) if (
+            len({type(e) for e in node.elts}) == 1
+        ):  # alternatives
             others = [ast.Tuple(elts, node.ctx) for elts in _without_one(node.elts)]
         case ast.Call(keywords=keywords) if keywords:
             others = [ast.Call(node.func, node.args, rest) for rest in _without_one(keywords)]

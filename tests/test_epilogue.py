@@ -343,3 +343,21 @@ def test_large_windows_take_wide_argmax(device):
     grad = torch.randn_like(ours)
     (a,), (b,) = (torch.autograd.grad(y, x, grad) for y in (ours, theirs))
     assert_close(a, b)
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(2, 1), (3, 2)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_rows_of_more_windows_than_a_vector_holds(device, kernel, dilation, stride):
+    x = torch.randn(1, 2, 9, 130, device=device, requires_grad=True)
+    ours, theirs = (f.max_pool2d(x, kernel, stride, 1, dilation) for f in (F, TF))
+    assert torch.equal(ours, theirs)
+    grad = torch.randn_like(ours)
+    assert_close(*(torch.autograd.grad(y, x, grad)[0] for y in (ours, theirs)))
+
+
+def test_a_normalised_value_that_underflows_has_a_gradient(device):
+    x = torch.full((1, 1, 2, 2), 1e-10, device=device, requires_grad=True)
+    y = F.epilogue(x, lrn=LRN(1, 0.0, 1.0, 1e38), pool=MaxPool(2))
+    assert not y.any()
+    (grad,) = torch.autograd.grad(y, x, torch.full_like(y, 1e30))
+    assert grad.sum().item() == pytest.approx(1e-8)

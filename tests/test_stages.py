@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as TF
 
 from fastcnn import LRN, MaxPool
-from fastcnn.stages import Stages, check, memory_format, pool_alone
+from fastcnn.stages import NO_PLACE, Stages, check, memory_format, pool_alone
 
 
 def torchs_size(pool, size):
@@ -123,3 +123,21 @@ def test_what_every_backend_may_see():
     check(x, None, Stages())
     check(x, torch.ones(4), Stages(False))
     check(x, torch.ones(4), Stages(lrn=LRN(groups=2)))
+
+
+def test_the_channels_and_places_of_a_window():
+    assert [(LRN(size).before, LRN(size).after) for size in (1, 2, 3, 4, 5)] == [
+        (0, 0),
+        (1, 0),
+        (1, 1),
+        (2, 1),
+        (2, 2),
+    ]
+    assert MaxPool((15, 17), 16).offset_dtype == MaxPool(3, 16).offset_dtype == torch.uint8
+    assert MaxPool(16, 1).offset_dtype == MaxPool((1, 257), 1).offset_dtype == torch.int32
+    assert torch.tensor(NO_PLACE).to(torch.uint8) == 255  # a place in no window of at most 255
+
+
+def test_a_block_makes_r_as_if_it_had_a_bias():
+    alone = Stages(relu=False, lrn=LRN())
+    assert alone.makes_r() and alone.makes_r(has_bias=True) and not alone.makes_r(has_bias=False)

@@ -107,3 +107,28 @@ def test_distributed_layers(mesh):
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             assert_close(spread(distribute_tensor(x, mesh, [Shard(0)])).full_tensor(), expected)
+
+
+class Overriding:
+    """Not a tensor: it takes over what is called with it, and says what that was."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return function, args, kwargs or {}
+
+
+X, EPILOGUE = Overriding(), {"relu": False, "lrn": LRN(3), "pool": MaxPool(2), "order": "pool_lrn"}
+
+
+@pytest.mark.parametrize(("function", "args", "kwargs"), [
+    (F.local_response_norm, (X, 3, 0.5, 0.25, 2.0), {}),
+    (F.max_pool2d, (X, 3, 4, 1, 2, True, True), {}),
+    (F.max_pool2d, (X, 3, 4, 1, 2, True, False), {}),
+    (F.epilogue, (X, None), EPILOGUE),
+    (F.epilogue, (torch.ones(2), X), EPILOGUE),
+    (F.conv2d_block, (X, None, None, 2, 3, 4, 5), EPILOGUE | {"recompute": True}),
+    (F.conv2d_block, (torch.ones(2), X, None, 2, 3, 4, 5), EPILOGUE | {"recompute": True}),
+    (F.conv2d_block, (torch.ones(2), torch.ones(2), X, 2, 3, 4, 5), EPILOGUE | {"recompute": True}),
+])  # fmt: skip
+def test_a_type_that_overrides_functions_gets_all_arguments(function, args, kwargs):
+    assert function(*args, **kwargs) == (function, args, kwargs)

@@ -51,7 +51,7 @@ def _may_follow(parts: list[Part], part: Part, fold_bn: bool) -> bool:
     if part.kind == "nothing":
         return True
     if part.kind == "bn":
-        return fold_bn and kinds == {"conv"} and bool(parts[0].path) and part.channels == parts[0].channels
+        return fold_bn and kinds == {"conv"} and part.channels == parts[0].channels  # None of a function
     if part.kind == "relu":
         return not {"relu", "lrn"} & kinds and not any(_may_see_nothing(p.spec) for p in parts)
     return part.kind in ("lrn", "pool") and part.kind not in kinds

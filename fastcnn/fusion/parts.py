@@ -65,9 +65,8 @@ LAYERS: dict[type, tuple[str, tuple[str, ...]]] = {
 _NAMED = (nn.Conv2d, nn.LocalResponseNorm, nn.MaxPool2d)  # whose subclasses are said to be no part
 
 _BATCH_NORM = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-# By how and what is called: kind, and parameters after the input.
+# By how and what is called: kind, and parameters after the input. F.conv2d is torch.conv2d.
 _CALLS: dict[tuple[str, Any], tuple[str, tuple[str, ...]]] = {
-    ("call_function", F.conv2d): ("conv", ("weight", "bias", *_CONV[:-1])),
     ("call_function", torch.conv2d): ("conv", ("weight", "bias", *_CONV[:-1])),
     ("call_function", F.batch_norm): ("bn", _BATCH_NORM),
     ("call_function", F.relu): ("relu", ("inplace",)),
