@@ -95,7 +95,7 @@ def with_isa(monkeypatch, isa):
 
     def params(*args):
         p = make(*args)
-        p.variant = ISAS.index(isa)
+        p.kernel_set = ISAS.index(isa)
         return p
 
     for module in (_direct, _making, small):

@@ -133,8 +133,8 @@ def test_the_channels_and_places_of_a_window():
         (2, 1),
         (2, 2),
     ]
-    assert MaxPool((15, 17), 16).offset_dtype == MaxPool(3, 16).offset_dtype == torch.uint8
-    assert MaxPool(16, 1).offset_dtype == MaxPool((1, 257), 1).offset_dtype == torch.int32
+    assert MaxPool((15, 17), 16).argmax_dtype == MaxPool(3, 16).argmax_dtype == torch.uint8
+    assert MaxPool(16, 1).argmax_dtype == MaxPool((1, 257), 1).argmax_dtype == torch.int32
     assert torch.tensor(NO_PLACE).to(torch.uint8) == 255  # a place in no window of at most 255
 
 
