@@ -114,7 +114,7 @@ def epilogue_backward(name: str, x: Tensor) -> Case:
     """Forward, too."""
     fused, plain = Epilogue(True, NORM, POOL), plain_epilogue(True, NORM, POOL)
     y = math.prod(Stages(pool=POOL).output_shape(x.shape))
-    moved = 4 * x.nbytes + 2 * (x.itemsize + 1) * y  # r is written and read; argmax have a byte
+    moved = 4 * x.nbytes + 2 * (x.itemsize + 1) * y  # r is written and read; an argmax takes a byte
     return Case(name, contenders.backward(plain, fused, x.detach().requires_grad_()), moved)
 
 

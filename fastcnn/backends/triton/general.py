@@ -319,7 +319,7 @@ def backward(
     grad_x: Tensor,
     need_bias: bool,
 ) -> Tensor | None:
-    """Fills grad_x and returns the bias's gradient, (C,), if it is needed; argmax are laid out as grad_x."""
+    """Fills grad_x and returns the bias's gradient, (C,), if it is needed; argmax is laid out as grad_x."""
     r = lrn_input(r, bias, stages)
     total = grad_x.numel()
     with on_device(grad_x):
