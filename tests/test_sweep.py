@@ -65,6 +65,8 @@ def test_a_few_cases_become_a_page(sweep, monkeypatch, capsys, tmp_path):
     found = [(row["op"], row["mode"], row["threads"]) for row in data["rows"]]
     assert found == [(op, mode, threads) for op in names for mode in sweep.MODES for threads in (1, 2)]
     assert data["machine_info"]["threads"] == "1 and 2"
+    for row in data["rows"]:
+        row["slower"] = False  # whatever so few rounds said
     data["rows"][0] |= {
         "slower": True,
         "plain_seconds": 1e-6,
