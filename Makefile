@@ -37,8 +37,9 @@ test: .venv/built  ## run the tests; ARGS="-k lrn" for some of them
 # shapes and what compilers made of them; pages that the pinned versions wrote; processes killed in training.
 # The GPU's harness runs with the oldest, which that machine has.
 # torch 2.11 takes no setuptools from 82 on, so that is left open.
-SAME := assembly collection compare cuda_on_host cuda_resources direct direct_functions epilogue fuse_inplace \
-  fuse_lrn properties report strides training_damage training_shared training_stops tutorial
+SAME := api_pages assembly collection compare cuda_on_host cuda_resources direct direct_functions epilogue \
+  fuse_inplace fuse_lrn layout new_stage properties report strides training_damage training_shared \
+  training_stops tutorial
 TESTED := from importlib.metadata import requires; \
   print(*(r.split(";")[0].replace(" ", "") for r in requires("fastcnn") if "extra == \"test\"" in r))
 
