@@ -388,6 +388,13 @@ def test_a_model_of_ones_own_is_timed_with_its_memory(own, capsys, tmp_path):
     assert f"eager keeps {memory['eager']['kept'] / 1e6:.1f} MB for backward" in printed
 
 
+def test_a_model_that_is_not_there_is_said_before_anything_is_timed(stub, capsys):
+    assert cli.main(["bench", "fastcnn.nn:Nothing", "--shape", "2,3,8,8"]) == 1
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error == "bench: fastcnn.nn:Nothing: module 'fastcnn.nn' has no attribute 'Nothing'\n"
+
+
 def test_the_fused_model_is_a_copy_and_a_wrong_one_is_listed(own, monkeypatch, capsys, tmp_path):
     from fastcnn.bench import own as of_own
 

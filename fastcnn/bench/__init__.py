@@ -18,6 +18,7 @@ from .._commands import quiet
 from ..measure import CLOCKS
 
 if TYPE_CHECKING:
+    from .cases import Case
     from .race import Result
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -77,6 +78,7 @@ def _measure(options: Options) -> tuple[dict[str, Any], KeyboardInterrupt | None
     device, dtype = options.device, options.dtype
     console = Console(width=None if sys.stdout.isatty() else 100)
     say = partial(console.print, markup=False, highlight=False)
+    found = _cases(options)
     facts = machine.facts(device)
     peers = ["eager", "torch.compile"] if options.model else contenders.peers(device, DTYPES[dtype])
     say(machine.describe(facts, dtype))
@@ -87,7 +89,7 @@ def _measure(options: Options) -> tuple[dict[str, Any], KeyboardInterrupt | None
     with use_backend(facts["backend"]), quiet():
         sheet = Sheet(peers, dtype, rates([DTYPES[dtype]], device))
         try:
-            show(console, sheet, _races(options, peers), results)
+            show(console, sheet, _races(found, options, peers), results)
         except KeyboardInterrupt as error:
             interrupted = error
     for remark in remarks(results):
@@ -117,16 +119,23 @@ def _beforehand(options: Options) -> Iterator[str]:
         yield "Not timed with --quick: torch.compile's training step, which takes long to compile"
 
 
-def _races(options: Options, peers: list[str]) -> Iterator[tuple[str, Callable[..., Result]]]:
-    from . import race
+def _cases(options: Options) -> Iterator[Case]:
+    """Returns the cases, each made when it is asked for; a model of the user's is loaded at once."""
     from .cases import Kind, cases
     from .own import own_cases
 
     kind = Kind(options.device, DTYPES[options.dtype])
-    found = own_cases(options.model, options.shape, kind) if options.model else cases(options.quick, kind)
+    return own_cases(options.model, options.shape, kind) if options.model else cases(options.quick, kind)
+
+
+def _races(
+    found: Iterator[Case], options: Options, peers: list[str]
+) -> Iterator[tuple[str, Callable[..., Result]]]:
+    from . import race
+
     budget = race.QUICK if options.quick else race.THOROUGH
     for case in found:
         torch.compiler.reset()  # it gives up, in silence, on code it has compiled for too many modules
         chosen = {name: build for name, build in case.builders.items() if name in ("fastcnn", *peers)}
         case = case._replace(builders=chosen)
-        yield case.name, partial(race.race, case, budget, kind.dtype, CLOCKS[kind.device])
+        yield case.name, partial(race.race, case, budget, DTYPES[options.dtype], CLOCKS[options.device])

@@ -18,16 +18,22 @@ _DROPOUT = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout
 
 
 def own_cases(name: str, shape: tuple[int, ...], kind: Kind) -> Iterator[Case]:
-    """Yields inference, and forward and backward, of the model that ``package.module:function`` makes.
+    """Returns inference, and forward and backward, of the model that ``package.module:function`` makes.
 
     Dropout is off, since each contender would drop other values.
+
+    Raises:
+        ValueError, ModuleNotFoundError: as of :func:`_factory.load`, before anything is timed.
     """
     torch.manual_seed(0)
     plain = _factory.load(name).to(kind.device, kind.dtype)
     for module in plain.modules():
         if isinstance(module, _DROPOUT):
             module.p = 0
-    x = kind.random(1, *shape)
+    return _cases(plain, kind.random(1, *shape))
+
+
+def _cases(plain: nn.Module, x: Tensor) -> Iterator[Case]:
     fused = fuse(copy.deepcopy(plain).eval())
     yield cases.inference("inference", plain, fused, x)
     if any(p.requires_grad for p in plain.parameters()):
