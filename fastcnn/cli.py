@@ -223,7 +223,7 @@ def _problem(args: argparse.Namespace) -> str | None:
         return "--image needs --plot"
     if args.size and args.shape:
         return "--size and --shape exclude each other"
-    if args.shape and len(args.shape) != 4:
+    if args.shape and (len(args.shape) != 4 or args.shape[0] != 1):
         return f"--shape must be 1,C,H,W, but got {','.join(map(str, args.shape))}"
     if args.shape and args.plot and args.shape[2] != args.shape[3]:
         return "--plot needs a square image"

@@ -48,16 +48,23 @@ class Budget(NamedTuple):
 def seconds(fn: Call, least: float = _TURN) -> float:
     """Returns the wall-clock time of a call, a GPU's work included.
 
-    It is the mean of as many calls as it takes to reach ``least`` seconds.
+    If a call takes less than ``least`` seconds, it is the mean of as many as fill them. A GPU is waited for
+    at their end only, so that launches overlap with its work, as in a program.
     """
-    start, calls, taken = time.perf_counter(), 0, 0.0
-    while calls == 0 or taken < least:
+    taken = _elapsed(fn, 1)
+    if taken < least:
+        calls = math.ceil(least / max(taken, 1e-7))
+        taken = _elapsed(fn, calls) / calls
+    return taken
+
+
+def _elapsed(fn: Call, calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
         fn()
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        calls += 1
-        taken = time.perf_counter() - start
-    return taken / calls
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from hypothesis import strategies as st
-from test_properties import ISAS, LAYOUTS, laid_out, pools
+from test_properties import LAYOUTS, laid_out, pools
 
 from fastcnn import _making, small
 from fastcnn.backends import _direct
@@ -47,6 +47,7 @@ class Case:
         return x, weight, self.values(self.outputs) if self.bias else None
 
 
+LAUNCHERS = (_direct, _making, small)  # modules of the direct convolution that make parameters
 small_pairs = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
 
@@ -88,18 +89,6 @@ def cases(draw, dtypes=DTYPES):
         draw(st.integers(0, 2**31)),
         draw(st.sampled_from(["contiguous", *LAYOUTS])),
     )
-
-
-def with_isa(monkeypatch, isa):
-    make = _direct.params
-
-    def params(*args):
-        p = make(*args)
-        p.kernel_set = ISAS.index(isa)
-        return p
-
-    for module in (_direct, _making, small):
-        monkeypatch.setattr(module, "params", params)
 
 
 def in_dtype(dtype, *tensors):

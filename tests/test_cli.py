@@ -231,6 +231,7 @@ def test_receptive_field_draws(photograph, tmp_path, capsys):
         (["--plot", "nowhere/fields.png"], 1, "No such file or directory"),
         (["--size", "32", "--shape", "1,1,32,32"], 2, "--size and --shape exclude each other"),
         (["--shape", "1,28,28"], 2, "--shape must be 1,C,H,W, but got 1,28,28"),
+        (["--shape", "8,1,28,28"], 2, "--shape must be 1,C,H,W, but got 8,1,28,28"),
         (["--shape", "1,1,28,32", "--plot", "fields.png"], 2, "--plot needs a square image"),
     ],
 )

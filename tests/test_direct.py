@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from direct_cases import FORMATS, Case, cases, in_dtype, with_isa
+from direct_cases import FORMATS, LAUNCHERS, Case, cases, in_dtype
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_properties import ISAS, LAYOUTS, PHASES, laid_out
+from test_properties import ISAS, LAYOUTS, PHASES, laid_out, with_isa
 
 from fastcnn import MaxPool
 from fastcnn.backends import _direct, cpu, plain, reference
@@ -94,7 +94,7 @@ def check(case):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_drawn_convolutions(isa, monkeypatch):
-    with_isa(monkeypatch, isa)
+    with_isa(monkeypatch, isa, *LAUNCHERS)
 
     @settings(max_examples=150, deadline=None, derandomize=True, phases=PHASES)
     @given(cases())
@@ -120,7 +120,7 @@ SHAPES = {"over pixels": (3, FORMATS[0]), "over channels": (40, FORMATS[0]), "ch
 @pytest.mark.parametrize(("outputs", "format"), SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_special_values(outputs, format, pool, isa, monkeypatch):
-    with_isa(monkeypatch, isa)
+    with_isa(monkeypatch, isa, *LAUNCHERS)
     torch.manual_seed(0)
     conv, stages = ((1, 1), (1, 1), (1, 1), 1), Stages(pool=pool)
     x, weight = torch.randn(2, 3, 9, 21).contiguous(memory_format=format), torch.randn(outputs, 3, 3, 3)
@@ -145,7 +145,7 @@ def test_special_values(outputs, format, pool, isa, monkeypatch):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_infinite_weights_make_nans_of_gradients_of_zero(isa, monkeypatch):
-    with_isa(monkeypatch, isa)
+    with_isa(monkeypatch, isa, *LAUNCHERS)
     torch.manual_seed(0)
     case = SimpleNamespace(conv=((1, 1), (0, 0), (1, 1), 1), stages=Stages(pool=MaxPool(2)))
     x, weight = torch.rand(2, 3, 9, 9), torch.randn(5, 3, 3, 3)

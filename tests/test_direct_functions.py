@@ -5,10 +5,10 @@ import itertools
 
 import pytest
 import torch
-from direct_cases import DTYPES, FORMATS, NEEDED, Case, in_dtype, small_pairs, with_isa
+from direct_cases import DTYPES, FORMATS, LAUNCHERS, NEEDED, Case, in_dtype, small_pairs
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_properties import ISAS, LAYOUTS, PHASES
+from test_properties import ISAS, LAYOUTS, PHASES, with_isa
 from torch import nn
 from torch.nn import functional as TF
 
@@ -48,7 +48,7 @@ def networks(draw):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_drawn_networks(isa, directly, monkeypatch):
-    with_isa(monkeypatch, isa)
+    with_isa(monkeypatch, isa, *LAUNCHERS)
 
     @settings(max_examples=60, deadline=None, derandomize=True, phases=PHASES)
     @given(networks())

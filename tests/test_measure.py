@@ -15,6 +15,16 @@ def test_short_calls_are_repeated_until_the_clock_is_exact():
     assert len(calls) > 10
 
 
+def test_a_gpu_is_waited_for_once_behind_all_calls(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("wait"))
+    seconds(lambda: done.append("call"))
+    assert done[:2] == ["call", "wait"]
+    assert done[2:] == ["call"] * (len(done) - 3) + ["wait"]
+    assert len(done) > 10
+
+
 def test_functions_take_turns_and_are_warmed_up():
     warm_ups, turns = [], []
     fns = {name: lambda name=name: warm_ups.append(name) or name for name in "ab"}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastcnn import LRN, MaxPool, _native
 from fastcnn._verify import check_argmax, check_backward, check_forward
-from fastcnn.backends import cpu, triton
+from fastcnn.backends import _launch, cpu, triton
 from fastcnn.stages import ORDERS, Stages
 from fastcnn.testing import DTYPES
 
@@ -110,15 +110,16 @@ def always_our_kernels(monkeypatch):
     monkeypatch.setattr(cpu, "SMALL", 0)
 
 
-def with_isa(monkeypatch, isa):
-    make = cpu.params
+def with_isa(monkeypatch, isa, *modules):
+    """Makes these modules launch the kernels of one instruction set."""
 
     def params(*args):
-        p = make(*args)
+        p = _launch.params(*args)
         p.kernel_set = ISAS.index(isa)
         return p
 
-    monkeypatch.setattr(cpu, "params", params)
+    for module in modules:
+        monkeypatch.setattr(module, "params", params)
 
 
 def follows_the_reference(backend, case, device="cpu"):
@@ -138,7 +139,7 @@ def test_epilogue_follows_the_reference(case):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set_follows_the_reference(isa, monkeypatch):
-    with_isa(monkeypatch, isa)
+    with_isa(monkeypatch, isa, cpu)
 
     @settings(max_examples=200, deadline=None, phases=PHASES)
     @given(cases())
