@@ -20,7 +20,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -85,9 +84,7 @@ class Run:
         self.rows: list[dict[str, Any]] = []
         self.processes: list[subprocess.Popen] = []
         self.threads: list[threading.Thread] = []
-        self.bytecode = tempfile.TemporaryDirectory()  # of a rehearsal, in which many processes start
-        kept = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": self.bytecode.name}
-        self.env = ENV | kept | {"TRITON_INTERPRET": "1"} if rehearse else ENV
+        self.env = ENV | {"TRITON_INTERPRET": "1"} if rehearse else ENV
 
     def note(self, line: str) -> None:
         with self.lock:

@@ -128,9 +128,9 @@ NETS = {
 }
 
 
-LEFT = {"batch statistics", "reflect", "circular", "norm behind relu", "norm behind pool"}
+LEFT = ("batch statistics", "reflect", "circular", "norm behind relu", "norm behind pool")
 FOLDED = [name for name in NETS if name not in {*LEFT, "sync"}]
-NORMED = {"relu", "no bias", "timm's", "not affine", "groups", "lrn", "dropout", "no relu"}
+NORMED = ("relu", "no bias", "timm's", "not affine", "groups", "lrn", "dropout", "no relu")
 
 
 def fused(net):
