@@ -34,8 +34,11 @@ env: .venv/built  ## make or update .venv, with fastcnn installed in editable mo
 demo: .venv/built  ## train a network and draw what it saw, fast kernels against plain torch
 	$(BIN)/python -m fastcnn demo
 
+# Several run at once, and share the processors: threads that wait must not spin.
+test test-oldest test-newest test-other sanitize: export OMP_WAIT_POLICY := passive
+
 test: .venv/built  ## run the tests; ARGS="-k lrn" for some of them
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 # Other versions of torch than constraints.txt's, each in an environment beside .venv; with the extension that was
 # built there, which knows no torch. What doesn't depend on torch's version is left out: kernels on drawn

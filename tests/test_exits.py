@@ -21,6 +21,8 @@ import fastcnn
 from fastcnn import LRN, MaxPool
 from fastcnn.fusion.fused import fusions
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BY_NAME = {entry.name: entry for entry in ENTRIES}
 NETS = ["AlexNet", "CaffeNet", "Functional", "ResNet"]
 

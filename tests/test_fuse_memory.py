@@ -16,7 +16,7 @@ from small_nets import NETS
 
 import fastcnn
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "few_objects")
 
 
 @pytest.mark.parametrize("kind", [Inner, Super, Arguments, *COPIED[:4], Containers], ids=lambda k: k.__name__)

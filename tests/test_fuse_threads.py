@@ -58,7 +58,7 @@ def test_threads_beside_fuse(steps):
     nets = [step() for step in steps]
     torch.set_rng_state(state)
     with Workers(*nets):
-        fuse_often(100 if autocast in steps and building in steps else 30)
+        fuse_often(60 if autocast in steps and building in steps else 30)
     assert torch.is_grad_enabled()
     assert not torch.is_autocast_enabled("cpu")
 

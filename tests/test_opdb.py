@@ -10,6 +10,8 @@ from fastcnn.testing import assert_close
 pytest.importorskip("expecttest", reason="torch's op database needs expecttest, which is not installed")
 from torch.testing._internal.common_methods_invocations import op_db
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ("local_response_norm", "max_pool2d", "conv2d")
 INFOS = {name: next(op for op in op_db if op.name == f"nn.functional.{name}") for name in NAMES}
 CASES = [(name, dtype) for name, op in INFOS.items() for dtype in op.supported_dtypes("cpu")]

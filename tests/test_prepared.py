@@ -30,6 +30,8 @@ from fastcnn import LRN, MaxPool
 from fastcnn.stages import Stages
 from fastcnn.testing import assert_close
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # The large network takes as long as the others together, and every third change.
 CHANGED = [(n, c) for n in CONVS for c in (list(PARAMETERS)[::3] if n == "caffe" else PARAMETERS)]
 

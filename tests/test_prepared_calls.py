@@ -5,6 +5,8 @@ import torch
 from prepared import CONVS, SUBJECTS, alike, cases, outcome, pair, same, shifted
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Subclass(torch.Tensor):
     pass

@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcnn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class FunctionMode(TorchFunctionMode):
     """Triples what a dense layer gives."""

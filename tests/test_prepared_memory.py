@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 import fastcnn
 from fastcnn import MaxPool, models
 
+pytestmark = pytest.mark.usefixtures("one_thread", "few_objects")
+
 
 class FunctionMode(TorchFunctionMode):
     """Triples what a dense layer gives."""

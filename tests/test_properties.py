@@ -131,7 +131,7 @@ def follows_the_reference(backend, case, device="cpu"):
         check_argmax(x, bias, stages, saved[2])
 
 
-@settings(max_examples=2000, deadline=None, phases=PHASES)
+@settings(max_examples=1000, deadline=None, phases=PHASES)
 @given(cases())
 def test_epilogue_follows_the_reference(case):
     follows_the_reference(cpu, case)
@@ -150,7 +150,7 @@ def test_every_instruction_set_follows_the_reference(isa, monkeypatch):
 
 
 @pytest.mark.skipif(triton.missing_reason() is not None, reason=f"no Triton: {triton.missing_reason()}")
-@settings(max_examples=25, deadline=None, phases=PHASES)  # slow, being interpreted
+@settings(max_examples=15, deadline=None, phases=PHASES)  # slow, being interpreted
 @given(cases())
 def test_triton_follows_the_reference(case):
     follows_the_reference(triton, case, "cuda" if torch.cuda.is_available() else "cpu")

@@ -59,7 +59,6 @@ def workers_of(process):
 def test_a_killed_process_is_started_again_and_only_steps_since_the_checkpoint_are_lost(mnist, tmp_path):
     options = ["--epochs", "16", "--save-every", "2"]
     whole = torchrun(mnist, tmp_path / "whole", *options)
-    assert whole.wait(timeout=120) == 0
     out = tmp_path / "killed"
     process = torchrun(mnist, out, "--resume", *options, restarts=1)
     while not (out / "checkpoint.pt").exists():
@@ -69,4 +68,5 @@ def test_a_killed_process_is_started_again_and_only_steps_since_the_checkpoint_a
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert "going on from step" in said
+    assert whole.wait(timeout=120) == 0
     assert_same_weights(tmp_path / "whole", out)

@@ -123,8 +123,9 @@ def results(make, write, leaves):
 def test_writes_give_what_they_give_behind_torchs_pooling(run, call, dtype, format):
     device, backend = run
     leaves = whole(SHAPES, device, dtype, format)
-    # Triton's interpreter takes a second a call: there each pooling once.
-    some = len(POOLS) if (device, backend) == ("cpu", "triton") else len(WRITES)
+    some = len(WRITES)
+    if (device, backend) == ("cpu", "triton"):  # its interpreter takes long
+        some = len(POOLS) if dtype == torch.float32 else 1
     for i, write in enumerate(list(WRITES.values())[:some]):
         pool = POOLS[i % len(POOLS)]
         ours = results(functools.partial(CALLS[call], pool=pool), write, leaves)
