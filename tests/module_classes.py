@@ -357,7 +357,7 @@ CLASSES = [
 
 
 def build(kind, seed=0):
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     return kind()
 
 

@@ -20,7 +20,7 @@ class Forward(nn.Module):
 
 
 def conv(inputs, outputs, kernel, **kwargs):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return nn.Conv2d(inputs, outputs, kernel, **kwargs)
 
 

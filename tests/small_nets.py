@@ -6,14 +6,14 @@ from torch import nn
 
 
 def sequence(*layers):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.ReLU(), nn.LocalResponseNorm(3, 0.5), nn.MaxPool2d(2), *layers
     )
 
 
 def normed():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 6, 3), nn.ReLU()
     )

@@ -43,8 +43,7 @@ def legacy(blobs):
     }
 
 
-@pytest.mark.parametrize("as_file", [lambda blobs: blobs, legacy], ids=["tensors", "legacy numpy"])
-@pytest.mark.parametrize("variant", ["caffenet", "bvlc"])
+@pytest.mark.parametrize(("variant", "as_file"), [("caffenet", dict), ("bvlc", legacy)])
 def test_caffes_blobs_give_caffes_outputs(variant, as_file, blobs, images):
     model = blank(variant)
     load_caffe(model, as_file(blobs))

@@ -19,7 +19,7 @@ BY_NAME = {entry.name: entry for entry in ENTRIES}
 
 
 def built(entry):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return entry.build(), torch.randn(entry.size)
 
 
@@ -96,7 +96,7 @@ def test_the_same_results_and_undone(entry):
         """Outputs, gradients at the input and of the parameters, and buffers after a call."""
         model.load_state_dict(state)
         model.train(training)
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         leaf = x.clone().requires_grad_()
         outputs = tensors(model(leaf))
         sum(t.double().sin().sum() for t in outputs if t.requires_grad).backward()
@@ -136,7 +136,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def net():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return fastcnn.fuse(Net().eval())
 
 

@@ -181,7 +181,7 @@ def test_what_changes_between_two_calls(change, frozen):
         compare(net, plain)
         compare(net, plain)
     for m in (net, plain):
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         CHANGES[change](m)
     with contextlib.nullcontext() if frozen else torch.no_grad():
         compare(net, plain)
@@ -218,7 +218,7 @@ def test_timms_norm_in_training():
     plain = seq(conv(), Activated(8, nn.ReLU, nn.Dropout), nn.MaxPool2d(2)).train()
     net = fused(copy.deepcopy(plain))
     for m in (net, plain):
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         m(IMAGES).sum().backward()
         m.eval()
     torch.testing.assert_close(net.state_dict(), plain.state_dict())

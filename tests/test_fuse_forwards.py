@@ -48,7 +48,7 @@ def test_other_sizes(name):
         outputs = []
         for m in (net, plain):
             state.reset()
-            torch.manual_seed(2)
+            torch.default_generator.manual_seed(2)
             np.random.seed(2)
             random.seed(2)
             try:
@@ -65,7 +65,7 @@ def test_fuse_leaves_generators_globals_and_state(name, capsys):
     state.reset()
     net = made(FORWARDS[name])
     before = copy.deepcopy(net.state_dict())
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     np.random.seed(1)
     random.seed(1)
     generators = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()

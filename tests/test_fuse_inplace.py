@@ -170,13 +170,13 @@ AFTER = {
 
 
 def build(chain):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return nn.Sequential(*CHAINS[chain]())
 
 
 def outcome(run):
     """What a call gives, or the error's type."""
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     try:
         return run()
     except RuntimeError as error:
@@ -250,7 +250,7 @@ def called(net, x, leaf, training):
 @pytest.mark.parametrize("leaf", [False, True], ids=["", "input"])
 @pytest.mark.parametrize("name", FORWARDS)
 def test_forwards(name, leaf, training):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     plain = FORWARDS[name]()
     net = fastcnn.fuse(copy.deepcopy(plain))
     found, expected = (outcome(lambda m=m: called(m, IMAGES, leaf, training)) for m in (net, plain))
@@ -260,7 +260,7 @@ def test_forwards(name, leaf, training):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
 @pytest.mark.parametrize("name", FORWARDS)
 def test_forwards_without_gradients(name, mode):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     plain = FORWARDS[name]()
     net = fastcnn.fuse(copy.deepcopy(plain), fold_bn=True)
 
@@ -291,7 +291,7 @@ FOLLOWERS = {
 @pytest.mark.parametrize("follower", FOLLOWERS)
 @pytest.mark.parametrize("chain", CHAINS)
 def test_layers_in_place_behind_a_chain(chain, follower, nested):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     layers = [*CHAINS[chain](), FOLLOWERS[follower]()]
     plain = nn.Sequential(nn.Sequential(*layers[:-1]), layers[-1]) if nested else nn.Sequential(*layers)
     net = fastcnn.fuse(copy.deepcopy(plain))

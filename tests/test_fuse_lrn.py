@@ -332,7 +332,7 @@ def test_what_is_read_in_between_is_given():
 
 
 def test_one_norm_used_twice_and_two_in_a_row():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     norm = Module()
     plain = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ReLU(), norm, norm, nn.MaxPool2d(2), norm, FORMS["operators"](3)
@@ -354,7 +354,7 @@ def test_a_partial_of_a_function():
         def forward(self, x):
             return self.norm(F.relu(self.conv(x)))
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     plain = Net()
     net = fastcnn.fuse(copy.deepcopy(plain))
     compare(net, plain, IMAGES)

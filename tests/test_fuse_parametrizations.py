@@ -75,7 +75,7 @@ def test_parametrizations(how, name, before, training):
         fastcnn.fuse(net, fold_bn=True)
         torch.testing.assert_close(net(IMAGES), plain(IMAGES), rtol=1e-4, atol=1e-4)
     for m in (net, plain):
-        torch.manual_seed(2)
+        torch.default_generator.manual_seed(2)
         PARAMETRIZATIONS[how](m)
     if not before:
         fastcnn.fuse(net, fold_bn=True)
@@ -109,20 +109,20 @@ LAZY = {
 def test_lazy_layers(name, example, training):
     outputs = []
     for fuse in (False, True):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         net = LAZY[name]().train(training)
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         if fuse:
             fastcnn.fuse(net, IMAGES if example else None, fold_bn=True)
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
         outputs.append([net(IMAGES)] if not example else [])
         if example:
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             for m in net.modules():
                 if hasattr(m, "reset_parameters") and not isinstance(m, nn.modules.lazy.LazyModuleMixin):
                     m.reset_parameters()
             net(IMAGES)
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             for m in net.modules():
                 if hasattr(m, "reset_parameters"):
                     m.reset_parameters()
@@ -142,7 +142,7 @@ NUMPY = {
 def test_numpys_integers(name, integer):
     nets = []
     for _ in range(2):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         pool = nn.MaxPool2d(integer(2), integer(1), integer(1))
         nets.append(
             nn.Sequential(NUMPY[name](integer), nn.ReLU(), nn.LocalResponseNorm(integer(3)), pool).eval()

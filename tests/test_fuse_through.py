@@ -42,7 +42,7 @@ def test_a_part_that_changes(changed):
     net, plain = fused()
     compare(net, plain)
     for m in (net, plain):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         if changed == "norm":
             m.body[1].norm = nn.Identity()
         elif changed == "conv":

@@ -143,7 +143,7 @@ def scaled_otherwise(m):
 def replaced(name, make):
     def change(m):
         parent, _, last = name.rpartition(".")
-        torch.manual_seed(3)
+        torch.default_generator.manual_seed(3)
         setattr(m.get_submodule(parent), last, make())
 
     return change
@@ -213,7 +213,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_as_written(name):
     make, change = CASES[name]
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     plain = make().eval()
     net = fastcnn.fuse(copy.deepcopy(plain), fold_bn=True)
     one_more.__defaults__[0].clear()

@@ -138,7 +138,7 @@ def test_fused_twice_and_in_parts():
 def test_a_fused_part_in_another_model():
     plain = sequence().eval()
     part = fastcnn.fuse(copy.deepcopy(plain))
-    torch.manual_seed(3)
+    torch.default_generator.manual_seed(3)
     outer = nn.Sequential(part, nn.Conv2d(6, 6, 1), nn.ReLU())
     expected = outer[2](outer[1](plain(IMAGES)))
     torch.testing.assert_close(outer(IMAGES), expected)
@@ -156,7 +156,7 @@ def test_state_dicts(name):
     assert [n for n, _ in net.named_modules()] == [n for n, _ in plain.named_modules()]
     assert [n for n, _ in net.named_parameters()] == [n for n, _ in plain.named_parameters()]
     assert repr(net) == repr(plain)
-    torch.manual_seed(5)
+    torch.default_generator.manual_seed(5)
     state = {k: torch.rand_like(v) if v.is_floating_point() else v for k, v in plain.state_dict().items()}
     for m in (net, plain):
         m.eval().load_state_dict(state)

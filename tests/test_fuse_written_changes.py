@@ -71,14 +71,14 @@ CHANGES = {
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_changes_is_noticed(change, training):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net = fastcnn.fuse(Whole().train(training))
     assert fusion_of(net).forwards[training].depends.changed() is None
     CHANGES[change](net)
     net.head = nn.Flatten()  # whatever the size
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     found = net(IMAGES)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     torch.testing.assert_close(found, Whole.forward(net, IMAGES))
 
 

@@ -27,7 +27,7 @@ def test_the_papers_connections():
 
 
 def test_c3_is_a_convolution_with_links_left_out():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     layer, x = PartialConv2d(6, C3), torch.randn(2, 6, 14, 14, dtype=torch.float64)
     y, links = layer.double()(x), iter(layer.weight)
     for i, seen in enumerate(C3):
@@ -74,7 +74,7 @@ def test_the_loss_is_equation_nine():
 
 
 def test_it_learns():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net, labels = lenet5("1998"), torch.arange(20) % 10
     images = torch.rand(20, 1, 28, 28) / 4
     for image, label in zip(images, labels, strict=True):  # a bar for each class, at its height

@@ -81,7 +81,7 @@ def test_derivatives_of_the_block(options, bias, recompute):
 
 EPILOGUE = [
     (True, [3.0, 0.1, 0.75, 2.0, 1.0], [3, 3, 2, 2, 0, 0, 1, 1, 0], "lrn_pool"),
-    (True, [3.0, 0.1, 0.75, 2.0, 2.0], [3, 3, 2, 2, 1, 1, 1, 1, 1], "pool_lrn"),
+    (True, [3.0, 0.1, 0.75, 2.0, 2.0], [2, 2, 2, 1, 1, 1, 1, 1, 1], "pool_lrn"),
     (False, [4.0, 0.1, 0.75, 2.0, 1.0], None, "lrn_pool"),
     (True, None, [2, 2, 2, 2, 0, 0, 1, 1, 0], "lrn_pool"),
     (False, None, [2, 2, 2, 2, 0, 0, 1, 1, 0], "lrn_pool"),

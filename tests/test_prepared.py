@@ -40,7 +40,7 @@ CHANGED = [(n, c) for n in CONVS for c in (list(PARAMETERS)[::3] if n == "caffe"
 def test_parameters(name, change):
     ours, plain, x = pair(name)
     for m in (ours, plain):
-        torch.manual_seed(2)  # spectral_norm's
+        torch.default_generator.manual_seed(2)  # spectral_norm's
         with torch.no_grad():
             PARAMETERS[change](m)
     same(ours, plain, x, change)
@@ -199,7 +199,7 @@ def test_options_and_layers(name, change, table):
 
 
 def test_a_block_with_lrn_and_another_order():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     block, x = (
         fastcnn.nn.ConvBlock2d(4, 6, 3, lrn=LRN(3, 1.0), pool=MaxPool(2)).eval(),
         torch.randn(2, 4, 9, 9),
@@ -213,7 +213,7 @@ def test_a_block_with_lrn_and_another_order():
 
 
 def test_one_channel_between_convolutions_in_channels_last():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     layers = [nn.Conv2d(3, 1, 3), nn.ReLU(), nn.Conv2d(1, 4, 3), nn.ReLU()]
     plain = nn.Sequential(*layers).to(memory_format=torch.channels_last).eval()
     for x in (torch.randn(2, 3, 9, 9), torch.randn(2, 3, 9, 9).contiguous(memory_format=torch.channels_last)):

@@ -94,7 +94,7 @@ def test_many_shapes_take_no_more_memory(name):
 
 
 def test_another_module_at_the_same_address():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     x = torch.randn(2, 4, 8, 8)
     block = fastcnn.nn.ConvBlock2d(4, 6, 3, pool=MaxPool(2)).eval()
     for _ in range(5):
@@ -233,7 +233,7 @@ def test_threads_in_different_modes(name):
 
 def test_threads_make_their_first_calls_at_once():
     for seed in range(5):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         ours, plain = (models.lenet5(fused=fused).eval() for fused in (True, False))
         ours.load_state_dict(plain.state_dict())
         xs, found = [torch.randn(n, 1, 28, 28) for n in (1, 2, 3, 4)], {}

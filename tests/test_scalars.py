@@ -40,7 +40,7 @@ NORMS = [
 
 @pytest.mark.parametrize("numbers", NORMS, ids=repr)
 def test_norms(numbers):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     x = torch.randn(2, 8, 9, 9)
     assert_same(lambda: F.local_response_norm(x, *numbers), lambda: plain.local_response_norm(x, *numbers))
     for _ in range(2):  # the second a prepared call
@@ -80,7 +80,7 @@ shapes = pytest.mark.parametrize("shape", [(2, 3, 9, 9), (4, 64, 30, 30)], ids=[
 @pytest.mark.parametrize("name", ["kernel_size", "stride", "padding", "dilation"])
 @pytest.mark.parametrize("value", INTS, ids=repr)
 def test_poolings(name, value, shape):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     x, given = torch.randn(shape), {"kernel_size": 4, name: value}
     assert_same(lambda: F.max_pool2d(x, **given), lambda: plain.max_pool2d(x, **given))
     assert_same(
@@ -107,7 +107,7 @@ def test_ceil_mode(value, shape):
 @pytest.mark.parametrize("name", ["stride", "padding", "dilation", "groups"])
 @pytest.mark.parametrize("value", [*INTS, "same", "valid"], ids=repr)
 def test_convolutions(name, value):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     x, weight = torch.randn(2, 4, 9, 9), torch.randn(4, 2 if name == "groups" else 4, 3, 3)
     given = {name: value}
     assert_same(
@@ -116,7 +116,7 @@ def test_convolutions(name, value):
     )
 
     def layer(cls):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         m = cls(4, 4, 3, **given).eval()
         with torch.no_grad():
             return m(x).relu()
@@ -126,7 +126,7 @@ def test_convolutions(name, value):
 
 @pytest.mark.parametrize("size", [np.int64(3), np.int32(3), (np.int64(3), 2)], ids=repr)
 def test_sizes_of_a_block(size):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     conv = nn.Conv2d(np.int64(4), np.int32(8), size)
     block = fastcnn.nn.ConvBlock2d(np.int64(4), np.int32(8), size)
     block.load_state_dict(conv.state_dict())
@@ -182,7 +182,7 @@ CALLS = {
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CALLS)
 def test_other_dtypes_have_torchs_results_and_errors(name, dtype):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     drawn = torch.complex64 if dtype.is_complex else torch.float32
     x, weight, bias = ((10 * torch.randn(s, dtype=drawn)).to(dtype) for s in ((2, 4, 9, 9), (4, 4, 3, 3), 4))
     if dtype == torch.int64:

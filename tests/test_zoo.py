@@ -23,7 +23,7 @@ KINDS = {
 
 @pytest.fixture(params=ENTRIES, ids=lambda entry: entry.name)
 def entry(request):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return request.param
 
 

@@ -16,7 +16,7 @@ IMAGES = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
 def made(forward):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     net = type("Net", (Base,), {"forward": forward})()
     with torch.no_grad():
         net.bn.running_mean.normal_()
@@ -27,7 +27,7 @@ def made(forward):
 def results(net, calls=2, training=False, grad=True):
     """What calls give and leave: outputs, gradients, state, generators, globals and what was printed."""
     state.reset()
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     np.random.seed(1)
     random.seed(1)
     net.train(training)

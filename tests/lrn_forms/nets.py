@@ -58,7 +58,7 @@ class Behind(nn.Module):
 
 
 def build(form="module", **options):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return Behind(FORMS[form](**options))
 
 
