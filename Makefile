@@ -34,11 +34,12 @@ env: .venv/built  ## make or update .venv, with fastcnn installed in editable mo
 demo: .venv/built  ## train a network and draw what it saw, fast kernels against plain torch
 	$(BIN)/python -m fastcnn demo
 
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 # Several run at once, and share the processors: threads that wait must not spin.
 test test-oldest test-newest test-other sanitize: export OMP_WAIT_POLICY := passive
 
 test: .venv/built  ## run the tests; ARGS="-k lrn" for some of them
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 # Other versions of torch than constraints.txt's, each in an environment beside .venv; with the extension that was
 # built there, which knows no torch. What doesn't depend on torch's version is left out: kernels on drawn
@@ -57,7 +58,7 @@ test-newest: .venv-newest/made  ## run the tests with the newest torch that was 
 test-other: .venv-other/made  ## the same with the latest, or PINS="torch==2.12.1 triton==3.7.0"
 test-newest test-other: SAME += gpu_harness triton_conv triton_pixels triton_planes
 test-oldest test-newest test-other: test-%: .venv/built
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) .venv-$*/bin/python -m pytest -p no:cacheprovider \
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) .venv-$*/bin/python -m pytest $(PARALLEL) -p no:cacheprovider \
 	  $(SAME:%=--ignore=tests/test_%.py) $(ARGS)
 
 .venv-oldest/made: PINS := torch==2.11.0 triton==3.6.0
@@ -101,7 +102,7 @@ sanitize: .venv/built  ## run the kernels, CUDA's too, on the CPU under AddressS
 	cd $(SANITIZED) && export ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" && \
 	  $(abspath $(BIN)/python) -c "from fastcnn._native import load; assert 'sanitize' in load().__file__" && \
-	  $(abspath $(BIN)/python) -m pytest tests/test_epilogue.py tests/test_properties.py tests/test_direct.py \
+	  $(abspath $(BIN)/python) -m pytest $(PARALLEL) tests/test_epilogue.py tests/test_properties.py tests/test_direct.py \
 	    tests/test_direct_functions.py tests/test_cuda_on_host.py tests/test_space_to_depth.py \
 	    tests/test_saved.py tests/test_written_outputs.py \
 	    tests/test_convolution.py::test_the_first_block_of_2012_by_kernels_alone \

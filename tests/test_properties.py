@@ -151,6 +151,6 @@ def test_every_instruction_set_follows_the_reference(isa, monkeypatch):
 
 @pytest.mark.skipif(triton.missing_reason() is not None, reason=f"no Triton: {triton.missing_reason()}")
 @settings(max_examples=15, deadline=None, phases=PHASES)  # slow, being interpreted
-@given(cases())
+@given(cases().filter(lambda case: not case.stages.pool or case.stages.pool.argmax_dtype == torch.uint8))
 def test_triton_follows_the_reference(case):
     follows_the_reference(triton, case, "cuda" if torch.cuda.is_available() else "cpu")
