@@ -340,7 +340,7 @@ def unsearched(here: Here) -> Rows:
 
 
 def peers(here: Here) -> Rows:
-    """What a compiler, which takes up to a minute for each, makes of the same."""
+    """Yields rows with torch.compile, which takes up to a minute for each."""
     for kind in TRAINS:
         yield from alexnets(here, kind, ["compile"])
     yield from blocks(here, compiled=True)

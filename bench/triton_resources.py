@@ -54,7 +54,7 @@ BLOCKS = {  # input, weight; stride, padding, dilation, groups; the epilogue; th
 
 
 class Case(NamedTuple):
-    """What is compiled for a target."""
+    """A kernel that is compiled for a target."""
 
     name: str  # of EPILOGUES or BLOCKS
     phase: str  # inference, training or backward of an epilogue; or block

@@ -1,4 +1,4 @@
-// What a launch of an epilogue needs: plain pointers, sizes and strides, the same for every device.
+// An epilogue's arguments: plain pointers, sizes and strides, the same for every device.
 #pragma once
 
 #include <cstdint>

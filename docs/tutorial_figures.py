@@ -141,7 +141,7 @@ def fields(large: nn.Module, stack: nn.Module) -> Figure:
 
 
 def _gradient(row: Row) -> Tensor:
-    """What each pixel of the field has of the gradient, in %."""
+    """Returns each pixel's share of the gradient in the field, in %."""
     assert row.gradient is not None
     top, left, bottom, right = row.box
     gradient = row.gradient[top:bottom, left:right]

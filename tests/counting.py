@@ -50,7 +50,7 @@ class InFloat32(nn.Module):
 
 
 def plain_layers(stages):
-    """What stands behind a convolution in plain torch, with the usual ReLU in place."""
+    """The layers behind a convolution in plain torch, with the usual ReLU in place."""
     norm = [InFloat32(stages.lrn)] if stages.lrn else []
     pool = [nn.MaxPool2d(*stages.pool.pairs, ceil_mode=stages.pool.ceil_mode)] if stages.pool else []
     relu = [nn.ReLU(inplace=True)] if stages.relu else []

@@ -1,4 +1,4 @@
-"""What the tests of the CUDA kernels share, on a host and on a GPU."""
+"""Shared by the tests of the CUDA kernels on a host and on a GPU."""
 
 import contextlib
 
@@ -44,7 +44,7 @@ class Kernels:
 
 @st.composite
 def special_cases(draw, layouts=("contiguous", "channels_last", "channels[8:]", "sliced")):
-    """What the fast kernels take: shapes that end within and at their vectors and tiles."""
+    """Draws cases that the fast kernels take: shapes that end within and at their vectors and tiles."""
     layout = draw(st.sampled_from(layouts))
     groups = draw(st.integers(1, 3))
     vectors = st.integers(1, 9).map(lambda n: 8 * n)

@@ -26,7 +26,7 @@ class Block(nn.Module):
 
 
 class Opaque(Block):
-    """What it counts is not in a graph."""
+    """Counts calls, which no graph records."""
 
     calls = 0
 

@@ -39,7 +39,7 @@ def disassembly():
 
 
 def loops(instructions):
-    """What lies between a backward jump's target and the jump."""
+    """Returns what lies between a backward jump's target and the jump."""
     place = {address: i for i, (address, _) in enumerate(instructions)}
     for i, (address, text) in enumerate(instructions):
         jump = re.match(r"j\w+ +([0-9a-f]+)", text)

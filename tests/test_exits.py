@@ -1,4 +1,4 @@
-"""What people do with a model, done with a fused one: compile, export, share out, copy, differentiate."""
+"""A fused model in what people do with models: compile, export, share out, copy, differentiate."""
 
 import copy
 import io

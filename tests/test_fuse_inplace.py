@@ -175,7 +175,7 @@ def build(chain):
 
 
 def outcome(run):
-    """What a call gives, or the error's type."""
+    """Returns what a call gives, or the error's type."""
     torch.default_generator.manual_seed(1)
     try:
         return run()
@@ -231,7 +231,7 @@ def test_images_were_not_written():
 
 
 def called(net, x, leaf, training):
-    """What two calls give and leave; inputs, buffers and what was kept with them."""
+    """Returns what two calls give and leave; inputs, buffers and what was kept with them."""
     net.train(training)
     found = []
     for _ in range(2):
@@ -324,7 +324,7 @@ def test_hooks_that_write(chain, hook):
 @pytest.mark.parametrize("when", ["input", "weight"])
 @pytest.mark.parametrize("chain", CHAINS)
 def test_written_between_forward_and_backward(chain, when):
-    """What the backward needs was written: plain torch raises, a fused model raises, too, or is right."""
+    """A tensor that backward needs was written: plain torch raises; a fused model raises or is right."""
     results = []
     for m in (build(chain), fastcnn.fuse(build(chain))):
 

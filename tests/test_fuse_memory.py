@@ -1,4 +1,4 @@
-"""What a fused model holds is freed with it, and does not grow."""
+"""The memory of a fused model is freed with it, and does not grow."""
 
 import collections
 import copy

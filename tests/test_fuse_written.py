@@ -213,7 +213,7 @@ def made(forward):
 
 
 def results(net, context):
-    """What two calls give, with gradients and buffers."""
+    """Returns what two calls give, with gradients and buffers."""
     found = []
     torch.default_generator.manual_seed(1)
     for _ in range(2):

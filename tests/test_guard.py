@@ -1,4 +1,4 @@
-"""What a guard notices, and what is hung on a module; with the extension's checks and without."""
+"""Changes of a model, and of what hangs on a module, that a guard notices; with the extension and without."""
 
 import enum
 import types

@@ -38,7 +38,7 @@ def rows():
 
 
 def result(row, x):
-    """What a row's code gives for x: itself, or by its layer or its LRN's or MaxPool's epilogue."""
+    """Returns what a row's code gives for x: itself, or by its layer or its LRN's or MaxPool's epilogue."""
     (code,) = rows()[row]
     value = eval(code, NAMES | {"x": x})
     if isinstance(value, LRN):

@@ -1,4 +1,4 @@
-"""What an installed fastcnn promises besides its results."""
+"""The promises of an installed fastcnn besides its results: imports, files, one OpenMP, versions."""
 
 import importlib.metadata
 import re
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(code: str) -> str:
-    """What code prints in a Python of its own, where no other test has imported anything."""
+    """Returns what code prints in a Python of its own, where no other test has imported anything."""
     return subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 

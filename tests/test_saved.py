@@ -1,4 +1,4 @@
-"""What a block keeps, by the device: r on the CPU; on a GPU the convolution's output, to make r of again."""
+"""The tensor a block saves for backward: r on the CPU; on a GPU the convolution's output, to recompute r."""
 
 import pytest
 import torch

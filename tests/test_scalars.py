@@ -14,7 +14,7 @@ from fastcnn.testing import assert_close
 
 
 def outcome(call):
-    """What a call returns, or the class of what it raises."""
+    """Returns what a call returns, or the class of what it raises."""
     try:
         return call()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What a trained network is used for: answering, being evaluated, exported, trained further."""
+"""Uses of a trained network: prediction, evaluation, export, further training."""
 
 import json
 import os

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def changed(*keys, to):
-    """What makes another value of a field of a checkpoint."""
+    """Returns a function that changes the value of a field of a checkpoint."""
 
     def change(state):
         *path, last = keys

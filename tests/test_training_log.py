@@ -1,4 +1,4 @@
-"""What a training says while it runs, writes into log.jsonl, and leaves out: the compiler, errors twice."""
+"""The output of a training and its log.jsonl; it imports no compiler, and says no error twice."""
 
 import copy
 import json

@@ -36,7 +36,7 @@ WINDOWS = [
 
 @st.composite
 def cases(draw):
-    """What the kernels take, forward and backward."""
+    """Draws cases that the kernels take, forward and backward."""
     channels = draw(st.sampled_from(CHANNELS))
     groups = draw(st.sampled_from([1, GROUPS.get(channels, 1)]))
     norm = st.builds(

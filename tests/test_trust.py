@@ -1,4 +1,4 @@
-"""What ``auto`` takes where kernels must earn trust first, on a device double: the CPU and its backend."""
+"""The choice of ``auto`` where kernels must earn trust first, on a device double: the CPU and its backend."""
 
 import os
 import stat

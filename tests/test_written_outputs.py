@@ -110,7 +110,7 @@ def torchs(name, x, weight, bias, pool):
 
 
 def results(make, write, leaves):
-    """What was written, and the gradients; of whole numbers, of which any sum is exact."""
+    """Returns what was written, and the gradients; of whole numbers, of which any sum is exact."""
     leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in leaves]
     y = write(make(*leaves))
     grad = torch.arange(y.numel(), device=y.device).remainder(5).sub(2).view(y.shape).to(y.dtype)

@@ -1,4 +1,4 @@
-// What the operating system should know of large tensors.
+// Advice to the operating system about the memory pages of large tensors.
 #pragma once
 
 #include <cstdint>

@@ -21,7 +21,7 @@ struct Forward : Lanes<T, Layout> {
   explicit Forward(const EpilogueParams& params)
       : Base(params), least(params.relu ? 0 : -INFINITY) {}
 
-  // What is added to a thread's channels, neighbours included.
+  // Loads the bias of a thread's channels, neighbours included.
   template <int Halo>
   __device__ void load_bias(const Channels& of, float (&bias)[V + 2 * Halo]) const {
 #pragma unroll

@@ -1,5 +1,5 @@
-// What a thread of the fast kernels has: V neighbouring channels of a pixel, in registers. How they
-// get in and out is the layout's business, and the only thing in which the layouts differ.
+// The values of a thread of the fast kernels: V neighbouring channels of a pixel, in registers.
+// Loads and stores of them are the only thing in which the layouts differ.
 #pragma once
 
 #include <algorithm>

@@ -25,7 +25,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Options(NamedTuple):
-    """What to time.
+    """Says what to time.
 
     quick: six cases in minutes, instead of all of them; device: "cpu" or "cuda"; dtype: one of DTYPES; model:
     "package.module:function" that makes a model of the user's, to be timed instead; shape: of its input.

@@ -22,7 +22,7 @@ QUICK, THOROUGH = Budget(5, 3, 8, rest=0.01), Budget(7, 12, 90, rest=0.01)
 
 @dataclass(frozen=True)
 class Result:
-    """What a race gave. seconds: by contender, one for each round; failed: why others have none."""
+    """A race's times. seconds: by contender, one for each round; failed: why others have none."""
 
     case: Case
     seconds: dict[str, list[float]]

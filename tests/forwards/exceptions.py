@@ -1,4 +1,4 @@
-"""What a forward raises, catches and warns of."""
+"""Forwards that raise, catch and warn."""
 
 import math
 import warnings

@@ -1,4 +1,4 @@
-"""What a network gives and leaves, and how two such results compare."""
+"""Runs a network, records what it returns and changes, and compares two such results."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ def made(forward):
 
 
 def results(net, calls=2, training=False, grad=True):
-    """What calls give and leave: outputs, gradients, state, generators, globals and what was printed."""
+    """Returns what calls give and leave: outputs, gradients, state, generators, globals, printed text."""
     state.reset()
     torch.default_generator.manual_seed(1)
     np.random.seed(1)

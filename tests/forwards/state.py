@@ -1,4 +1,4 @@
-"""What a forward leaves: in globals, in its module, in its layers, on the screen."""
+"""Forwards with side effects: in globals, in its module, in its layers, on the screen."""
 
 import functools
 

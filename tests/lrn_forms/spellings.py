@@ -198,7 +198,7 @@ def within_channels(self, x):
 
 @form
 def both(self, x):
-    """What AlexNet ports have: one or the other by an attribute."""
+    """The LRN of AlexNet ports: one form or the other by an attribute."""
     if self.size % 2:  # noqa: SIM108
         div = self.average(x.pow(2).unsqueeze(1)).squeeze(1)
     else:

@@ -207,7 +207,7 @@ class Up(nn.Module):
 
 
 class UNet(nn.Module):
-    """What a pooling in the next module reads is read by a skip connection too."""
+    """The input of a pooling in the next module is read by a skip connection too."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a forward returns, overwrites, reads again and decides."""
+"""Models whose forward returns several values, overwrites one, reads one again or decides by one."""
 
 from typing import NamedTuple
 

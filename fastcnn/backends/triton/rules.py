@@ -1,4 +1,4 @@
-"""What the launchers of fast kernels share: which LRNs they take, whether windows leave a map, and a warp."""
+"""Rules of all launchers of fast kernels: which LRNs they take, whether windows leave a map; and a warp."""
 
 from __future__ import annotations
 

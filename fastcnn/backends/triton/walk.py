@@ -1,4 +1,4 @@
-"""What a lane that walks down the channels of NCHW computes at each of them.
+"""The computation at each channel, for a lane that walks down the channels of NCHW.
 
 NORM is (size, alpha / size, beta, k, whether values are float32); beta 0 means no LRN.
 """
