@@ -48,7 +48,7 @@ class Value(Proxy):
         frame = sys._getframe(1)
         now = next(i for i in dis.get_instructions(frame.f_code) if i.offset == frame.f_lasti)
         if now.opname != "UNPACK_SEQUENCE":
-            self.refuse("goes through a value")
+            self.refuse("iterates over a value")
         values: Any = self.tracer.create_proxy("call_function", unpacked, (self, now.argval), {})
         return iter([values[i] for i in range(now.argval)])
 
@@ -93,11 +93,11 @@ def unpacked(values: Any, number: int) -> tuple[Any, ...]:
 
 
 _REFUSED = {
-    "decides by a value": ("__bool__",),
+    "uses a value as a condition": ("__bool__",),
     # No __index__: where there is one, C code that takes numbers asks for it, and else has the call recorded.
-    "makes a value a number": ("__int__", "__float__", "__complex__"),
-    "unpacks or goes through a value": ("__len__", "__contains__"),
-    "looks a value up": ("__hash__",),
+    "converts a value to a number": ("__int__", "__float__", "__complex__"),
+    "asks for the length or the items of a value": ("__len__", "__contains__"),
+    "hashes a value": ("__hash__",),
     "copies a value": ("__reduce_ex__",),
 }
 

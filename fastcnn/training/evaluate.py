@@ -15,6 +15,7 @@ from . import augment, batches, scores
 from .processes import Processes
 from .scores import Scores
 from .trained import Trained
+from .unread import Unread
 
 _BATCH = 64
 
@@ -58,13 +59,10 @@ def evaluate(
     count = len(network.classes)
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     confusion = torch.zeros(count * count, dtype=torch.long, device=device)
-    unread: dict[str, str] = {}
     alone = Processes(0, 1, device)
+    unread = Unread(skip_bad, alone, lambda line: None)
     for batch in batches.all_of(data.test, torch.arange(len(data.test)), _BATCH, alone, workers):
-        for path, why in batch.bad.items():
-            if not skip_bad:
-                raise RuntimeError(f"can't read {path}: {why}; --skip-bad goes on without such images")
-            unread[path] = why
+        unread.add(batch.bad)
         images, labels = batch.images.to(device), known[batch.labels.to(device)]
         crops = [augment.middle(images, network.size)]
         if all_crops:
@@ -73,10 +71,9 @@ def evaluate(
         sums += scores.sums(F.nll_loss(logs, labels, reduction="sum"), logs, labels)
         confusion += torch.bincount(labels * count + logs.argmax(1), minlength=count * count)
     if sums[1] == 0:
-        path, why = next(iter(unread.items()))
-        raise RuntimeError(f"no image to test with can be read; {path}: {why}")
+        raise RuntimeError(f"no image to test with can be read{unread.first()}")
     found = scores.means(sums, count)
-    return Evaluation(int(sums[1]), found, confusion.view(count, count).cpu(), unread)
+    return Evaluation(int(sums[1]), found, confusion.view(count, count).cpu(), unread.reasons)
 
 
 def _check(network: Trained, data: Data) -> None:
