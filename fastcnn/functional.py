@@ -129,7 +129,7 @@ def max_pool2d(
     is_tensor = isinstance(input, Tensor)
     if is_tensor and input.dim() not in (3, 4):
         raise RuntimeError(f"max_pool2d: expected a 3D or 4D input, but got shape {tuple(input.shape)}")
-    if return_indices or not is_tensor or input.dtype not in DTYPES:
+    if return_indices or not is_tensor:
         assert stages.pool
         return F.max_pool2d(input, *stages.pool.pairs, ceil_mode, return_indices=return_indices)  # type: ignore[call-overload]
     return _calls.epilogue(input, None, stages)

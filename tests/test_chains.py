@@ -9,7 +9,8 @@ from torch.nn import functional as F
 import fastcnn
 from fastcnn import LRN, MaxPool
 from fastcnn._plain import GroupedLRN
-from fastcnn.fusion import chains
+from fastcnn.fusion import chains, runtime
+from fastcnn.fusion.guard import Guard
 from fastcnn.stages import Stages
 
 
@@ -135,6 +136,8 @@ def norm(m, **options):
     (lambda m, x: F.batch_norm(m.conv(x), None, None, m.bare.weight, m.bare.bias, False), []),
     (lambda m, x: norm(m)(F.conv2d(x, m.weight)), []),  # nobody keeps what was folded
     (lambda m, x: [m.bn.running_mean.mul_(0.9), norm(m)(m.conv(x))], []),
+    (lambda m, x: [m.bn.running_mean.add_(x.mean()), norm(m)(m.conv(x))], []),
+    (lambda m, x: norm(m)(m.conv(x.add_(1))), ["conv bn"]),
 ])  # fmt: skip
 def test_chains_of_calls(call, expected):
     assert kinds(Called(call)) == expected
@@ -224,3 +227,26 @@ def test_the_settings_of_which_changes_are_to_be_noticed():
     }
     (chain,), _ = found(Called(lambda m, x: norm(m)(m.conv(x))))
     assert (chain.parts[1].path, chain.parts[1].settings) == ("bn", ("eps",))
+
+
+def test_one_call_takes_the_place_of_a_chain():
+    model = nn.Sequential(RELU, nn.Dropout(), POOL).train()
+    graph, guard = Layers().trace(model), Guard()
+    (chain,), _ = chains.find(graph, model, training=False, fold_bn=True)
+    chains.replace(graph, chain, model, False, guard)
+    assert [node.op for node in graph.nodes] == ["placeholder", "call_function", "output"]
+    assert not guard.holds()  # in training
+    model.eval()
+    assert guard.changed() is None
+
+
+@pytest.mark.parametrize(("model", "kind"), [
+    (nn.Sequential(conv(), RELU), runtime.LayerBlock),
+    (nn.Sequential(nn.LazyConv2d(4, 3), RELU), runtime.LazyBlock),  # which calls the layer once more
+    (Called(lambda m, x: F.relu(F.conv2d(x, m.weight))), runtime.FunctionBlock),
+    (nn.Sequential(RELU, POOL), runtime.Epilogue),
+])  # fmt: skip
+def test_the_kind_of_call(model, kind):
+    graph = Layers().trace(model.eval())
+    (chain,), _ = chains.find(graph, model, training=False, fold_bn=True)
+    assert type(chains.replace(graph, chain, model, False, Guard())) is kind

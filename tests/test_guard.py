@@ -14,6 +14,7 @@ from fastcnn.fusion.guard import MISSING, Guard, customised, held, is_record
 def watch(request, monkeypatch):
     if request.param == "python":
         monkeypatch.setattr(_native, "missing_reason", lambda: "built without it")
+        monkeypatch.delattr(_native, "load")
 
 
 class Record:
@@ -30,6 +31,10 @@ class Method(Record):
         return 1
 
 
+class Slots:
+    __slots__ = ("value",)
+
+
 class Kind(enum.Enum):
     ONE = 1
 
@@ -40,7 +45,9 @@ def test_records_hold_plain_values(value):
     assert is_record(Default(other=value)) and not is_record(Record(value=value, other=[]))
 
 
-@pytest.mark.parametrize("value", [Method(x=1), Kind.ONE, 1, nn.ReLU(), types.SimpleNamespace(f=print), len])
+@pytest.mark.parametrize(
+    "value", [Method(x=1), Slots(), Kind.ONE, 1, nn.ReLU(), types.SimpleNamespace(f=print), len]
+)
 def test_what_is_no_record(value):
     assert not is_record(value)
 
@@ -52,7 +59,7 @@ def net():
 
 
 class Shared:
-    value = 1
+    value = other = 1
 
 
 class SharedToo:
@@ -92,19 +99,22 @@ def hook(name):
     *((note_conv, hook(name), "Conv2d has hooks") for name in HOOKS),
 ])  # fmt: skip
 def test_what_is_noted_is_noticed(note, change, reason):
-    guard, outer, model = Guard(), Guard(), net()
+    guard, outer, late, model = Guard(), Guard(), Guard(), net()
     for g in (guard, outer):
         g.value(model, "record", model.record)
     note(guard, model)
+    note(late, model)
     outer.update(guard)
+    assert outer.plain == guard.plain
     assert [(g.changed(), g.holds()) for g in (guard, outer)] == [(None, True)] * 2
     change(model)
-    assert [(g.changed(), g.holds()) for g in (guard, outer)] == [(reason, False)] * 2
+    assert [(g.changed(), g.holds()) for g in (guard, outer, late)] == [(reason, False)] * 3
 
 
 def test_an_attribute_of_a_class(monkeypatch):
     guard = Guard()
     guard.shared(Shared, "value")
+    guard.shared(Shared, "other")
     guard.shared(SharedToo, "value")
     assert guard.holds() and guard.changed() is None
     monkeypatch.setattr(Shared, "value", 2)

@@ -116,8 +116,6 @@ def _why_alone(node: Node, root: nn.Module) -> str:
 
 def described(node: Node) -> str:
     """Returns a call as one would write it."""
-    if node.op in ("call_module", "call_method"):
-        return str(node.target)
     return str(getattr(node.target, "__name__", node.target))
 
 
