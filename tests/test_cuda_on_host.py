@@ -70,7 +70,7 @@ def test_each_kernel(kernel_set, stages, dtype, format):
 
 
 @on_host
-@settings(max_examples=300, deadline=None, phases=PHASES)
+@settings(max_examples=120, deadline=None, phases=PHASES)
 @given(cases())
 def test_general_kernels_follow_the_reference(case):
     follows_the_reference(Kernels(GENERAL), case, "cpu")

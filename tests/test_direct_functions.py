@@ -24,6 +24,7 @@ from fastcnn.testing import TOLERANCES, assert_close, assert_within_twice
 
 @st.composite
 def networks(draw):
+    torch.default_generator.manual_seed(draw(st.integers(0, 2**31)))
     rows, channels = draw(st.integers(3, 14)), draw(st.integers(1, 5))
     x, layers = (draw(st.integers(1, 9)), channels, rows, rows + draw(st.integers(0, 5))), []
     for _ in range(draw(st.integers(0, 2))):
@@ -46,6 +47,14 @@ def networks(draw):
     return nn.Sequential(*layers).eval(), torch.randn(x)
 
 
+def without_cancelling(net, x):
+    """Returns what the network gives if all terms of its sums are positive: rounding is relative to those."""
+    net = copy.deepcopy(net).double()
+    for parameter in net.parameters():
+        parameter.abs_()
+    return net(x.double().abs())
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_drawn_networks(isa, directly, monkeypatch):
     with_isa(monkeypatch, isa, *LAUNCHERS)
@@ -57,8 +66,7 @@ def test_drawn_networks(isa, directly, monkeypatch):
         net, x = given
         y = small.run(net, x, small.sequence)
         exact = copy.deepcopy(net).double()(x.double())
-        # Layers that cancel each other's values have larger terms than what comes out shows.
-        assert_within_twice(y, net(x), exact, 8 * exact)
+        assert_within_twice(y, net(x), exact, without_cancelling(net, x))
         assert torch.equal(small.run(net, x, small.sequence), y)
         for i in range(len(x)):
             assert torch.equal(small.run(net, x[i : i + 1], small.sequence), y[i : i + 1])
