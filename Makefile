@@ -35,7 +35,7 @@ demo: .venv/built  ## train a network and draw what it saw, fast kernels against
 	$(BIN)/python -m fastcnn demo
 
 PARALLEL := -n auto --maxprocesses 8 --dist loadfile
-# Several run at once, and share the processors: threads that wait must not spin.
+# These processes share the processors: threads that wait must not spin.
 test test-oldest test-newest test-other sanitize: export OMP_WAIT_POLICY := passive
 
 test: .venv/built  ## run the tests; ARGS="-k lrn" for some of them
