@@ -1,5 +1,8 @@
 """Timing functions in turns, and counting what they keep for backward."""
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,22 +10,26 @@ from fastcnn import measure
 from fastcnn.measure import Budget, Timing, bytes_kept, compare, in_turns, ratio, seconds
 
 
-def test_short_calls_are_repeated_until_the_clock_is_exact():
+@pytest.fixture
+def ticks(monkeypatch):
+    """A clock that is one second further each time it is read."""
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+
+
+def test_short_calls_are_repeated_until_the_clock_is_exact(ticks):
     calls = []
-    assert seconds(lambda: calls.append(1), least=0) > 0
+    assert seconds(lambda: calls.append(1), least=0) == 1
     assert len(calls) == 1
-    assert 0 < seconds(lambda: calls.append(1), least=1e-3) < 1e-3
-    assert len(calls) > 10
+    assert seconds(lambda: calls.append(1), least=10) == 0.1
+    assert len(calls) == 12
 
 
-def test_a_gpu_is_waited_for_once_behind_all_calls(monkeypatch):
+def test_a_gpu_is_waited_for_once_behind_all_calls(monkeypatch, ticks):
     done = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("wait"))
-    seconds(lambda: done.append("call"))
-    assert done[:2] == ["call", "wait"]
-    assert done[2:] == ["call"] * (len(done) - 3) + ["wait"]
-    assert len(done) > 10
+    seconds(lambda: done.append("call"), least=3)
+    assert done == ["call", "wait", "call", "call", "call", "wait"]
 
 
 def test_functions_take_turns_and_are_warmed_up():

@@ -1,7 +1,6 @@
 """The zoo itself: its networks run, and what is to be found in them is there."""
 
 import re
-import time
 
 import pytest
 import torch
@@ -56,13 +55,10 @@ def test_runs_forward_and_backward(entry, training):
     assert all(t.isfinite().all() for t in (*outputs, *gradients))
 
 
-def test_repeats_itself_and_is_quick(entry):
+def test_repeats_itself(entry):
     model, x = entry.build().eval(), torch.randn(entry.size)
     with torch.no_grad():
-        first = tree_leaves(model(x))
-        start = time.perf_counter()
-        second = tree_leaves(model(x))
-    assert time.perf_counter() - start < 1
+        first, second = tree_leaves(model(x)), tree_leaves(model(x))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
