@@ -212,7 +212,7 @@ def _conv2d_block(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) ->
         return plain.conv2d_block(x, weight, bias, conv, stages, recompute)
     # To recompute is to compute the same again: with what backward needs, which is then dropped.
     save = needs_grad(x, weight, bias)
-    return _ops.conv2d_block_forward(x, weight, bias, *args[:-1], save, save and recompute)[0]
+    return _ops.conv2d_block_forward(x, weight, bias, *args[:-1], save, recompute)[0]
 
 
 def _vmap(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:

@@ -33,7 +33,7 @@ FILES = [str(ROOT / f"fastcnn/{name}.py") for name in ("stages", "_ops", "functi
 NAMES = """chains dispatch fuse* guard migration models nn opdb ops plain prepared public_names purity
            saved scalars stages strides subclasses torch_tools written_outputs zoo*"""
 TESTS = [test for name in NAMES.split() for test in sorted(ROOT.glob(f"tests/test_{name}.py"))]
-SECONDS = 30  # of tests for a mutant, the quickest first
+SECONDS = 60  # of tests for a mutant
 
 
 def forked(run, seconds):
@@ -95,11 +95,19 @@ def recorded(test):
 
 
 def near(tests, file, lines):
-    """Returns the quickest tests that touch the lines, or the file where only an import touches those."""
+    """Returns tests that touch the lines, or the file where only an import touches those.
+
+    The quickest of each path through the file first, then the next of each: alike tests see alike mistakes.
+    """
     there = {test: seconds for test, (seconds, touched) in tests.items() if file in touched}
     nearer = {test for test in there if not set(lines).isdisjoint(tests[test][1][file])}
-    found, left = [], SECONDS
+    alike, turns = collections.Counter(), {}
     for test in sorted(nearer or there, key=there.get):
+        path = tuple(tests[test][1][file])
+        turns[test] = alike[path]
+        alike[path] += 1
+    found, left = [], SECONDS
+    for test in sorted(turns, key=turns.get):
         if (left := left - there[test]) < 0 and found:
             break
         found.append(test)

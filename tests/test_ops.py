@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch._inductor import config as inductor
 from torch._inductor import graph as graphs
+from torch._subclasses import FakeTensorMode
 
 import fastcnn
-from fastcnn import LRN, MaxPool
+from fastcnn import LRN, MaxPool, backends
 from fastcnn import functional as F
-from fastcnn.backends import cpu
+from fastcnn.backends import cpu, reference
 from fastcnn.testing import assert_close
 
 POOLS = [None, MaxPool(3, 2), MaxPool(2, 1, 1, 2, True)]
@@ -108,9 +109,64 @@ def test_opcheck(backend, stages):
         with torch.no_grad():
             y, r, argmax = ops.epilogue_forward(x, bias, *stages, True)
             kept = r if r.numel() else (y if stages[0] and not stages[2] else None)
-            rest = (argmax if stages[2] else None, *stages, list(x.shape), False, True)
+            rest = (argmax if stages[2] else None, *stages, list(x.shape))
             grad = torch.randn_like(y)
-            torch.library.opcheck(ops.epilogue_backward.default, (grad, kept, *rest))
+            for channels_last, need_bias in ((False, True), (True, False)):
+                args = (grad, kept, *rest, channels_last, need_bias)
+                torch.library.opcheck(ops.epilogue_backward.default, args)
+
+
+@pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True)])
+def test_opcheck_of_the_convolutions_backward(needed):
+    """In each format: that of a gradient is its tensor's."""
+    image, weight, _ = block_leaves(torch.float32)
+    conv = ([1, 1], [1, 1], [1, 1], 2)
+    for format in (torch.contiguous_format, torch.channels_last):
+        image, weight = (t.detach().contiguous(memory_format=format) for t in (image, weight))
+        grad = torch.randn_like(torch.conv2d(image, weight, None, *conv))
+        args = (grad, image, weight, *conv, needed)
+        torch.library.opcheck(torch.ops.fastcnn.convolution_backward.default, args)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_bias_of_another_size_is_refused(device):
+    """By the inner ops, too, which an exported program calls; and without values."""
+    x, weight, bias = (t.detach().to(device) for t in block_leaves(torch.float32))
+    conv, stages = ([1, 1], [1, 1], [1, 1], 2), (*EPILOGUE[0], True)
+    message = r"expected bias to be 1-dimensional with 4 .* size \[3\]"
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fastcnn.epilogue_forward(x, bias[:3], *stages)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fastcnn.conv2d_block_forward(x, weight, bias[:3], *conv, *stages, False)
+
+
+def test_an_op_runs_kernels_of_ours_even_where_torch_is_as_fast(monkeypatch):
+    """As there is no call to save any more."""
+    monkeypatch.setattr(cpu, "slower_reason", lambda *_: "torch is as fast")
+    kernels = {}
+    for name in ("conv_block_forward", "epilogue_forward", "epilogue_backward"):
+        kernels[name] = mock.Mock(wraps=getattr(cpu, name))
+        monkeypatch.setattr(cpu, name, kernels[name])
+    x, weight, bias = block_leaves(torch.float32)
+    conv, stages = ([1, 1], [1, 1], [1, 1], 2), EPILOGUE[0]
+    with torch.profiler.profile():
+        y = torch.ops.fastcnn.conv2d_block(x, weight, bias, *conv, *stages, False)
+        again = torch.ops.fastcnn.epilogue(torch.conv2d(x, weight, None, *conv), bias, *stages)
+        (y.sum() + again.sum()).backward()
+    called = {name: kernel.called for name, kernel in kernels.items()}
+    assert called == dict.fromkeys(kernels, True)
+    assert kernels["epilogue_backward"].call_count == 2
+
+
+def test_backward_runs_in_forwards_backend():
+    """Also of an op, and where another was chosen since."""
+    x, weight, bias = block_leaves()
+    with fastcnn.use_backend("reference"), torch.profiler.profile():
+        for y in (F.epilogue(x, lrn=LRN(3)), F.conv2d_block(x, weight, bias, groups=2, lrn=LRN(3))):
+            with mock.patch.object(reference, "epilogue_backward", wraps=reference.epilogue_backward) as run:
+                with fastcnn.use_backend("auto"):
+                    y.sum().backward()
+                assert run.call_count == 1
 
 
 class Net(nn.Module):
@@ -206,6 +262,30 @@ def test_autocast_runs_the_block_in_its_dtype():
     assert weight.grad.dtype == torch.float32
 
 
+def test_autocast_takes_what_torch_does():
+    """No bias is one; float64 stays."""
+    for dtype, expected in ((torch.float32, torch.bfloat16), (torch.float64, torch.float64)):
+        x, weight, bias = block_leaves(dtype)
+        with torch.autocast("cpu", torch.bfloat16):
+            for rest in ((), (bias,)):
+                y = F.conv2d_block(x, weight, *rest, groups=2, pool=MaxPool(2))
+                assert y.dtype == torch.conv2d(x, weight, *rest, groups=2).dtype == expected
+
+
+def test_autocast_of_a_gpu(monkeypatch):
+    """Of tensors without values, which need none."""
+    monkeypatch.setitem(backends.PREFERENCE, "cuda", ())
+    ops, conv = torch.ops.fastcnn, ([1, 1], [1, 1], [1, 1], 2)
+    with FakeTensorMode():
+        x, weight, bias = (torch.empty(t.shape, device="cuda") for t in block_leaves())
+        torch.set_autocast_enabled("cuda", True)
+        try:
+            y = ops.conv2d_block(x, weight, bias, *conv, *EPILOGUE[0], False)
+            assert ops.epilogue(y, bias, *EPILOGUE[-1]).dtype == y.dtype == torch.float16
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+
+
 def test_function_transforms():
     x, weight, bias = block_leaves()
     options = {"groups": 2, "lrn": LRN(3, 0.1), "pool": MaxPool(2)}
@@ -240,6 +320,20 @@ def test_vmap(dims):
         [f(*(t if d is None else t.select(d, i) for t, d in zip(args, dims, strict=True))) for i in range(3)]
     )
     assert_close(torch.func.vmap(f, dims)(*args), expected)
+
+
+def test_mapped_images_are_a_larger_batch():
+    """One call of the kernels."""
+    x, weight, bias = (t.detach() for t in block_leaves(torch.float32))
+    images = torch.stack([x, 2 * x])
+    options = {"lrn": LRN(3, 0.1), "pool": MaxPool(2)}
+    with mock.patch.object(cpu, "conv_block_forward", wraps=cpu.conv_block_forward) as block:
+        torch.func.vmap(lambda x: F.conv2d_block(x, weight, bias, groups=2, **options))(images)
+    with mock.patch.object(cpu, "epilogue_forward", wraps=cpu.epilogue_forward) as epilogue:
+        torch.func.vmap(lambda x: F.epilogue(x, bias, **options))(images)
+    for call in (block.call_args, epilogue.call_args):
+        assert call.args[0].shape == (4, *x.shape[1:])
+    assert block.call_count == epilogue.call_count == 1
 
 
 def kept_bytes(f, *inputs):
