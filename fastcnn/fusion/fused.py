@@ -232,9 +232,9 @@ def install(m: Any, fusion: Fusion) -> None:
 
 
 def _set(m: Any, fusion: Fusion) -> None:
-    own: Any = type(m)
     vars(m)["_fastcnn_fusion"] = fusion
-    m.__class__ = class_of(own)
+    if not isinstance(m, FusedModule):  # in one mode a part of another's forward, in the other by itself
+        m.__class__ = class_of(type(m))
 
 
 def remove(m: Any) -> None:
