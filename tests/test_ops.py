@@ -9,6 +9,8 @@ from torch import nn
 from torch._inductor import config as inductor
 from torch._inductor import graph as graphs
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import fastcnn
 from fastcnn import LRN, MaxPool, backends
@@ -118,11 +120,15 @@ def test_opcheck(backend, stages):
 
 @pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True)])
 def test_opcheck_of_the_convolutions_backward(needed):
-    """In each format: that of a gradient is its tensor's."""
-    image, weight, _ = block_leaves(torch.float32)
-    conv = ([1, 1], [1, 1], [1, 1], 2)
-    for format in (torch.contiguous_format, torch.channels_last):
-        image, weight = (t.detach().contiguous(memory_format=format) for t in (image, weight))
+    """In each layout: a gradient is in its tensor's format."""
+    tensors, conv = [t.detach() for t in block_leaves(torch.float32)[:2]], ([1, 1], [1, 1], [1, 1], 2)
+    layouts = (
+        torch.clone,
+        lambda t: t.contiguous(memory_format=torch.channels_last),
+        lambda t: t.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1),
+    )
+    for layout in layouts:
+        image, weight = map(layout, tensors)
         grad = torch.randn_like(torch.conv2d(image, weight, None, *conv))
         args = (grad, image, weight, *conv, needed)
         torch.library.opcheck(torch.ops.fastcnn.convolution_backward.default, args)
@@ -156,6 +162,29 @@ def test_an_op_runs_kernels_of_ours_even_where_torch_is_as_fast(monkeypatch):
     called = {name: kernel.called for name, kernel in kernels.items()}
     assert called == dict.fromkeys(kernels, True)
     assert kernels["epilogue_backward"].call_count == 2
+
+
+class Noting(TorchDispatchMode):
+    """Notes the names of operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **kwargs or {})
+
+
+def test_a_counter_of_flops_is_shown_torchs_own_operations():
+    x, weight, bias = block_leaves(torch.float32)
+    conv, stages = ([1, 1], [1, 1], [1, 1], 2), EPILOGUE[0]
+    with Noting() as noting, FlopCounterMode(display=False) as counter:
+        y = torch.ops.fastcnn.conv2d_block(x, weight, bias, *conv, *stages, False)
+        torch.ops.fastcnn.epilogue(x, bias, *stages)
+    assert not [name for name in noting.names if "fastcnn" in name]
+    assert counter.get_total_flops() == 2 * torch.conv2d(x, weight, None, *conv).numel() * weight[0].numel()
+    assert_close(y, F.conv2d_block(x, weight, bias, padding=1, groups=2, **BLOCKS[0]))
 
 
 def test_backward_runs_in_forwards_backend():

@@ -55,3 +55,4 @@ def test_all_works_after_another_import():
     program = [sys.executable, "-c", USE + AGAIN]
     result = subprocess.run(program, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
+    assert "previously registered" not in result.stderr
