@@ -97,14 +97,16 @@ def recorded(test):
 def near(tests, file, lines):
     """Returns tests that touch the lines, or the file where only an import touches those.
 
-    The quickest of each path through the file first, then the next of each: alike tests see alike mistakes.
+    The file's own first; then the quickest of each path through it, the next of each, and so on, since
+    alike tests see alike mistakes.
     """
+    own = f"test_{Path(file).stem.lstrip('_')}.py::"
     there = {test: seconds for test, (seconds, touched) in tests.items() if file in touched}
     nearer = {test for test in there if not set(lines).isdisjoint(tests[test][1][file])}
     alike, turns = collections.Counter(), {}
     for test in sorted(nearer or there, key=there.get):
         path = tuple(tests[test][1][file])
-        turns[test] = alike[path]
+        turns[test] = own not in test, alike[path]
         alike[path] += 1
     found, left = [], SECONDS
     for test in sorted(turns, key=turns.get):

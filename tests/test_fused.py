@@ -42,6 +42,18 @@ class Conditional(nn.Module):
         return x * 2 if self.training and x.sum() > 0 else x
 
 
+class Lazy(nn.Module):
+    """Has a chain once its convolution is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.LazyConv2d(4, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return F.relu(x) if self.conv.in_channels else x
+
+
 class Two(nn.Module):
     """The first is the block's input, the second scales its output."""
 
@@ -130,6 +142,12 @@ def test_a_forward_that_is_fused_in_evaluation_alone():
         assert runs(net.body if training else net, IMAGES) == 1
     assert [type(fusion.forwards[True]) for fusion in fusions(net)] == [str, Fused]
     assert not [m for m in fastcnn.unfuse(net).modules() if isinstance(m, FusedModule)]
+
+
+def test_a_lazy_net_is_looked_at_again():
+    net = fastcnn.fuse(Lazy().eval())
+    net(IMAGES)
+    assert runs(net, IMAGES) == 1
 
 
 # Ways to call

@@ -50,14 +50,18 @@ def test_norms(numbers):
         )
 
 
-def test_a_norms_tensors_get_gradients_and_are_read_at_each_call():
-    x, alpha = torch.randn(2, 4, 5, 5), torch.tensor(0.1, requires_grad=True)
+@pytest.mark.parametrize("name", ["alpha", "beta", "k"])
+def test_a_norms_tensors_get_gradients(name):
+    x, number = torch.randn(2, 4, 5, 5), torch.tensor(0.1, requires_grad=True)
     grads = [
-        torch.autograd.grad(norm(x, 3, alpha).sum(), alpha)[0]
+        torch.autograd.grad(norm(x, 3, **{name: number}).sum(), number)[0]
         for norm in (F.local_response_norm, plain.local_response_norm)
     ]
     assert_close(*grads)
-    size = torch.tensor(2)
+
+
+def test_tensors_are_read_at_each_call():
+    x, size = torch.randn(2, 4, 5, 5), torch.tensor(2)
     for _ in range(2):
         assert_close(F.local_response_norm(x, size), plain.local_response_norm(x, size))
         assert_close(F.max_pool2d(x, (size, size)), plain.max_pool2d(x, int(size)))
