@@ -1,6 +1,7 @@
 """A fused module's class, the ways to call it, its copies, and what the forward that it runs looks like."""
 
 import copy
+import itertools
 from typing import ClassVar
 from unittest import mock
 
@@ -133,7 +134,7 @@ def test_a_net_without_chains_is_left():
     assert fusion_of(net) is None
 
 
-def test_a_forward_that_is_fused_in_evaluation_alone():
+def test_a_forward_that_is_fused_in_evaluation_alone(capsys):
     """In training its parts are, by themselves."""
     plain = Conditional(Body())
     net = fastcnn.fuse(copy.deepcopy(plain))
@@ -141,6 +142,9 @@ def test_a_forward_that_is_fused_in_evaluation_alone():
         torch.testing.assert_close(net.train(training)(IMAGES), plain.train(training)(IMAGES))
         assert runs(net.body if training else net, IMAGES) == 1
     assert [type(fusion.forwards[True]) for fusion in fusions(net)] == [str, Fused]
+    for m, training in itertools.product((net, copy.deepcopy(net)), (True, False, True, False)):
+        fastcnn.explain(m.train(training))
+        assert "\n1 blocks, 0 batch norms folded, 1 left as written" in capsys.readouterr().out
     assert not [m for m in fastcnn.unfuse(net).modules() if isinstance(m, FusedModule)]
 
 

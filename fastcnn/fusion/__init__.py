@@ -68,7 +68,7 @@ def fuse(
     with making:
         unfuse(model)
         before = None if example_inputs is None else _evaluated(model, example_inputs)
-        for _, m, fusion in plan(model, fold_bn):
+        for _, m, fusion, _ in plan(model, fold_bn):
             if fusion.is_useful:
                 install(m, fusion)
                 _warn_of_nchw(m)

@@ -33,10 +33,11 @@ def explain(model: nn.Module) -> None:
 
 def _rows(model: nn.Module, fold_bn: bool) -> Iterator[tuple[tuple[str, str, str], tuple[str, ...]]]:
     """Yields what is printed, and the kinds of a block's parts; none of what is left as written."""
-    for name, m, fusion in plan(model, fold_bn, fusion_of):
+    for name, m, fusion, modes in plan(model, fold_bn, fusion_of):
         where = f"{name or 'model'} ({type(m).__name__})"
         is_fused = fusion is fusion_of(m)
-        forward, other = (fusion.forwards.get(mode) for mode in (m.training, not m.training))
+        forwards = {mode: fusion.forwards[mode] for mode in modes}
+        forward, other = forwards.get(m.training), forwards.get(not m.training)
         if isinstance(forward, str):
             yield (where, "forward", f"as written: {forward}"), ()
         if isinstance(forward, Fused):
@@ -68,6 +69,6 @@ def _summary(model: nn.Module, found: list[tuple[str, ...]], fold_bn: bool) -> s
     said = f"{len(blocks)} blocks, {folded} batch norms folded, {left} left as written"
     if fold_bn:
         return said
-    forwards = (fusion.forwards.get(False) for _, _, fusion in plan(model, True))
+    forwards = (fusion.forwards.get(False) for _, _, fusion, _ in plan(model, True))
     chains = [kinds for f in forwards if isinstance(f, Fused) for kinds, _ in f.chains]
     return f"{said}, fold_bn=True would fold {sum('bn' in kinds for kinds in chains)}"

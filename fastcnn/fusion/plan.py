@@ -13,8 +13,8 @@ from .trace import Traces, is_layer
 
 def plan(
     model: nn.Module, fold_bn: bool, made: Callable[[nn.Module], Fusion | None] = lambda m: None
-) -> Iterator[tuple[str, nn.Module, Fusion]]:
-    """Yields the modules whose forward is looked at, by name, with what becomes of it.
+) -> Iterator[tuple[str, nn.Module, Fusion, list[bool]]]:
+    """Yields the modules whose forward is looked at, by name, with what becomes of it, and in which modes.
 
     One that is a part of another's forward in one mode is not looked at by itself in it. made: returns what
     is there already.
@@ -31,7 +31,7 @@ def plan(
             forward = fusion.forward(m, mode, traces)
             if isinstance(forward, Fused) and (there is None or forward.depends.holds()):
                 parts[mode].update(forward.depends.passed.values())
-        yield name, m, fusion
+        yield name, m, fusion, modes
 
 
 def _is_part(m: nn.Module, parts: set[nn.Module]) -> bool:
