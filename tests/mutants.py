@@ -95,18 +95,19 @@ def recorded(test):
 
 
 def near(tests, file, lines):
-    """Returns tests that touch the lines, or the file where only an import touches those.
+    """Returns the file's own tests, and tests that touch the lines, or the file where only an import does.
 
-    The file's own first; then the quickest of each path through it, the next of each, and so on, since
-    alike tests see alike mistakes.
+    Of these the quickest of each path through the file first, then the next of each, and so on: alike tests
+    see alike mistakes.
     """
-    own = f"test_{Path(file).stem.lstrip('_')}.py::"
+    name = f"test_{Path(file).stem.lstrip('_')}.py::"
     there = {test: seconds for test, (seconds, touched) in tests.items() if file in touched}
+    own = {test for test in there if name in test}  # all: torch.compile follows lines that none touches
     nearer = {test for test in there if not set(lines).isdisjoint(tests[test][1][file])}
     alike, turns = collections.Counter(), {}
-    for test in sorted(nearer or there, key=there.get):
+    for test in sorted(own | (nearer or there.keys()), key=there.get):
         path = tuple(tests[test][1][file])
-        turns[test] = own not in test, alike[path]
+        turns[test] = test not in own, alike[path]
         alike[path] += 1
     found, left = [], SECONDS
     for test in sorted(turns, key=turns.get):

@@ -106,10 +106,13 @@ def runs(net, *args, **kwargs):
 
 
 def test_the_class_is_called_as_it_was():
-    net = fastcnn.fuse(Body())
-    assert type(net) is not Body
+    class Local(Body):
+        """Inside of a function."""
+
+    net = fastcnn.fuse(Local())
+    assert type(net) is not Local
     for name in ("__name__", "__qualname__", "__module__", "__doc__"):
-        assert getattr(type(net), name) == getattr(Body, name)
+        assert getattr(type(net), name) == getattr(Local, name)
 
 
 def test_layers_stay_of_their_class():
@@ -159,9 +162,9 @@ def test_a_lazy_net_is_looked_at_again():
 
 @pytest.mark.parametrize("grad", [False, True])
 def test_a_sequence_takes_one_argument(grad):
-    net = fastcnn.fuse(sequence().eval())
+    net = fastcnn.fuse(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)).eval())
     with torch.set_grad_enabled(grad):
-        net(IMAGES)
+        assert (small.run(net, IMAGES, small.sequence) is None) == grad
         for args, kwargs in (((), {}), ((IMAGES, IMAGES), {}), ((IMAGES,), {"more": IMAGES})):
             with pytest.raises(TypeError):
                 net(*args, **kwargs)
@@ -223,6 +226,13 @@ def test_a_copy_leaves_the_blocks_that_were_slower():
     assert [call.is_left for call in forward_of(twin, training=True).calls] == [False, False]
 
 
+def test_a_copy_with_fewer_blocks_than_were_timed():
+    net = fastcnn.fuse(sequence(nn.Conv2d(6, 6, 1), nn.ReLU()).eval())
+    forward_of(net).calls[1].is_left = True
+    net[5] = nn.Identity()
+    assert runs(copy.deepcopy(net), IMAGES) == 1
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_scripting_leaves_the_model_as_it_is():
     net = fastcnn.fuse(nn.Sequential(sequence(), nn.Conv2d(6, 6, 1), nn.ReLU()).eval())
@@ -265,6 +275,33 @@ def test_what_changed_before_it_was_compiled(change):
     y, names = compiled(net)
     assert "fastcnn.conv2d_block" not in names
     torch.testing.assert_close(y, fastcnn.unfuse(net)(IMAGES))
+
+
+COMPILED = {
+    "a pool": lambda net: setattr(net[2], "kernel_size", 3),
+    "a stride": lambda net: setattr(net[0], "stride", (2, 2)),
+    "a layer": lambda net: net.__setitem__(1, nn.Tanh()),
+}
+
+
+@pytest.mark.parametrize("change", COMPILED)
+def test_what_changes_is_compiled_again(change):
+    torch._dynamo.reset()
+    net = fastcnn.fuse(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)))
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(IMAGES), net(IMAGES))
+    COMPILED[change](net)
+    torch.testing.assert_close(compiled(IMAGES), fastcnn.unfuse(copy.deepcopy(net))(IMAGES))
+
+
+def test_each_copy_is_compiled_by_itself():
+    torch._dynamo.reset()
+    net = fastcnn.fuse(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)))
+    hooked = copy.deepcopy(net)
+    hooked[1].register_forward_hook(lambda m, x, y: y + 1)
+    for m in (net, hooked):
+        compiled = torch.compile(m, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(IMAGES), fastcnn.unfuse(copy.deepcopy(m))(IMAGES))
 
 
 # The forward that runs
@@ -319,6 +356,19 @@ def hooked(net):
     return net
 
 
+class FunctionNorm(nn.BatchNorm2d):
+    """Is looked through; its tensors are then in no call."""
+
+    def forward(self, x):
+        assert not self.training
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+def of_a_function(net):
+    net[1].__class__ = FunctionNorm
+    return net
+
+
 def pooled(net):
     """A call of a layer beside the chains."""
     return nn.Sequential(net, nn.AdaptiveAvgPool2d(1))
@@ -329,11 +379,12 @@ def pooled(net):
     [
         (lambda net: net, True),
         (pooled, True),
+        (of_a_function, True),
         (lambda net: nn.Sequential(pooled(net), Opaque()), False),
         (scaled, False),
         (hooked, False),
     ],
-    ids=["alone", "layers", "a module", "a parameter", "a hook"],
+    ids=["alone", "layers", "a function", "a module", "a parameter", "a hook"],
 )
 def test_folded_weights_are_checked_at_once(around, at_once):
     """Where no call between the blocks may write to them."""

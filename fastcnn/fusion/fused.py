@@ -211,7 +211,6 @@ def fusion_of(m: Any) -> Fusion | None:
             fusion = vars(m).get("_fastcnn_fusion")  # another thread may have made it, or unfused the module
             if fusion is not None and fusion.owner is not vars(m):
                 fusion = vars(m)["_fastcnn_fusion"] = copy.copy(fusion)
-                fusion.forward(m, m.training)
     return fusion
 
 
@@ -259,7 +258,6 @@ class FusedModule:
         """Returns the module as it is written for torch.jit.script, which writes into its children."""
         other: nn.Module = self._fastcnn_written.__new__(self._fastcnn_written)
         vars(other).update(vars(self), _modules=dict(self._modules))
-        vars(other).pop("_fastcnn_fusion", None)
         return other
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -306,10 +304,9 @@ def _class_of(cls: Any) -> type[nn.Module]:
             fused = fusion.usable(self) if fusion is not None else None
             for block in fused.folding if fused is not None else ():
                 block.check_fold()
-        tensors = fused.bound(args, kwargs) if fused is not None else None
-        if fused is None or tensors is None:
-            return cls.forward(self, *args, **kwargs)
-        return fused.run(self, self, *tensors)
+        if fused is not None and (tensors := fused.bound(args, kwargs)) is not None:
+            return fused.run(self, self, *tensors)
+        return cls.forward(self, *args, **kwargs)
 
     own = {"forward": forward, "_fastcnn_written": cls}
     own |= {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
