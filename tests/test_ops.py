@@ -116,19 +116,24 @@ def test_opcheck(backend, stages):
             for channels_last, need_bias in ((False, True), (True, False)):
                 args = (grad, kept, *rest, channels_last, need_bias)
                 torch.library.opcheck(ops.epilogue_backward.default, args)
+                format = torch.channels_last if channels_last else torch.contiguous_format
+                assert ops.epilogue_backward(*args)[0].is_contiguous(memory_format=format)
 
 
 @pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True)])
 def test_opcheck_of_the_convolutions_backward(needed):
-    """In each layout: a gradient is in its tensor's format."""
-    tensors, conv = [t.detach() for t in block_leaves(torch.float32)[:2]], ([1, 1], [1, 1], [1, 1], 2)
-    layouts = (
-        torch.clone,
-        lambda t: t.contiguous(memory_format=torch.channels_last),
-        lambda t: t.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1),
-    )
-    for layout in layouts:
-        image, weight = map(layout, tensors)
+    """A gradient is in its tensor's format."""
+    conv = ([1, 1], [1, 1], [1, 1], 2)
+
+    def last(t):
+        return t.contiguous(memory_format=torch.channels_last)
+
+    def turned(t):
+        return t.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1)
+
+    for layouts in ((torch.clone, torch.clone), (last, torch.clone), (turned, last)):
+        tensors = zip(layouts, block_leaves(torch.float32), strict=False)
+        image, weight = (layout(t.detach()) for layout, t in tensors)
         grad = torch.randn_like(torch.conv2d(image, weight, None, *conv))
         args = (grad, image, weight, *conv, needed)
         torch.library.opcheck(torch.ops.fastcnn.convolution_backward.default, args)
@@ -136,14 +141,20 @@ def test_opcheck_of_the_convolutions_backward(needed):
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_bias_of_another_size_is_refused(device):
-    """By the inner ops, too, which an exported program calls; and without values."""
+    """By each op, which an exported program may call; and without values."""
     x, weight, bias = (t.detach().to(device) for t in block_leaves(torch.float32))
     conv, stages = ([1, 1], [1, 1], [1, 1], 2), (*EPILOGUE[0], True)
     message = r"expected bias to be 1-dimensional with 4 .* size \[3\]"
-    with pytest.raises(RuntimeError, match=message):
-        torch.ops.fastcnn.epilogue_forward(x, bias[:3], *stages)
-    with pytest.raises(RuntimeError, match=message):
-        torch.ops.fastcnn.conv2d_block_forward(x, weight, bias[:3], *conv, *stages, False)
+    epilogue, block = (x, bias[:3], *stages), (x, weight, bias[:3], *conv, *stages)
+    calls = (
+        (torch.ops.fastcnn.epilogue, epilogue[:-1]),
+        (torch.ops.fastcnn.epilogue_forward, epilogue),
+        (torch.ops.fastcnn.conv2d_block_forward, (*block, False)),
+        (torch.ops.fastcnn.conv2d_block, block),  # without values torch's convolution, which doesn't look
+    )
+    for op, args in calls if device == "cpu" else calls[:-1]:
+        with pytest.raises(RuntimeError, match=message):
+            op(*args)
 
 
 def test_an_op_runs_kernels_of_ours_even_where_torch_is_as_fast(monkeypatch):
@@ -156,12 +167,14 @@ def test_an_op_runs_kernels_of_ours_even_where_torch_is_as_fast(monkeypatch):
     x, weight, bias = block_leaves(torch.float32)
     conv, stages = ([1, 1], [1, 1], [1, 1], 2), EPILOGUE[0]
     with torch.profiler.profile():
-        y = torch.ops.fastcnn.conv2d_block(x, weight, bias, *conv, *stages, False)
-        again = torch.ops.fastcnn.epilogue(torch.conv2d(x, weight, None, *conv), bias, *stages)
-        (y.sum() + again.sum()).backward()
-    called = {name: kernel.called for name, kernel in kernels.items()}
-    assert called == dict.fromkeys(kernels, True)
-    assert kernels["epilogue_backward"].call_count == 2
+        torch.ops.fastcnn.conv2d_block(x, weight, bias, *conv, *stages, False).sum().backward()
+        kernels["conv_block_forward"].assert_called_once()
+        kernels["epilogue_backward"].assert_called_once()
+        for kernel in kernels.values():
+            kernel.reset_mock()
+        torch.ops.fastcnn.epilogue(x, bias, *stages).sum().backward()
+        kernels["epilogue_forward"].assert_called_once()
+        kernels["epilogue_backward"].assert_called_once()
 
 
 class Noting(TorchDispatchMode):
@@ -185,6 +198,14 @@ def test_a_counter_of_flops_is_shown_torchs_own_operations():
     assert not [name for name in noting.names if "fastcnn" in name]
     assert counter.get_total_flops() == 2 * torch.conv2d(x, weight, None, *conv).numel() * weight[0].numel()
     assert_close(y, F.conv2d_block(x, weight, bias, padding=1, groups=2, **BLOCKS[0]))
+
+
+def test_ops_of_the_backend_plain_are_torchs_own():
+    x, weight, bias = block_leaves(torch.float32)
+    with fastcnn.use_backend("plain"), Noting() as noting:
+        torch.ops.fastcnn.conv2d_block(x, weight, bias, [1, 1], [1, 1], [1, 1], 2, *EPILOGUE[0], False)
+        torch.ops.fastcnn.epilogue(x, bias, *EPILOGUE[0])
+    assert not [name for name in noting.names if "fastcnn" in name]
 
 
 def test_backward_runs_in_forwards_backend():
@@ -292,13 +313,19 @@ def test_autocast_runs_the_block_in_its_dtype():
 
 
 def test_autocast_takes_what_torch_does():
-    """No bias is one; float64 stays."""
+    """No bias is one; float64 stays, and integers, which are refused."""
     for dtype, expected in ((torch.float32, torch.bfloat16), (torch.float64, torch.float64)):
         x, weight, bias = block_leaves(dtype)
         with torch.autocast("cpu", torch.bfloat16):
             for rest in ((), (bias,)):
                 y = F.conv2d_block(x, weight, *rest, groups=2, pool=MaxPool(2))
                 assert y.dtype == torch.conv2d(x, weight, *rest, groups=2).dtype == expected
+    x, *rest = block_leaves(torch.float32)
+    args = *rest, [1, 1], [1, 1], [1, 1], 2
+    with torch.autocast("cpu", torch.bfloat16):
+        for block in (torch.conv2d, lambda *args: torch.ops.fastcnn.conv2d_block(*args, *EPILOGUE[0], False)):
+            with pytest.raises(RuntimeError, match="type"):
+                block(x.int(), *args)
 
 
 def test_autocast_of_a_gpu(monkeypatch):
