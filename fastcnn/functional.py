@@ -116,16 +116,16 @@ def max_pool2d(
     Raises:
         RuntimeError, TypeError: as torch, naming the argument and its value.
     """
+    spec: Any = kernel_size, stride, padding, dilation, ceil_mode
     if not return_indices and _calls.few_to_pool(input, dilation):
-        spec: Any = kernel_size, () if stride is None else stride, padding, dilation, ceil_mode
         try:  # which costs less than contextlib.suppress
             return torch.max_pool2d(input, *spec)
         except (RuntimeError, TypeError):
             pass  # said below in our words
     if has_torch_function((input,)):
-        spec = kernel_size, stride, padding, dilation, ceil_mode, return_indices
-        return handle_torch_function(max_pool2d, (input,), input, *spec)
-    stages = pool_alone(kernel_size, stride, padding, dilation, ceil_mode)
+        given: Any = *spec, return_indices
+        return handle_torch_function(max_pool2d, (input,), input, *given)
+    stages = pool_alone(*spec)
     is_tensor = isinstance(input, Tensor)
     if is_tensor and input.dim() not in (3, 4):
         raise RuntimeError(f"max_pool2d: expected a 3D or 4D input, but got shape {tuple(input.shape)}")
