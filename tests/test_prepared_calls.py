@@ -131,7 +131,7 @@ FAILING = {
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), cases([name for name in SUBJECTS if name != "caffe"], INPUTS, FAILING)
+    ("name", "kind"), [*cases([name for name in SUBJECTS if name != "caffe"], INPUTS, FAILING)]
 )
 def test_inputs(name, kind):
     ours, plain, x = pair(name)
