@@ -1,34 +1,21 @@
 """Folded batch norms under modes and transforms, exported, compiled, copied and shared."""
 
-import collections
 import contextlib
 import copy
 import importlib.util
 import io
 import pickle
 
+import counting
 import pytest
 import torch
 from normed_nets import IMAGES, NETS, NORMED, chains, compare, conv, filled, fused, other_state
 from torch import nn
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastcnn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Noting(TorchDispatchMode):
-    """Notes the operators that torch runs."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = collections.Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names[func.overloadpacket._qualified_op_name] += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", ["relu", "relu and pool", "no relu", "timm's", "groups", "not affine"])
@@ -52,7 +39,7 @@ def test_no_weight_is_multiplied_at_the_second_call(name, grad):
 def test_calls_under_a_mode_give_the_same():
     plain = NETS["relu and pool"]().requires_grad_(False)
     net = fused(copy.deepcopy(plain))
-    with Noting():
+    with counting.Count():
         found = net(IMAGES)
     torch.testing.assert_close(found, plain(IMAGES), rtol=1e-4, atol=1e-4)
     for m in (net, plain):
