@@ -30,8 +30,8 @@ ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build/mutants"
 FUSION = [f"fusion/{name}" for name in ("chains", "parts", "purity", "guard", "fused")]
 FILES = [str(ROOT / f"fastcnn/{name}.py") for name in ("stages", "_ops", "functional", *FUSION)]
-NAMES = """chains dispatch fuse* guard migration models nn opdb ops plain prepared public_names purity
-           saved scalars stages strides subclasses torch_tools written_outputs zoo*"""
+NAMES = """chains compiled dispatch fuse* guard migration models nn opdb ops plain prepared public_names
+           purity saved scalars stages strides subclasses torch_tools written_outputs zoo*"""
 TESTS = [test for name in NAMES.split() for test in sorted(ROOT.glob(f"tests/test_{name}.py"))]
 SECONDS = 60  # of tests for a mutant
 
