@@ -211,7 +211,7 @@ class MaxPool:
             )
         return rows, columns
 
-    def windows(self, size: int, axis: int = 0) -> int:
+    def windows(self, size: int, axis: int) -> int:
         """Returns the number of windows over ``size`` rows (axis 0) or columns (axis 1); below 1 for none."""
         kernels, strides, paddings, dilations = self.pairs
         stride, padding = strides[axis], paddings[axis]

@@ -250,3 +250,26 @@ def test_the_kind_of_call(model, kind):
     graph = Layers().trace(model.eval())
     (chain,), _ = chains.find(graph, model, training=False, fold_bn=True)
     assert type(chains.replace(graph, chain, model, False, Guard())) is kind
+
+
+def test_a_block_is_left_without_a_word(capsys):
+    fastcnn.explain(nn.Sequential(fastcnn.nn.ConvBlock2d(3, 4, 3), nn.ReLU()))
+    printed = capsys.readouterr().out
+    assert "\n0 blocks, 0 batch norms folded, 0 left as written" in printed
+    assert len(printed.splitlines()) == 2
+
+
+class NormalisesItself(nn.Module):
+    """By no layer's statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return F.relu(F.batch_norm(self.conv(x), None, None, training=True))
+
+
+def test_a_norm_without_tensors_is_left():
+    net, x = fastcnn.fuse(NormalisesItself(), fold_bn=True), torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(net(x), NormalisesItself.forward(net, x))

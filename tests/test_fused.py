@@ -151,6 +151,13 @@ def test_a_forward_that_is_fused_in_evaluation_alone(capsys):
     assert not [m for m in fastcnn.unfuse(net).modules() if isinstance(m, FusedModule)]
 
 
+def test_a_layer_that_is_not_in_the_nets_mode():
+    net = fastcnn.fuse(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.ReLU()).train())
+    assert runs(net.eval(), IMAGES) == 1
+    net[1].train()
+    assert fusion_of(net).usable(net) is None
+
+
 def test_a_lazy_net_is_looked_at_again():
     net = fastcnn.fuse(Lazy().eval())
     net(IMAGES)
@@ -369,18 +376,13 @@ def of_a_function(net):
     return net
 
 
-def pooled(net):
-    """A call of a layer beside the chains."""
-    return nn.Sequential(net, nn.AdaptiveAvgPool2d(1))
-
-
 @pytest.mark.parametrize(
     ("around", "at_once"),
     [
         (lambda net: net, True),
-        (pooled, True),
+        (lambda net: nn.Sequential(net, nn.Tanh()), True),
         (of_a_function, True),
-        (lambda net: nn.Sequential(pooled(net), Opaque()), False),
+        (lambda net: nn.Sequential(net, nn.Tanh(), Opaque()), False),
         (scaled, False),
         (hooked, False),
     ],

@@ -1,6 +1,7 @@
 """Changes of a model, and of what hangs on a module, that a guard notices; with the extension and without."""
 
 import enum
+import runpy
 import types
 
 import pytest
@@ -46,7 +47,8 @@ def test_records_hold_plain_values(value):
 
 
 @pytest.mark.parametrize(
-    "value", [Method(x=1), Slots(), Kind.ONE, 1, nn.ReLU(), types.SimpleNamespace(f=print), len]
+    "value",
+    [Method(x=1), Slots(), Kind.ONE, 1, nn.ReLU(), types.SimpleNamespace(f=print), len, runpy.run_path],
 )
 def test_what_is_no_record(value):
     assert not is_record(value)
@@ -143,7 +145,10 @@ def test_what_torch_compile_can_watch():
 
 def test_what_is_hung_on_a_module():
     assert customised(net()[0]) is None
-    assert customised(nn.LazyConv2d(2, 3)) is None  # its own hook makes its weights
+    lazy = nn.LazyConv2d(4, 3)
+    assert customised(lazy) is None  # its own hook makes its weights
+    lazy.load_state_dict(net()[0].state_dict())
+    assert customised(lazy) == "has hooks"
     for n in HOOKS:
         layer, lazy = net()[0], nn.LazyConv2d(2, 3)
         for m in (layer, lazy):

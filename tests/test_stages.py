@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as TF
 
 from fastcnn import LRN, MaxPool
-from fastcnn.stages import NO_PLACE, Stages, check, memory_format, pool_alone
+from fastcnn.stages import NO_PLACE, Stages, check, lrn_alone, memory_format, pool_alone
 
 
 def torchs_size(pool, size):
@@ -125,6 +125,43 @@ def test_what_every_backend_may_see():
     check(x, torch.ones(4), Stages(lrn=LRN(groups=2)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_the_dtypes_of_kernels(dtype):
+    check(torch.ones(1, 2, 3, 3, dtype=dtype), torch.ones(2, dtype=dtype), Stages())
+
+
+BAD = [
+    (lambda: LRN("5"), TypeError, "LRN: size must be an int, but got '5'"),
+    (lambda: LRN(groups=True), TypeError, "LRN: groups must be an int, but got True"),
+    (lambda: LRN(0), RuntimeError, "LRN: size must be at least 1, but got 0"),
+    *((lambda name=name: LRN(**{name: "1"}), TypeError, f"LRN: {name} must be a number, but got '1'")
+      for name in ("alpha", "beta", "k")),
+    (lambda: MaxPool("3"), TypeError, "kernel_size must be an int or a pair of ints, but got '3'"),
+    (lambda: MaxPool(3, (1, 1, 1)), RuntimeError, r"stride must be a single int .* got \(1, 1, 1\)"),
+    (lambda: MaxPool(ceil_mode=1), TypeError, "max_pool2d: ceil_mode must be a bool, but got 1"),
+    (lambda: Stages(lrn=5), TypeError, "lrn must be a fastcnn.LRN or None, but got 5"),
+    (lambda: Stages(pool=3), TypeError, "pool must be a fastcnn.MaxPool or None, but got 3"),
+    (lambda: Stages(order="pool"), ValueError, "order must be one of .*, but got 'pool'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "error", "message"), BAD)
+def test_what_is_wrong_is_named(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_window_of_three_is_usual():
+    assert MaxPool() == MaxPool(3, None, 0, 1, False)
+
+
+def test_what_was_made_of_numbers_is_kept():
+    for make, numbers in ((lrn_alone, (3, 0.1, 0.5, 2.0)), (pool_alone, ((2, 3), None, 0, 1, False))):
+        assert make(*numbers) is make(*numbers)
+    size = torch.tensor(2)
+    assert pool_alone((size, 3), None, 0, 1, False) is not pool_alone((size, 3), None, 0, 1, False)
+
+
 def test_the_channels_and_places_of_a_window():
     assert [(LRN(size).before, LRN(size).after) for size in (1, 2, 3, 4, 5)] == [
         (0, 0),
@@ -136,6 +173,21 @@ def test_the_channels_and_places_of_a_window():
     assert MaxPool((15, 17), 16).argmax_dtype == MaxPool(3, 16).argmax_dtype == torch.uint8
     assert MaxPool(16, 1).argmax_dtype == MaxPool((1, 257), 1).argmax_dtype == torch.int32
     assert torch.tensor(NO_PLACE).to(torch.uint8) == 255  # a place in no window of at most 255
+
+
+@pytest.mark.parametrize(("stages", "has_bias", "name"), [
+    (Stages(False), True, None),
+    (Stages(), True, "output"),
+    (Stages(pool=MaxPool()), True, None),
+    (Stages(lrn=LRN()), False, "r"),
+    (Stages(False, LRN()), False, "input"),
+    (Stages(False, LRN()), True, "r"),
+    (Stages(False, LRN(), MaxPool(), "lrn_pool"), False, "input"),
+    (Stages(False, LRN(), MaxPool(), "pool_lrn"), False, "r"),
+])  # fmt: skip
+def test_what_backward_needs_besides_the_argmax(stages, has_bias, name):
+    assert stages.saved_name(has_bias) == name
+    assert stages.pool_first == (stages.order == "pool_lrn" or not stages.lrn)
 
 
 def test_a_block_makes_r_as_if_it_had_a_bias():

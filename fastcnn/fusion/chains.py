@@ -135,9 +135,9 @@ def replace(graph: Graph, chain: Chain, root: nn.Module, training: bool, guard: 
     for part in chain.parts:
         if part.path:
             m = root.get_submodule(part.path)
-            guard.passes(m, *(name for name in part.settings if name != "training"))
+            guard.passes(m, *part.settings)
             guard.child(root, part.path)
-            if "training" in part.settings:
+            if "training" in part.settings:  # which need not be what it is now
                 guard.entry(m, "", "training", training)
     return made
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from typing import Any
 
@@ -141,7 +140,7 @@ def held(value: Any) -> Any:
 
 def is_record(value: Any) -> bool:
     """Returns whether an object holds plain values, and has no methods."""
-    if callable(value) or isinstance(value, enum.Enum) or not hasattr(value, "__dict__"):
+    if callable(value) or not hasattr(value, "__dict__"):
         return False
     if any(name[:2] != "__" and callable(v) for c in type(value).__mro__ for name, v in vars(c).items()):
         return False

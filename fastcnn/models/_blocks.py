@@ -100,7 +100,7 @@ def _last_map(table: Table, size: int) -> int:
     for row in table.convs:
         size = (size + 2 * row.padding - row.kernel) // row.stride + 1
         if row.pool:
-            size = row.pool.windows(size)
+            size = row.pool.windows(size, 0)
     return size
 
 
