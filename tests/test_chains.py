@@ -273,3 +273,32 @@ class NormalisesItself(nn.Module):
 def test_a_norm_without_tensors_is_left():
     net, x = fastcnn.fuse(NormalisesItself(), fold_bn=True), torch.randn(2, 3, 5, 5)
     torch.testing.assert_close(net(x), NormalisesItself.forward(net, x))
+
+
+class FunctionNorm(nn.BatchNorm2d):
+    """Calls torch's function, as timm's norms do."""
+
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+class FrozenNorm(nn.Module):
+    """Has a norm's tensors, and is none: detection models have such."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(4))
+        self.eps = 1e-5
+
+    forward = FunctionNorm.forward
+
+
+@pytest.mark.parametrize("norm", [FunctionNorm(4), FunctionNorm(4, affine=False), FrozenNorm()], ids=repr)
+def test_norms_that_call_the_function(norm, capsys):
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU()).eval(), torch.randn(2, 3, 5, 5)
+    expected = net(x)
+    torch.testing.assert_close(fastcnn.fuse(net, fold_bn=True)(x), expected)
+    fastcnn.explain(net)
+    folded = isinstance(norm, nn.BatchNorm2d)
+    assert f"\n{folded:d} blocks, {folded:d} batch norms folded" in capsys.readouterr().out
