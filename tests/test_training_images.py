@@ -8,6 +8,7 @@ from PIL import Image
 from trainings import write_idx, write_pictures
 
 from fastcnn.data import find, idx, pictures
+from fastcnn.data.held import Held
 from fastcnn.training import augment
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -198,3 +199,15 @@ def test_draws_do_not_depend_on_how_a_batch_is_shared():
     part = augment.draw(10, 4, 3, seed=5).of(torch.arange(4, 7))
     assert all(torch.equal(a[4:7], b) for a, b in zip(whole, part, strict=True))
     assert whole.places.min() == 0 and whole.places.max() == 4
+
+
+def test_images_have_the_fingerprint_of_their_values():
+    """In any strides: of a copy that is made for it, too."""
+    images, labels = (
+        torch.arange(2 * 3 * 64 * 64).byte().view(2, 3, 64, 64).permute(0, 2, 3, 1),
+        torch.arange(4),
+    )
+    held = Held(images, labels[::2])
+    assert held.fingerprint() == Held(images.contiguous(), labels[::2].clone()).fingerprint()
+    assert held.fingerprint() != Held(images.flip(1), labels[::2]).fingerprint()
+    assert held.fingerprint() != Held(images, labels[1::2]).fingerprint()

@@ -33,8 +33,8 @@ class Held:
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for values in (self.images, self.labels):
-            digest.update(ctypes.string_at(values.contiguous().data_ptr(), values.nbytes))
+        for values in (self.images.contiguous(), self.labels.contiguous()):  # held while it is read
+            digest.update(ctypes.string_at(values.data_ptr(), values.nbytes))
         return digest.hexdigest()
 
 
