@@ -14,6 +14,13 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture
+def kernels_of_ours(monkeypatch):
+    """Lets the CPU's kernels run, however few values there are."""
+    monkeypatch.setattr("fastcnn.backends.cpu.slower_reason", lambda *_: None)
+    monkeypatch.setattr("fastcnn.backends.cpu.SMALL", 0)
+
+
+@pytest.fixture
 def one_thread():
     """Keeps small convolutions from waiting for threads of a busy machine."""
     threads = torch.get_num_threads()

@@ -14,6 +14,13 @@ IMAGES = torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(0))
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 6e-2}
 
 
+class FunctionNorm(nn.BatchNorm2d):
+    """Calls torch's function, as timm's norms do."""
+
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
 class Activated(nn.BatchNorm2d):
     """A norm with its activation, as timm's BatchNormAct2d."""
 

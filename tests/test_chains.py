@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from normed_nets import FunctionNorm
 from torch import nn
 from torch.fx import Tracer
 from torch.nn import functional as F
@@ -273,13 +274,6 @@ class NormalisesItself(nn.Module):
 def test_a_norm_without_tensors_is_left():
     net, x = fastcnn.fuse(NormalisesItself(), fold_bn=True), torch.randn(2, 3, 5, 5)
     torch.testing.assert_close(net(x), NormalisesItself.forward(net, x))
-
-
-class FunctionNorm(nn.BatchNorm2d):
-    """Calls torch's function, as timm's norms do."""
-
-    def forward(self, x):
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 class FrozenNorm(nn.Module):

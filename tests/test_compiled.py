@@ -11,15 +11,9 @@ from torch._inductor import graph as graphs
 import fastcnn
 from fastcnn import LRN, MaxPool
 from fastcnn import functional as F
-from fastcnn.backends import cpu
 from fastcnn.testing import assert_close
 
-
-@pytest.fixture(autouse=True)
-def kernels_of_ours(monkeypatch):
-    """However few values there are."""
-    monkeypatch.setattr(cpu, "slower_reason", lambda *_: None)
-    monkeypatch.setattr(cpu, "SMALL", 0)
+pytestmark = pytest.mark.usefixtures("kernels_of_ours")
 
 
 class Net(nn.Module):

@@ -26,11 +26,7 @@ OPTIONS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def kernels_of_ours(monkeypatch):
-    """However few values there are."""
-    monkeypatch.setattr(cpu, "slower_reason", lambda *_: None)
-    monkeypatch.setattr(cpu, "SMALL", 0)
+pytestmark = pytest.mark.usefixtures("kernels_of_ours")
 
 
 def leaves(bias, *shape, dtype=torch.float64):
@@ -138,7 +134,7 @@ def test_opcheck_of_the_convolutions_backward(needed):
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_bias_of_another_size_is_refused(device):
-    """By each op, which an exported program may call; and without values."""
+    """Each op checks it: an exported program may call any. So it does on the meta device."""
     x, weight, bias = (t.detach().to(device) for t in block_leaves(torch.float32))
     conv, stages = ([1, 1], [1, 1], [1, 1], 2), (*EPILOGUE[0], True)
     message = r"expected bias to be 1-dimensional with 4 .* size \[3\]"
@@ -147,7 +143,7 @@ def test_a_bias_of_another_size_is_refused(device):
         (torch.ops.fastcnn.epilogue, epilogue[:-1]),
         (torch.ops.fastcnn.epilogue_forward, epilogue),
         (torch.ops.fastcnn.conv2d_block_forward, (*block, False)),
-        (torch.ops.fastcnn.conv2d_block, block),  # without values torch's convolution, which doesn't look
+        (torch.ops.fastcnn.conv2d_block, block),  # on the meta device by torch, which doesn't check
     )
     for op, args in calls if device == "cpu" else calls[:-1]:
         with pytest.raises(RuntimeError, match=message):
@@ -155,7 +151,7 @@ def test_a_bias_of_another_size_is_refused(device):
 
 
 def test_an_op_runs_kernels_of_ours_even_where_torch_is_as_fast(monkeypatch):
-    """As there is no call to save any more."""
+    """Torch's own functions would not save the call of the op, which was made already."""
     monkeypatch.setattr(cpu, "slower_reason", lambda *_: "torch is as fast")
     kernels = {}
     for name in ("conv_block_forward", "epilogue_forward", "epilogue_backward"):
@@ -194,7 +190,7 @@ def test_ops_of_the_backend_plain_are_torchs_own():
 
 
 def test_backward_runs_in_forwards_backend():
-    """Also of an op, and where another was chosen since."""
+    """Also by way of the ops, and if another backend was chosen in between."""
     x, weight, bias = block_leaves()
     with fastcnn.use_backend("reference"), torch.profiler.profile():
         for y in (F.epilogue(x, lrn=LRN(3)), F.conv2d_block(x, weight, bias, groups=2, lrn=LRN(3))):
@@ -220,7 +216,7 @@ def test_autocast_runs_the_block_in_its_dtype():
 
 
 def test_autocast_takes_what_torch_does():
-    """No bias is one; float64 stays, and integers, which are refused."""
+    """float32 becomes bfloat16, with a bias or without; float64 stays; integers are refused."""
     for dtype, expected in ((torch.float32, torch.bfloat16), (torch.float64, torch.float64)):
         x, weight, bias = block_leaves(dtype)
         with torch.autocast("cpu", torch.bfloat16):
@@ -236,7 +232,7 @@ def test_autocast_takes_what_torch_does():
 
 
 def test_autocast_of_a_gpu(monkeypatch):
-    """Of tensors without values, which need none."""
+    """Fake tensors need no GPU."""
     monkeypatch.setitem(backends.PREFERENCE, "cuda", ())
     ops, conv = torch.ops.fastcnn, ([1, 1], [1, 1], [1, 1], 2)
     with FakeTensorMode():

@@ -13,6 +13,8 @@ from fastcnn.backends import _launch, cpu, triton
 from fastcnn.stages import ORDERS, Stages
 from fastcnn.testing import DTYPES
 
+pytestmark = pytest.mark.usefixtures("kernels_of_ours")
+
 # Of channels_last: how many channels before and after these the tensor has. Vectors of 16 bytes are then
 # aligned, or for their first address not, or for their strides not.
 CHANNELS = {"channels[8:]": (8, 0), "channels[3:-5]": (3, 5), "channels[:-3]": (0, 3)}
@@ -101,13 +103,6 @@ def laid_out(layout, n, c, h, w, values):
     if layout == "transposed":
         return values(n, c, w, h).transpose(2, 3)
     return values(n, c, h, w)
-
-
-@pytest.fixture(autouse=True)
-def always_our_kernels(monkeypatch):
-    """However small the tensor."""
-    monkeypatch.setattr(cpu, "slower_reason", lambda *_: None)
-    monkeypatch.setattr(cpu, "SMALL", 0)
 
 
 def with_isa(monkeypatch, isa, *modules):

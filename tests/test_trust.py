@@ -28,12 +28,10 @@ def needs_trust(x, stages, weight):
 
 
 @pytest.fixture(autouse=True)
-def double(monkeypatch, tmp_path):
+def double(kernels_of_ours, monkeypatch, tmp_path):
     """A device whose kernels nobody knows yet, with a cache of its own."""
     monkeypatch.setattr(cpu, "declined_reason", needs_trust)
     monkeypatch.setattr(cpu, "sources", lambda: "abc", raising=False)
-    monkeypatch.setattr(cpu, "slower_reason", lambda *_: None)
-    monkeypatch.setattr(cpu, "SMALL", 0)
     monkeypatch.setattr(trust, "_verdicts", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "fastcnn"

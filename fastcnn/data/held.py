@@ -33,7 +33,7 @@ class Held:
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for values in (self.images.contiguous(), self.labels.contiguous()):  # held while it is read
+        for values in (self.images.contiguous(), self.labels.contiguous()):  # kept alive while it is read
             digest.update(ctypes.string_at(values.data_ptr(), values.nbytes))
         return digest.hexdigest()
 

@@ -137,7 +137,7 @@ def replace(graph: Graph, chain: Chain, root: nn.Module, training: bool, guard: 
             m = root.get_submodule(part.path)
             guard.passes(m, *part.settings)
             guard.child(root, part.path)
-            if "training" in part.settings:  # which need not be what it is now
+            if "training" in part.settings:  # this forward's mode; the layer may be in the other now
                 guard.entry(m, "", "training", training)
     return made
 

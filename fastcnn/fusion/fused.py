@@ -211,6 +211,7 @@ def fusion_of(m: Any) -> Fusion | None:
             fusion = vars(m).get("_fastcnn_fusion")  # another thread may have made it, or unfused the module
             if fusion is not None and fusion.owner is not vars(m):
                 fusion = vars(m)["_fastcnn_fusion"] = copy.copy(fusion)
+                fusion.forward(m, m.training)  # inside the lock: of several threads one traces
     return fusion
 
 
@@ -232,7 +233,7 @@ def install(m: Any, fusion: Fusion) -> None:
 
 def _set(m: Any, fusion: Fusion) -> None:
     vars(m)["_fastcnn_fusion"] = fusion
-    if not isinstance(m, FusedModule):  # in one mode a part of another's forward, in the other by itself
+    if not isinstance(m, FusedModule):  # it is, if one mode fuses it by itself, the other as a part
         m.__class__ = class_of(type(m))
 
 
